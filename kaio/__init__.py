@@ -1,0 +1,65 @@
+"""kaio: an asyncio server and client framework in which every TCP connection knows whether its peer is still there.
+
+The map; each row imports only from the rows above it:
+
+    errors                                the tree of exceptions
+    policy addresses tcpinfo verdict      plain data and judgement, no I/O
+    _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
+    keepalive                             apply, inspect, health on any socket
+    transports protocols                  what a connection hands to user code
+    connection                            the stream
+    listeners client server               accept, connect, serve
+    testing/ cli/                         tools; nothing imports them
+"""
+
+from __future__ import annotations
+
+from .addresses import TcpAddress, UnixAddress
+from .client import connect, create_connection, open_connection
+from .connection import Connection
+from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
+from .keepalive import apply, health, inspect
+from .listeners import Listener
+from .policy import AUTO, Keepalive, SocketState, Step
+from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
+from .server import Server, create_server, serve, start_server
+from .tcpinfo import TcpInfo, TcpState
+from .transports import KeepaliveTransport
+from .verdict import Health, State
+
+__all__ = [
+    "AUTO",
+    "AddressError",
+    "BufferedKeepaliveProtocol",
+    "Cause",
+    "Connection",
+    "DeadPeerError",
+    "Health",
+    "KaioError",
+    "Keepalive",
+    "KeepaliveError",
+    "KeepaliveProtocol",
+    "KeepaliveTransport",
+    "Listener",
+    "PolicyError",
+    "ResetError",
+    "Server",
+    "SocketState",
+    "State",
+    "Step",
+    "TcpAddress",
+    "TcpInfo",
+    "TcpState",
+    "UnixAddress",
+    "apply",
+    "connect",
+    "create_connection",
+    "create_server",
+    "health",
+    "inspect",
+    "open_connection",
+    "serve",
+    "start_server",
+]
+
+__version__ = "0.1.0"

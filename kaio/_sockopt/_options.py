@@ -1,0 +1,92 @@
+"""What the platform files share: the shape of a socket, and reading and setting one option with a clear error."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from typing import Any, Protocol, overload
+
+from ..errors import KeepaliveError
+from ..policy import SocketState
+from ..tcpinfo import TcpInfo
+
+
+class SocketLike(Protocol):
+    """The part of a socket that is needed; asyncio's and uvloop's stand-ins have it too."""
+
+    @property
+    def family(self) -> int: ...
+
+    @property
+    def type(self) -> int: ...
+
+    def fileno(self) -> int: ...
+
+    @overload
+    def getsockopt(self, level: int, optname: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+    def setsockopt(self, level: int, optname: int, value: Any, /) -> None: ...
+
+
+class Platform(Protocol):
+    """The functions that every platform file has."""
+
+    NAME: str
+    """The platform, for messages."""
+    INHERITS: bool
+    """Whether accepted sockets start with all that their listening socket had."""
+
+    def is_tcp(self, sock: SocketLike) -> bool:
+        """Whether keepalive means anything on this socket."""
+        ...
+
+    def missing(self, wanted: SocketState) -> list[str]:
+        """The fields that this platform cannot set; empty when it can set them all."""
+        ...
+
+    def takes(self, wanted: SocketState) -> SocketState:
+        """What the platform will have after `write(wanted)`: its own rounding applied."""
+        ...
+
+    def read(self, sock: SocketLike) -> SocketState:
+        """What the kernel has now. Raises OSError."""
+        ...
+
+    def write(self, sock: SocketLike, wanted: SocketState) -> None:
+        """Set what is not None, keepalive itself last; `user_timeout=None` means none. Raises KeepaliveError."""
+        ...
+
+    def bound_connect(self, sock: SocketLike, seconds: float | None) -> bool:
+        """Let connect() give up after that many seconds, None: no longer. False where the platform cannot."""
+        ...
+
+    def tcp_info(self, sock: SocketLike) -> TcpInfo:
+        """A sample of the connection. Raises KeepaliveError where the platform has none, OSError."""
+        ...
+
+
+def set_option(sock: SocketLike, field: str, level: int, option: int, value: int) -> None:
+    """setsockopt whose refusal names the field, the value and the kernel's reason."""
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno else str(exc)
+        raise KeepaliveError(exc.errno, f"{field}: the kernel refused {value}: {reason}") from exc
+
+
+def unsupported(platform: str, what: str) -> KeepaliveError:
+    """The error for what a platform does not have."""
+    return KeepaliveError(errno.EOPNOTSUPP, f"{platform} has no {what}")
+
+
+def milliseconds(seconds: float | None) -> int:
+    """For the kernel: 0 is none."""
+    return 0 if seconds is None else round(seconds * 1000)
+
+
+def seconds_up(seconds: float | None) -> int:
+    """Whole seconds for the kernel, rounded up: 0 is none."""
+    return 0 if seconds is None else math.ceil(seconds)

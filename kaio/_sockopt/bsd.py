@@ -1,0 +1,127 @@
+"""FreeBSD, NetBSD, DragonFly and OpenBSD. Written from their netinet/tcp.h and tcp(4), tested against a recorded
+socket; never run on a BSD.
+
+OpenBSD has no times of a socket's own: only on, off and the system's times can be had there. DragonFly counts in
+milliseconds. Only FreeBSD (from 14 on) has something like a user timeout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import struct
+import sys
+from typing import Final
+
+from ..policy import SocketState
+from ..tcpinfo import TcpInfo, TcpState
+from ._options import SocketLike, seconds_up, set_option, unsupported
+
+_TCP: Final = 6
+_SO_KEEPALIVE: Final = 0x0008
+
+
+@dataclasses.dataclass(frozen=True)
+class _System:
+    name: str
+    idle: int | None = None
+    interval: int | None = None
+    count: int | None = None
+    unit: int = 1  # what a second is in the kernel's numbers
+    user_timeout: int | None = None  # TCP_MAXUNACKTIME, seconds
+    connect: int | None = None  # TCP_KEEPINIT
+    info: int | None = None
+
+
+_SYSTEMS: Final = {
+    "freebsd": _System("FreeBSD", 256, 512, 1024, user_timeout=68, connect=128, info=32),
+    "netbsd": _System("NetBSD", 3, 5, 6, connect=7, info=9),
+    "dragonfly": _System("DragonFly", 256, 512, 1024, unit=1000, connect=32),
+    "openbsd": _System("OpenBSD"),
+}
+_HERE: _System = next((s for key, s in _SYSTEMS.items() if sys.platform.startswith(key)), _SYSTEMS["openbsd"])
+
+NAME: str = _HERE.name
+INHERITS: bool = False  # true of some versions, promised by none
+
+LINUX_STATE: Final = {
+    0: TcpState.CLOSE,
+    1: TcpState.LISTEN,
+    2: TcpState.SYN_SENT,
+    3: TcpState.SYN_RECV,
+    4: TcpState.ESTABLISHED,
+    5: TcpState.CLOSE_WAIT,
+    6: TcpState.FIN_WAIT1,
+    7: TcpState.CLOSING,
+    8: TcpState.LAST_ACK,
+    9: TcpState.FIN_WAIT2,
+    10: TcpState.TIME_WAIT,
+}
+"""The BSDs' numbers of the states (netinet/tcp_fsm.h)."""
+
+
+def is_tcp(sock: SocketLike) -> bool:
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type & 0xF == socket.SOCK_STREAM
+
+
+def missing(wanted: SocketState) -> list[str]:
+    fields = ("idle", "interval", "count", "user_timeout")
+    return [field for field in fields if getattr(wanted, field) is not None and getattr(_HERE, field) is None]
+
+
+def takes(wanted: SocketState) -> SocketState:
+    return dataclasses.replace(wanted, user_timeout=seconds_up(wanted.user_timeout) or None)
+
+
+def read(sock: SocketLike) -> SocketState:
+    idle, interval = _read(sock, _HERE.idle), _read(sock, _HERE.interval)
+    return SocketState(
+        enabled=bool(sock.getsockopt(socket.SOL_SOCKET, _SO_KEEPALIVE)),
+        idle=None if idle is None else idle / _HERE.unit,
+        interval=None if interval is None else interval / _HERE.unit,
+        count=_read(sock, _HERE.count),
+        user_timeout=_read(sock, _HERE.user_timeout) or None,
+    )
+
+
+def _read(sock: SocketLike, option: int | None) -> int | None:
+    return None if option is None else sock.getsockopt(_TCP, option)
+
+
+def write(sock: SocketLike, wanted: SocketState) -> None:
+    if wanted.idle is not None and _HERE.idle is not None:
+        set_option(sock, "idle", _TCP, _HERE.idle, int(wanted.idle * _HERE.unit))
+    if wanted.interval is not None and _HERE.interval is not None:
+        set_option(sock, "interval", _TCP, _HERE.interval, int(wanted.interval * _HERE.unit))
+    if wanted.count is not None and _HERE.count is not None:
+        set_option(sock, "count", _TCP, _HERE.count, wanted.count)
+    if _HERE.user_timeout is not None:
+        set_option(sock, "user_timeout", _TCP, _HERE.user_timeout, seconds_up(wanted.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+
+
+def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+    if _HERE.connect is None:
+        return False
+    if seconds is not None:
+        set_option(sock, "user_timeout", _TCP, _HERE.connect, seconds_up(seconds) * _HERE.unit)
+    return True
+
+
+def tcp_info(sock: SocketLike) -> TcpInfo:
+    if _HERE.info is None:
+        raise unsupported(_HERE.name, "TCP_INFO")
+    # The same places as Linux's first fields, with the BSDs' states and all times in microseconds.
+    data = sock.getsockopt(_TCP, _HERE.info, 512)
+    (rto,) = struct.unpack_from("=I", data, 8)
+    (last_data_recv,) = struct.unpack_from("=I", data, 52)
+    rtt, rttvar = struct.unpack_from("=2I", data, 68)
+    (snd_cwnd,) = struct.unpack_from("=I", data, 80)
+    return TcpInfo(
+        state=LINUX_STATE[data[0]],
+        rto=rto / 1_000_000,
+        last_data_recv=last_data_recv / 1_000_000,
+        rtt=rtt / 1_000_000,
+        rttvar=rttvar / 1_000_000,
+        snd_cwnd=snd_cwnd,
+    )

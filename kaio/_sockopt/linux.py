@@ -1,0 +1,81 @@
+"""Linux: all of it. Numbers from include/uapi/linux/tcp.h and include/uapi/asm-generic/socket.h; see tcp(7)."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+from ..policy import SocketState
+from ..tcpinfo import TcpInfo
+from ._options import SocketLike, milliseconds, set_option
+
+NAME: str = "Linux"
+INHERITS: bool = True  # all five options, as of the end of the handshake (net/ipv4/tcp_minisocks.c)
+
+_TCP: Final = 6
+_MPTCP: Final = 262
+_SO_KEEPALIVE: Final = 9
+_SO_PROTOCOL: Final = 38
+_TCP_KEEPIDLE: Final = 4
+_TCP_KEEPINTVL: Final = 5
+_TCP_KEEPCNT: Final = 6
+_TCP_INFO: Final = 11
+_TCP_USER_TIMEOUT: Final = 18
+_INFO_SIZE: Final = 512  # longer than any kernel's struct tcp_info so far
+
+
+def is_tcp(sock: SocketLike) -> bool:
+    return (
+        sock.family in (socket.AF_INET, socket.AF_INET6)
+        and sock.type & 0xF == socket.SOCK_STREAM
+        and sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) in (_TCP, _MPTCP)
+    )
+
+
+def missing(wanted: SocketState) -> list[str]:
+    return []
+
+
+def takes(wanted: SocketState) -> SocketState:
+    return wanted
+
+
+def read(sock: SocketLike) -> SocketState:
+    return SocketState(
+        enabled=bool(sock.getsockopt(socket.SOL_SOCKET, _SO_KEEPALIVE)),
+        idle=sock.getsockopt(_TCP, _TCP_KEEPIDLE),
+        interval=sock.getsockopt(_TCP, _TCP_KEEPINTVL),
+        count=sock.getsockopt(_TCP, _TCP_KEEPCNT),
+        user_timeout=_user_timeout(sock),
+    )
+
+
+def _user_timeout(sock: SocketLike) -> float | None:
+    try:
+        return sock.getsockopt(_TCP, _TCP_USER_TIMEOUT) / 1000 or None
+    except OSError:
+        if sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == _MPTCP:
+            return None  # MPTCP has none, and refuses the question
+        raise
+
+
+def write(sock: SocketLike, wanted: SocketState) -> None:
+    if wanted.idle is not None:
+        set_option(sock, "idle", _TCP, _TCP_KEEPIDLE, int(wanted.idle))
+    if wanted.interval is not None:
+        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(wanted.interval))
+    if wanted.count is not None:
+        set_option(sock, "count", _TCP, _TCP_KEEPCNT, wanted.count)
+    if wanted.user_timeout is not None or _user_timeout(sock) is not None:
+        set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(wanted.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+
+
+def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+    # One option bounds the handshake and what is sent after it: whoever wants only the former lifts it again.
+    set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(seconds))
+    return True
+
+
+def tcp_info(sock: SocketLike) -> TcpInfo:
+    return TcpInfo.from_bytes(sock.getsockopt(_TCP, _TCP_INFO, _INFO_SIZE))

@@ -1,0 +1,67 @@
+"""Windows 10 1709 and later. Written from ws2ipdef.h and mstcpip.h, tested against a recorded socket; never run there.
+
+TCP_KEEPIDLE and TCP_KEEPINTVL came with 1709, TCP_KEEPCNT with 1703: older systems refuse them, and that is an error.
+A user timeout (TCP_MAXRTMS) cannot be taken back: lifting one is an error too.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+from ..policy import SocketState
+from ..tcpinfo import TcpInfo
+from ._options import SocketLike, milliseconds, set_option, unsupported
+
+NAME: str = "Windows"
+INHERITS: bool = False
+
+_TCP: Final = 6
+_SO_KEEPALIVE: Final = 0x0008
+_TCP_KEEPIDLE: Final = 3
+_TCP_MAXRTMS: Final = 14
+_TCP_KEEPCNT: Final = 16
+_TCP_KEEPINTVL: Final = 17
+
+
+def is_tcp(sock: SocketLike) -> bool:
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
+
+
+def missing(wanted: SocketState) -> list[str]:
+    return []
+
+
+def takes(wanted: SocketState) -> SocketState:
+    return wanted
+
+
+def read(sock: SocketLike) -> SocketState:
+    timeout = sock.getsockopt(_TCP, _TCP_MAXRTMS) & 0xFFFFFFFF
+    return SocketState(
+        enabled=bool(sock.getsockopt(socket.SOL_SOCKET, _SO_KEEPALIVE)),
+        idle=sock.getsockopt(_TCP, _TCP_KEEPIDLE),
+        interval=sock.getsockopt(_TCP, _TCP_KEEPINTVL),
+        count=sock.getsockopt(_TCP, _TCP_KEEPCNT),
+        user_timeout=None if timeout in (0, 0xFFFFFFFF) else timeout / 1000,
+    )
+
+
+def write(sock: SocketLike, wanted: SocketState) -> None:
+    if wanted.idle is not None:
+        set_option(sock, "idle", _TCP, _TCP_KEEPIDLE, int(wanted.idle))
+    if wanted.interval is not None:
+        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(wanted.interval))
+    if wanted.count is not None:
+        set_option(sock, "count", _TCP, _TCP_KEEPCNT, wanted.count)
+    if wanted.user_timeout is not None:
+        set_option(sock, "user_timeout", _TCP, _TCP_MAXRTMS, milliseconds(wanted.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+
+
+def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+    return False  # TCP_MAXRTMS would do, but cannot be set back to the system's default afterwards
+
+
+def tcp_info(sock: SocketLike) -> TcpInfo:
+    raise unsupported(NAME, "TCP_INFO that Python could ask for (SIO_TCP_INFO needs WSAIoctl)")

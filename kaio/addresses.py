@@ -1,0 +1,95 @@
+"""Addresses as people write them: `127.0.0.1:9000`, `[::1]:9000`, `:9000`, `unix:/run/app.sock`.
+
+Rules kept here: text only, nothing is looked up. What cannot be an address is an `AddressError` that says why.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final, NamedTuple, TypeAlias
+
+from .errors import AddressError
+
+__all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address", "tcp_address"]
+
+_PORT = re.compile(r"[0-9]{1,5}")
+_HOST = re.compile(r"[^\s\[\]/@#?:]+")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^\s\[\]]+)?")
+_MAX_UNIX: Final = 107  # sun_path has 108 bytes, the last of them NUL (unix(7))
+
+
+class TcpAddress(NamedTuple):
+    """A host and a port. The host is None for every interface of the machine."""
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        host = self.host or ""
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+class UnixAddress(NamedTuple):
+    """The path of a Unix socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Address: TypeAlias = TcpAddress | UnixAddress
+
+
+def parse_address(text: str | os.PathLike[str]) -> Address:
+    """The address that a text means.
+
+    `host:port`; `[host]:port` for IPv6; `:port` and `*:port` for every interface; `unix:path`. A path object is the
+    path of a Unix socket. Raises `AddressError`.
+    """
+    if isinstance(text, os.PathLike):
+        return _unix(os.fspath(text), text)
+    if not isinstance(text, str):
+        raise AddressError(text, "must be a string such as '127.0.0.1:9000', '[::1]:9000' or 'unix:/run/app.sock'")
+    if text.startswith("unix:"):
+        return _unix(text.removeprefix("unix:"), text)
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise AddressError(text, "has no port; write host:port, such as '127.0.0.1:9000'")
+    if host.startswith("[") or host.endswith("]"):
+        if not (host.startswith("[") and host.endswith("]")):
+            raise AddressError(text, "has a bracket without its twin; write '[::1]:9000'")
+        host = host[1:-1]
+        if not _IPV6.fullmatch(host):
+            raise AddressError(text, f"{host!r} in brackets is not an IPv6 address")
+    elif ":" in host:
+        raise AddressError(text, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
+    elif host and host != "*" and not _HOST.fullmatch(host):
+        raise AddressError(text, f"{host!r} cannot be the name of a host")
+    return TcpAddress(None if host in ("", "*") else host, _port(port, text))
+
+
+def tcp_address(host: str | None, port: object) -> TcpAddress:
+    """The address of a host and a port that were given apart. Raises `AddressError`."""
+    if host is not None and not isinstance(host, str):
+        raise AddressError(host, "the host must be a string or None")
+    if isinstance(port, bool) or not isinstance(port, (int, str)):
+        raise AddressError(port, "the port must be a whole number from 0 to 65535")
+    return TcpAddress(host or None, _port(str(port), port))
+
+
+def _port(text: str, whole: object) -> int:
+    if not _PORT.fullmatch(text) or int(text) > 65535:
+        raise AddressError(whole, f"the port is {text!r}, and must be a whole number from 0 to 65535")
+    return int(text)
+
+
+def _unix(path: str, whole: object) -> UnixAddress:
+    if not path:
+        raise AddressError(whole, "the path is empty; write 'unix:/run/app.sock'")
+    if "\0" in path:
+        raise AddressError(whole, "the path has a NUL character")
+    if len(os.fsencode(path)) > _MAX_UNIX:
+        raise AddressError(whole, f"the path is longer than {_MAX_UNIX} bytes")
+    return UnixAddress(path)

@@ -1,0 +1,381 @@
+"""Connecting: `connect`, and the twins of asyncio's `create_connection` and `open_connection`.
+
+Rules kept here: options are set before connect(), so that the user timeout bounds the handshake too; on every loop,
+because kaio makes the sockets itself. A peer that does not answer is a `DeadPeerError`, one that refuses is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl as ssl_module
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import aiohappyeyeballs
+
+from ._sockopt import platform
+from .addresses import TcpAddress, UnixAddress, parse_address, tcp_address
+from .connection import Connection, StreamProtocol
+from .errors import Cause, DeadPeerError
+from .keepalive import cover
+from .listeners import refuse_keepalive
+from .policy import Keepalive, KeepaliveArg, as_policy
+from .protocols import KeepaliveProtocol, Watched
+from .transports import Endpoint, KeepaliveTransport
+from .verdict import DEATHS, cause_of_death
+
+__all__ = ["Pending", "connect", "create_connection", "open_connection"]
+
+HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds, RFC 8305 section 5
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+class _AsyncCloseable(Protocol):
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
+
+
+C = TypeVar("C", bound=_AsyncCloseable)
+
+
+class Pending(Generic[C]):
+    """What `connect` and `serve` return: await it for the thing, or use it with `async with` to have it closed."""
+
+    def __init__(self, make: Callable[[], Awaitable[C]]) -> None:
+        self._make = make
+        self._made: C | None = None
+
+    def __await__(self) -> Generator[Any, Any, C]:
+        return self._make().__await__()
+
+    async def __aenter__(self) -> C:
+        self._made = await self._make()
+        await self._made.__aenter__()
+        return self._made
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._made is not None
+        return await self._made.__aexit__(kind, exc, trace)
+
+
+def connect(
+    host: str | os.PathLike[str] | None,
+    port: int | str | None = None,
+    *,
+    keepalive: KeepaliveArg = None,
+    ssl: ssl_module.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
+    local_addr: tuple[str, int] | None = None,
+    happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> Pending[Connection]:
+    """Connect, and have the connection as a stream: `await connect(...)`, or `async with connect(...) as conn`.
+
+    Takes a host and a port, or an address as one text ("db.example:5432", "[::1]:5432", "unix:/run/db.sock"). The TLS
+    arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one address after the other).
+
+    The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says.
+
+    Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
+    else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
+    """
+    if port is None and host is not None:
+        address = parse_address(host)
+    else:
+        address = tcp_address(os.fspath(host) if host is not None else None, port)
+    policy = as_policy(keepalive) if isinstance(address, TcpAddress) else None
+    tls = _tls_arguments(
+        ssl,
+        server_hostname,
+        address.host if isinstance(address, TcpAddress) else None,
+        ssl_handshake_timeout,
+        ssl_shutdown_timeout,
+    )
+    if isinstance(address, UnixAddress):
+        refuse_keepalive(address, keepalive)
+
+    async def make() -> Connection:
+        protocol = StreamProtocol()
+        protocol._kaio = Endpoint(policy, explicit=True)
+        if isinstance(address, UnixAddress):
+            await asyncio.get_running_loop().create_unix_connection(lambda: protocol, address.path, **tls)
+        else:
+            assert policy is not None
+            await _connect_tcp(
+                lambda: protocol,
+                address.host,
+                address.port,
+                policy,
+                explicit=keepalive is not None,
+                tls=tls,
+                local_addr=local_addr,
+                happy_eyeballs_delay=happy_eyeballs_delay,
+            )
+        return protocol.connection
+
+    return Pending(make)
+
+
+async def create_connection(
+    protocol_factory: Callable[[], P],
+    host: str | None = None,
+    port: int | str | None = None,
+    *,
+    keepalive: KeepaliveArg = None,
+    ssl: ssl_module.SSLContext | bool | None = None,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    sock: socket.socket | None = None,
+    local_addr: tuple[str, int] | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    happy_eyeballs_delay: float | None = None,
+    interleave: int | None = None,
+    all_errors: bool = False,
+) -> tuple[asyncio.Transport, P]:
+    """asyncio's `loop.create_connection` with a policy.
+
+    The transport is a `KeepaliveTransport` when the protocol is a `KeepaliveProtocol`. A `sock` that is handed over is
+    given the policy, and must be connected. Without `keepalive`, the factory's own `keepalive` attribute counts, so
+    pass the protocol class itself where you can. Raises what `connect` raises, and ValueError as asyncio does.
+    """
+    source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
+    explicit = keepalive is not None
+    policy = as_policy(keepalive if explicit else source)
+    tls = _tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
+    if (sock is None) == (host is None and port is None):
+        raise ValueError("give either host and port, or sock")
+    endpoint = Endpoint(policy, source=source, explicit=explicit)
+    factory = attaching(protocol_factory, endpoint)
+    if sock is not None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            cover(sock, policy, explicit=explicit)
+        else:
+            refuse_keepalive(UnixAddress(str(sock.getsockname())), keepalive)
+            endpoint.policy = None
+        made = await asyncio.get_running_loop().create_connection(factory, sock=sock, **tls)
+    else:
+        made = await _connect_tcp(
+            factory,
+            host,
+            port,
+            policy,
+            explicit=explicit,
+            tls=tls,
+            family=family,
+            proto=proto,
+            flags=flags,
+            local_addr=local_addr,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interleave=interleave,
+            all_errors=all_errors,
+        )
+    return our_transport(*made), made[1]
+
+
+async def open_connection(
+    host: str | None = None, port: int | str | None = None, *, limit: int = 65536, **kwargs: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """asyncio's `open_connection` with a policy: takes what `create_connection` takes, `keepalive=` with it.
+
+    A dead peer is raised by the reader and the writer as `DeadPeerError`.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = StreamsProtocol(reader, loop=loop)
+    await create_connection(lambda: protocol, host, port, **kwargs)
+    inner = protocol.inner
+    return reader, asyncio.StreamWriter(inner, protocol, reader, loop)
+
+
+class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
+    """The protocol of asyncio's streams. They get the loop's own transport, so that `StreamWriter.start_tls` works."""
+
+    inner: asyncio.Transport
+
+    def connection_made(self, transport: Any) -> None:
+        self.inner = transport._inner
+        super().connection_made(self.inner)  # type: ignore[arg-type,unused-ignore]
+
+
+# -- what the servers use too
+
+
+def attaching(factory: Callable[[], P], endpoint: Endpoint) -> Callable[[], P]:
+    """A factory whose protocols know the endpoint that they come from."""
+
+    def make() -> P:
+        protocol = factory()
+        if isinstance(protocol, Watched):
+            protocol._kaio = endpoint
+        return protocol
+
+    return make
+
+
+def our_transport(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+    """The transport that the protocol was given, which is ours if the protocol is."""
+    ours = protocol._kaio if isinstance(protocol, Watched) else None
+    return ours if isinstance(ours, KeepaliveTransport) else transport
+
+
+# -- connecting
+
+
+def _tls_arguments(
+    ssl: ssl_module.SSLContext | bool | None,
+    server_hostname: str | None,
+    host: str | None,
+    handshake: float | None,
+    shutdown: float | None,
+) -> dict[str, Any]:
+    """asyncio's TLS arguments, checked before there is a socket that could be left open."""
+    if not ssl:
+        for name, value in (
+            ("server_hostname", server_hostname),
+            ("ssl_handshake_timeout", handshake),
+            ("ssl_shutdown_timeout", shutdown),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} is only meaningful with ssl")
+        return {}
+    for name, value in (("ssl_handshake_timeout", handshake), ("ssl_shutdown_timeout", shutdown)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} should be a positive number, got {value}")
+    if server_hostname is None and host is None:
+        raise ValueError("You must set server_hostname when using ssl without a host")
+    return {
+        "ssl": ssl,
+        "server_hostname": host if server_hostname is None else server_hostname,
+        "ssl_handshake_timeout": handshake,
+        "ssl_shutdown_timeout": shutdown,
+    }
+
+
+async def _connect_tcp(
+    factory: Callable[[], P],
+    host: str | None,
+    port: int | str | None,
+    policy: Keepalive,
+    *,
+    explicit: bool,
+    tls: dict[str, Any],
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    local_addr: tuple[str, int] | None = None,
+    happy_eyeballs_delay: float | None = None,
+    interleave: int | None = None,
+    all_errors: bool = False,
+) -> tuple[asyncio.Transport, P]:
+    loop = asyncio.get_running_loop()
+    infos = await _resolve(loop, host, port, family, proto, flags)
+    local = None if local_addr is None else await _resolve(loop, *local_addr, family, proto, flags)
+    bound = policy.effective_user_timeout if policy.enabled else None
+    attempts = _Attempts(loop, None if bound is None else bound)
+
+    def make_socket(info: Any) -> socket.socket:
+        sock = socket.socket(info[0], info[1], info[2])
+        try:
+            cover(sock, policy, explicit=explicit)
+            attempts.bound_by_kernel = bound is not None and platform.bound_connect(sock, bound)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    began = loop.time()
+    try:
+        sock = await aiohappyeyeballs.start_connection(
+            infos,
+            local_addr_infos=local,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interleave=interleave,
+            loop=attempts,  # type: ignore[arg-type]
+            socket_factory=make_socket,
+        )
+    except OSError as exc:
+        if all_errors and attempts.errors:
+            raise ExceptionGroup("create_connection failed", attempts.errors) from None
+        raise _dead_while_connecting(exc, attempts.errors, infos, loop.time() - began, policy) or exc from None
+    try:
+        transport, protocol = await loop.create_connection(factory, sock=sock, **tls)
+    except OSError as exc:
+        raise _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy) or exc from None
+    if attempts.bound_by_kernel and sock.fileno() >= 0:
+        # The handshake is over. What remains of the user timeout is what the policy leaves to the kernel.
+        platform.bound_connect(sock, bound if policy.stalled == "drop" else None)
+    return transport, protocol
+
+
+async def _resolve(
+    loop: asyncio.AbstractEventLoop, host: str | None, port: int | str | None, family: int, proto: int, flags: int
+) -> list[Any]:
+    infos = await loop.getaddrinfo(
+        host, port, family=family, type=socket.SOCK_STREAM, proto=proto or socket.IPPROTO_TCP, flags=flags
+    )
+    if not infos:
+        raise OSError(f"getaddrinfo() returned nothing for {host}:{port}")
+    return infos
+
+
+class _Attempts:
+    """The loop as happy eyeballs sees it: it remembers how each attempt failed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bound: float | None) -> None:
+        self._loop = loop
+        self._bound = bound  # seconds for each attempt
+        self.bound_by_kernel = False  # else by a timer here
+        self.errors: list[OSError] = []
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        try:
+            if self._bound is None or self.bound_by_kernel:
+                await self._loop.sock_connect(sock, address)
+            else:
+                async with asyncio.timeout(self._bound):
+                    await self._loop.sock_connect(sock, address)
+        except TimeoutError as exc:
+            self.errors.append(exc if exc.errno else TimeoutError(_ETIMEDOUT, os.strerror(_ETIMEDOUT)))
+            raise self.errors[-1] from None
+        except OSError as exc:
+            self.errors.append(exc)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+_ETIMEDOUT: Final = 110 if os.name == "posix" else 10060
+
+
+def _dead_while_connecting(
+    exc: OSError, errors: list[OSError], infos: list[Any], silence: float, policy: Keepalive
+) -> DeadPeerError | None:
+    """The error for a connect() that nobody answered; None when somebody did, if only with a refusal."""
+    if not errors or isinstance(exc, ssl_module.SSLError) or any(error.errno not in DEATHS for error in errors):
+        return None
+    timed_out = next((error for error in errors if isinstance(error, TimeoutError)), None)
+    told = timed_out or errors[0]
+    assert told.errno is not None
+    error = DeadPeerError(
+        Cause.CONNECTING if timed_out else cause_of_death(told.errno, None),
+        told.errno,
+        silence=silence,
+        peername=infos[0][4],
+        policy=policy,
+    )
+    error.__cause__ = told
+    return error

@@ -1,0 +1,153 @@
+"""The tree of exceptions, and nothing else.
+
+    KaioError
+    ├── PolicyError(ValueError)          a policy that cannot be: names the field, the value and the limit
+    ├── AddressError(ValueError)         an address that cannot be: names the address and what is wrong with it
+    ├── KeepaliveError(OSError)          the socket cannot have the policy, or the kernel disagrees
+    ├── DeadPeerError(ConnectionError)   the peer no longer answers; says why, and since when
+    └── ResetError(ConnectionResetError) a stream's peer, alive, has thrown the connection away
+
+Rules kept here: the last two are also `anyio.BrokenResourceError`, so that code written for anyio's streams catches
+them. No error of kaio's is a `TimeoutError`: a handler's own `except TimeoutError` never takes a dead peer for its
+own deadline.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from anyio import BrokenResourceError
+
+if TYPE_CHECKING:
+    from .policy import Keepalive
+    from .tcpinfo import TcpInfo
+
+__all__ = [
+    "AddressError",
+    "Cause",
+    "DeadPeerError",
+    "KaioError",
+    "KeepaliveError",
+    "PolicyError",
+    "ResetError",
+]
+
+
+class KaioError(Exception):
+    """What every error that kaio itself raises has in common."""
+
+
+class PolicyError(KaioError, ValueError):
+    """A keepalive policy that cannot be; raised before anything was changed.
+
+    `field` is the name of the argument, `value` what was given, `limit` what would be accepted.
+    """
+
+    def __init__(self, field: str, value: object, limit: str) -> None:
+        super().__init__(field, value, limit)
+        self.field = field
+        self.value = value
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r}: {self.limit}"
+
+
+class AddressError(KaioError, ValueError):
+    """An address to connect to or to listen on that cannot be; `address` is what was given."""
+
+    def __init__(self, address: object, problem: str) -> None:
+        super().__init__(address, problem)
+        self.address = address
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"address {self.address!r}: {self.problem}"
+
+
+class KeepaliveError(KaioError, OSError):
+    """A socket that cannot have a policy, or that has something else than was asked for.
+
+    `errno` is the kernel's where it refused; the message names the socket, the option and both values. Whatever had
+    been changed before the refusal was put back.
+    """
+
+
+class Cause(enum.StrEnum):
+    """Which of the kernel's ways of waiting for the peer ran out."""
+
+    KEEPALIVE = "keepalive"
+    """Idle, and no keepalive probe was answered (tcp(7): TCP_KEEPCNT)."""
+    UNACKNOWLEDGED = "unacknowledged"
+    """Sent data was not acknowledged in time (RFC 9293 3.8.3; tcp(7): TCP_USER_TIMEOUT, tcp_retries2)."""
+    ZERO_WINDOW = "zero window"
+    """The peer's window was shut and no window probe was answered (RFC 9293 3.8.6.1)."""
+    UNREACHABLE = "unreachable"
+    """The network said that there is no way to the peer (ICMP, ARP, or the own interface)."""
+    CONNECTING = "connecting"
+    """The peer never answered the handshake."""
+
+
+class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
+    """The peer of a TCP connection no longer answers. It is a `ConnectionError`, and not a `TimeoutError`.
+
+    `__cause__` is the `OSError` that the kernel gave, `errno` its number (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH,
+    EHOSTDOWN or ENETDOWN).
+    """
+
+    cause: Cause
+    """Which of the kernel's clocks ran out."""
+    silence: float
+    """Seconds since the last segment was heard from the peer; while connecting, since the attempt began."""
+    peername: Any
+    """The peer's address as the transport gives it, or None."""
+    policy: Keepalive | None
+    """The policy under which the connection was watched."""
+    info: TcpInfo | None
+    """The kernel's TCP_INFO at the end, where it could still be read."""
+
+    def __init__(
+        self,
+        cause: Cause,
+        errno: int,
+        *,
+        silence: float,
+        peername: Any = None,
+        policy: Keepalive | None = None,
+        info: TcpInfo | None = None,
+    ) -> None:
+        where = "peer" if peername is None else f"peer {format_address(peername)}"
+        super().__init__(errno, f"{where} is dead ({cause.value}): silent for {silence:.1f} s")
+        self.cause = cause
+        self.silence = silence
+        self.peername = peername
+        self.policy = policy
+        self.info = info
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def _rebuild(
+    cause: Cause, errno: int, silence: float, peername: Any, policy: Keepalive | None, info: TcpInfo | None
+) -> DeadPeerError:
+    return DeadPeerError(cause, errno, silence=silence, peername=peername, policy=policy, info=info)
+
+
+class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
+    """The peer of a `Connection` reset it or went away while data was under way: it is alive, the connection is not."""
+
+
+def format_address(address: Any) -> str:
+    """A socket address the way people write it: 192.0.2.1:80, [2001:db8::1]:80, unix:/run/x.sock."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[0], address[1]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, (str, bytes)):
+        path = address.decode("utf-8", "replace") if isinstance(address, bytes) else address
+        return f"unix:{path}" if path else "unix:"
+    return str(address)

@@ -1,0 +1,181 @@
+"""`apply`, `inspect` and `health`: a policy and any socket, whoever owns it.
+
+Rules kept here: what is set is read back from the kernel and compared; when anything fails, the socket has what it had
+before. An OSError of the kernel's becomes a `KeepaliveError` here that names the socket and the field.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from typing import Any, Final
+
+from anyio import TypedAttributeProvider
+from anyio.abc import SocketAttribute
+
+from ._sockopt import SocketLike, platform
+from .errors import KeepaliveError, format_address
+from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
+from .tcpinfo import TcpInfo
+from .verdict import Health, judge
+
+__all__ = ["apply", "health", "inspect", "raw_socket", "tcp_info"]
+
+logger: Final = logging.getLogger("kaio")
+
+
+def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState:
+    """Give a socket a keepalive policy, and return what the kernel says that it has now.
+
+    Takes a socket, an asyncio transport or StreamWriter, an anyio stream, a kaio `Connection`. Where the policy says
+    None, the socket gets the system's value of now.
+
+    Raises `PolicyError` before anything was changed; `KeepaliveError` when the socket is not TCP or is closed, when the
+    platform lacks an option, and when the kernel refuses or disagrees: then the socket has what it had before.
+    TypeError for what has no socket.
+    """
+    policy = as_policy(keepalive)
+    sock = raw_socket(sock_or_transport)
+    before = _read(sock)
+    wanted = _wanted(policy)
+    lacking = platform.missing(wanted)
+    if lacking:
+        raise KeepaliveError(
+            errno.EOPNOTSUPP, f"{_describe(sock)}: {platform.NAME} has no {', '.join(lacking)} of a socket's own"
+        )
+    try:
+        platform.write(sock, wanted)
+        after = platform.read(sock)
+        _compare(platform.takes(wanted), after)
+    except OSError as exc:
+        _put_back(sock, before)
+        raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+    return after
+
+
+def inspect(sock_or_transport: Any) -> SocketState:
+    """What the kernel has for a socket now: keepalive, its times, the user timeout.
+
+    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed.
+    """
+    return _read(raw_socket(sock_or_transport))
+
+
+def health(sock_or_transport: Any) -> Health:
+    """How the peer is, by a sample of the kernel's TCP_INFO.
+
+    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
+    tell nothing.
+    """
+    return judge(tcp_info(sock_or_transport))
+
+
+def tcp_info(sock_or_transport: Any) -> TcpInfo:
+    """The kernel's TCP_INFO of a socket. Raises what `health` raises."""
+    sock = raw_socket(sock_or_transport)
+    _require_tcp(sock)
+    try:
+        return platform.tcp_info(sock)
+    except KeepaliveError:
+        raise
+    except OSError as exc:
+        raise KeepaliveError(exc.errno, f"{_describe(sock)}: TCP_INFO: {exc.strerror or exc}") from exc
+
+
+def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> None:
+    """Give a socket that kaio made or accepted its policy.
+
+    What the platform cannot do is an error when the policy was asked for, and a logged warning when it is the default.
+    """
+    try:
+        apply(sock, policy)
+    except KeepaliveError as exc:
+        if explicit or exc.errno != errno.EOPNOTSUPP:
+            raise
+        logger.warning("the default keepalive policy %s cannot be had: %s", policy, exc.strerror)
+
+
+def raw_socket(obj: Any) -> SocketLike:
+    """The socket of a socket, transport, StreamWriter, anyio stream or Connection. Raises TypeError, KeepaliveError."""
+    if isinstance(obj, socket.socket):
+        return obj
+    found: Any = None
+    if isinstance(obj, TypedAttributeProvider):
+        found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
+    elif hasattr(obj, "get_extra_info"):
+        found = obj.get_extra_info("socket")
+    elif hasattr(obj, "getsockopt") and hasattr(obj, "fileno"):
+        found = obj  # asyncio's TransportSocket, uvloop's PseudoSocket
+    else:
+        raise TypeError(
+            f"expected a socket, a transport, a StreamWriter, an anyio stream or a Connection, got {type(obj).__name__}"
+        )
+    if found is None:
+        raise KeepaliveError(errno.ENOTSOCK, f"{obj!r} has no socket: keepalive is of TCP sockets only")
+    return found  # type: ignore[no-any-return]
+
+
+def _wanted(policy: Keepalive) -> SocketState:
+    """The values that make up a policy."""
+    if not policy.enabled:
+        return SocketState(enabled=False)
+    if policy.idle is None or policy.interval is None or policy.count is None:
+        # A fresh socket has the system's values of now. Those are set too: a socket may have others from before.
+        with socket.socket() as fresh:
+            system = platform.read(fresh)
+        policy = policy.filled(idle=system.idle, interval=system.interval, count=system.count)
+    return SocketState(
+        enabled=True,
+        idle=policy.idle,
+        interval=policy.interval,
+        count=policy.count,
+        user_timeout=policy.effective_user_timeout if policy.stalled == "drop" else None,
+    )
+
+
+def _require_tcp(sock: SocketLike) -> None:
+    if sock.fileno() < 0:
+        raise KeepaliveError(errno.EBADF, "the socket is closed")
+    try:
+        tcp = platform.is_tcp(sock)
+    except OSError as exc:
+        raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+    if not tcp:
+        raise KeepaliveError(
+            errno.EOPNOTSUPP, f"{_describe(sock)} is not a TCP socket: keepalive and TCP_INFO are of TCP only"
+        )
+
+
+def _read(sock: SocketLike) -> SocketState:
+    _require_tcp(sock)
+    try:
+        return platform.read(sock)
+    except OSError as exc:
+        raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+
+
+def _compare(wanted: SocketState, got: SocketState) -> None:
+    fields = ("enabled", "idle", "interval", "count", "user_timeout") if wanted.enabled else ("enabled", "user_timeout")
+    for field in fields:
+        asked, has = getattr(wanted, field), getattr(got, field)
+        if asked != has and not (asked is None and field != "user_timeout"):
+            raise KeepaliveError(errno.EINVAL, f"{field}: asked for {asked}, the kernel has {has}")
+
+
+def _put_back(sock: SocketLike, before: SocketState) -> None:
+    try:
+        platform.write(sock, before)
+    except OSError as exc:
+        logger.warning("%s could not be given back what it had (%s): %s", _describe(sock), before, exc.strerror)
+
+
+def _describe(sock: Any) -> str:
+    """A socket in a message: by its peer, else by its own address, else by its descriptor."""
+    for get in ("getpeername", "getsockname"):
+        try:
+            address = getattr(sock, get)()
+        except (OSError, AttributeError, NotImplementedError):
+            continue
+        return f"socket {'to' if get == 'getpeername' else 'at'} {format_address(address)}"
+    return f"socket of descriptor {sock.fileno()}"

@@ -1,0 +1,445 @@
+"""`Listener`: one address to accept on, with its own policy.
+
+Rules kept here: the policy goes on the listening socket between bind and listen, so that accepted sockets inherit it
+and cost no system call; where the platform does not inherit, and for connections that were in the queue before the
+policy was, each accepted socket is set by hand. Running out of descriptors costs one log record and never a busy loop.
+
+How connections are accepted depends on the loop. On asyncio's selector loops it is done here, because theirs calls the
+exception handler once for every free place in the queue when descriptors run out. Elsewhere the loop does it: uvloop
+in C, Windows' Proactor by completion ports. uvloop then closes what it has no descriptor for without a word; kaio says
+so in the log when the last descriptor is given away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl as ssl_module
+import stat
+import sys
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from ._sockopt import platform
+from .addresses import Address, TcpAddress, UnixAddress, parse_address
+from .errors import AddressError, KaioError, PolicyError
+from .keepalive import apply, cover
+from .policy import Keepalive, KeepaliveArg, as_policy
+from .transports import Endpoint
+
+__all__ = ["Listener"]
+
+logger: Final = logging.getLogger("kaio")
+
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LONGEST_QUEUE: Final = 65536  # net.core.somaxconn is rarely more
+_RETRY: Final = 0.25  # seconds between attempts to accept while descriptors are used up
+
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+
+
+class Listener:
+    """An address to accept connections on, with the policy that they get.
+
+    `address` is text such as "0.0.0.0:9000", "[::]:9443", ":9000" (every interface, IPv4 and IPv6),
+    "unix:/run/app.sock", a path object, a `TcpAddress` or `UnixAddress`; or a socket, bound or already listening, which
+    then belongs to the listener. `keepalive` takes what every `keepalive=` takes; a Unix socket has none, and giving
+    one is a `PolicyError`.
+
+    `ssl` is an SSLContext; `backlog` the length of the queue (the system caps it: net.core.somaxconn); `reuse_port` and
+    `reuse_address` are asyncio's; `dualstack_ipv6` lets an IPv6 address take IPv4 too, as in `socket.create_server`.
+
+    Raises `AddressError`, `PolicyError`; what the system says to binding comes as OSError when the server starts.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | Address | socket.socket,
+        *,
+        keepalive: KeepaliveArg = None,
+        ssl: ssl_module.SSLContext | None = None,
+        backlog: int = 4096,
+        reuse_address: bool | None = None,
+        reuse_port: bool | None = None,
+        dualstack_ipv6: bool = False,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        self._sockets: list[socket.socket] = []
+        self._handed_over: list[socket.socket] = []
+        if isinstance(address, socket.socket):
+            self._handed_over.append(address)
+            self._address = _address_of(address)
+        elif isinstance(address, (TcpAddress, UnixAddress)):
+            self._address = address
+        else:
+            self._address = parse_address(address)
+        if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
+            raise TypeError(f"ssl must be an SSLContext or None, got {ssl!r}")
+        self._explicit = keepalive is not None
+        self._endpoint = Endpoint(_listener_policy(self._address, keepalive), explicit=self._explicit)
+        self._ssl = ssl
+        self._backlog = backlog
+        self._reuse_address = os.name == "posix" if reuse_address is None else reuse_address
+        self._reuse_port = bool(reuse_port)
+        self._dualstack_ipv6 = dualstack_ipv6
+        self._tls_timeouts: dict[str, Any] = {}
+        if ssl is not None:
+            self._tls_timeouts["ssl_handshake_timeout"] = ssl_handshake_timeout
+            self._tls_timeouts["ssl_shutdown_timeout"] = ssl_shutdown_timeout
+        self._factory: ProtocolFactory | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inherits = platform.INHERITS  # whether all that is accepted has its policy already
+        self._native: list[asyncio.AbstractServer] = []  # the loop's servers, where the loop accepts
+        self._retries: dict[socket.socket, asyncio.TimerHandle] = {}  # where accepting waits for descriptors
+        self._out_of_descriptors = False  # said so, and not yet accepted again
+        self._watch_from = 0  # connections from which on the last descriptor may be near (native accepting)
+        self._watch_at = 0.0  # and the time before which it is not looked at again
+        self._admitting: set[asyncio.Task[Any]] = set()  # accepted, and their transports not yet made
+        self._unlink: tuple[str, int] | None = None  # the path that we made, and its inode
+
+    # -- what a user sees
+
+    @property
+    def address(self) -> Address:
+        """Where it listens; a port given as 0 is the one that the system chose once the server has started."""
+        return self._address
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; empty before the start and after the close."""
+        return tuple(self._sockets)
+
+    @property
+    def keepalive(self) -> Keepalive | None:
+        """The policy that new connections get; None for a Unix socket.
+
+        Setting it is for new connections, and for those that wait to be accepted; the present ones keep theirs. Raises
+        `PolicyError`, `KeepaliveError`; then nothing has changed.
+        """
+        return self._endpoint.policy
+
+    @keepalive.setter
+    def keepalive(self, keepalive: KeepaliveArg) -> None:
+        policy = _listener_policy(self._address, as_policy(keepalive))
+        before = self._endpoint.policy
+        if policy is None or before is None:
+            return
+        done: list[socket.socket] = []
+        try:
+            for sock in self._sockets:
+                apply(sock, policy)
+                done.append(sock)
+        except KaioError:
+            for sock in done:
+                apply(sock, before)
+            raise
+        self._endpoint.policy = policy
+        self._endpoint.explicit = self._explicit = True
+        if self._factory is not None:
+            for sock in self._sockets:
+                self._drain(sock)
+
+    def __repr__(self) -> str:
+        state = "listening" if self._factory is not None else "bound" if self._sockets else "closed"
+        return f"<Listener {self._address} keepalive={str(self.keepalive)!r} {state}>"
+
+    # -- for the server
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What the connections of this listener start with."""
+        return self._endpoint
+
+    def default_to(self, keepalive: KeepaliveArg, *, explicit: bool) -> None:
+        """Take a policy from the server or the protocol class, unless the listener has its own."""
+        if self._explicit or not isinstance(self._address, TcpAddress):
+            return
+        self._endpoint.policy = as_policy(keepalive)
+        self._endpoint.source = None if explicit else keepalive
+        self._endpoint.explicit = explicit
+
+    async def bind(self) -> None:
+        """Make and bind the sockets, with their policy. Raises OSError, `KeepaliveError`; then nothing is bound."""
+        if self._sockets:
+            raise RuntimeError(f"{self!r} is in use already")
+        try:
+            if self._handed_over:
+                self._sockets, self._handed_over = self._handed_over, []
+                for sock in self._sockets:
+                    sock.setblocking(False)
+            elif isinstance(self._address, UnixAddress):
+                self._bind_unix(self._address.path)
+            else:
+                await self._bind_tcp(self._address)
+            policy = self._endpoint.policy
+            for sock in self._sockets:
+                if policy is not None:
+                    cover(sock, policy, explicit=self._endpoint.explicit)
+        except BaseException:
+            self.close()
+            raise
+
+    async def start(self, factory: ProtocolFactory) -> None:
+        """Listen, and give each connection a protocol."""
+        self._factory = factory
+        self._loop = loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            if _is_listening(sock):
+                self._drain(sock)
+            if _loop_accepts(loop):
+                self._endpoint.by_hand = not platform.INHERITS
+                await self._start_native(loop, sock)
+            else:
+                sock.listen(self._backlog)
+                loop.add_reader(sock, self._accept, sock)
+
+    def close(self) -> None:
+        """Stop listening. What is in the queue is refused; what was accepted goes on."""
+        self._factory = None
+        for handle in self._retries.values():
+            handle.cancel()
+        self._retries.clear()
+        sockets, self._sockets = self._sockets, []
+        native, self._native = self._native, []
+        for server in native:
+            server.close()
+        for sock in sockets:
+            if self._loop is not None and not native and not self._loop.is_closed():
+                self._loop.remove_reader(sock)
+            sock.close()
+        if self._unlink is not None:
+            path, inode = self._unlink
+            self._unlink = None
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+
+    # -- binding
+
+    async def _bind_tcp(self, address: TcpAddress) -> None:
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        wanted = list(dict.fromkeys((info[0], info[4]) for info in infos))
+        # With port 0 the first socket's port is the others', too; when it is taken there, begin again.
+        for attempt in range(10):
+            try:
+                self._bind_all(wanted, address.port)
+                break
+            except OSError as exc:
+                for sock in self._sockets:
+                    sock.close()
+                self._sockets = []
+                if address.port or exc.errno != errno.EADDRINUSE or attempt == 9:
+                    raise
+        self._address = TcpAddress(address.host, self._sockets[0].getsockname()[1])
+
+    def _bind_all(self, wanted: Collection[tuple[int, Any]], port: int) -> None:
+        for family, where in wanted:
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError:
+                continue  # a family that getaddrinfo knows and the system does not
+            self._sockets.append(sock)
+            sock.setblocking(False)
+            if self._reuse_address:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self._dualstack_ipv6)
+            host, given, *rest = where
+            try:
+                sock.bind((host, given or port, *rest))
+            except OSError as exc:
+                if exc.errno == errno.EADDRNOTAVAIL and len(wanted) > 1:
+                    self._sockets.remove(sock)  # IPv6 is compiled in and switched off, say
+                    sock.close()
+                    continue
+                raise OSError(exc.errno, f"cannot bind {TcpAddress(host, given or port)}: {exc.strerror}") from None
+            port = port or sock.getsockname()[1]
+        if not self._sockets:
+            raise OSError(errno.EADDRNOTAVAIL, f"no address of {self._address} can be bound")
+
+    def _bind_unix(self, path: str) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sockets.append(sock)
+        sock.setblocking(False)
+        with contextlib.suppress(FileNotFoundError):  # a socket that a dead process left, as in asyncio
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
+        try:
+            sock.bind(path)
+        except OSError as exc:
+            raise OSError(exc.errno, f"cannot bind {self._address}: {exc.strerror}") from None
+        self._unlink = (path, os.stat(path).st_ino)
+
+    # -- accepting by the loop
+
+    async def _start_native(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        create: Any = loop.create_unix_server if isinstance(self._address, UnixAddress) else loop.create_server
+        factory = self._native_factory(loop)
+        self._native.append(
+            await create(factory, sock=sock, ssl=self._ssl, backlog=self._backlog, **self._tls_timeouts)
+        )
+
+    def _native_factory(self, loop: asyncio.AbstractEventLoop) -> ProtocolFactory:
+        live, make = self._endpoint.live, self._factory
+        assert make is not None
+        self._watch_from = _free_descriptors() // 2
+
+        def factory() -> asyncio.BaseProtocol:
+            if len(live) >= self._watch_from and loop.time() >= self._watch_at:
+                self._look_at_descriptors(loop)
+            return make()
+
+        return factory
+
+    def _look_at_descriptors(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say once that the last descriptor goes; look again when half of what is left is gone."""
+        free = _free_descriptors()
+        self._watch_from = len(self._endpoint.live) + free // 2
+        if free < 4:
+            self._watch_at = loop.time() + 1.0
+            if not self._out_of_descriptors:
+                self._out_of_descriptors = True
+                logger.warning(
+                    "%s: file descriptors are used up; until some are free, this event loop accepts and closes new"
+                    " connections without a word",
+                    self._address,
+                )
+        elif self._out_of_descriptors:
+            self._out_of_descriptors = False
+            logger.info("%s: file descriptors are free again", self._address)
+
+    # -- accepting by hand
+
+    def _accept(self, sock: socket.socket) -> None:
+        """The listening socket is readable: take what waits, and let the loop turn now and then."""
+        for _ in range(128):
+            if not self._accept_one(sock, covered=self._inherits):
+                return
+
+    def _drain(self, sock: socket.socket) -> None:
+        """Take the connections that came before the policy was there, and set each."""
+        for _ in range(_LONGEST_QUEUE):
+            if not self._accept_one(sock, covered=False):
+                break
+        if self._out_of_descriptors:
+            self._inherits = False  # some still wait in the queue
+
+    def _accept_one(self, sock: socket.socket, *, covered: bool) -> bool:
+        """Accept a connection; False when none waits or none can be had now."""
+        try:
+            conn, _ = sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as exc:
+            if exc.errno not in _OUT_OF_DESCRIPTORS:
+                logger.error("%s: accept failed: %s", self._address, exc)
+            self._pause_accepting(sock, exc)
+            return False
+        if self._out_of_descriptors:
+            self._out_of_descriptors = False
+            logger.info("%s: accepting again", self._address)
+        conn.setblocking(False)
+        policy = self._endpoint.policy
+        if policy is not None and not covered:
+            try:
+                cover(conn, policy, explicit=self._endpoint.explicit)
+            except KaioError as exc:  # it was gone already, most likely
+                logger.debug("%s: %s", self._address, exc)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._admit(loop, conn))
+        self._admitting.add(task)
+        task.add_done_callback(self._admitting.discard)
+        return True
+
+    async def _admit(self, loop: asyncio.AbstractEventLoop, conn: socket.socket) -> None:
+        """Make the transport of an accepted connection; a handshake that fails costs only itself."""
+        factory = self._factory
+        if factory is None:  # closed meanwhile
+            conn.close()
+            return
+        try:
+            await loop.connect_accepted_socket(factory, conn, ssl=self._ssl, **self._tls_timeouts)
+        except (OSError, asyncio.CancelledError) as exc:
+            logger.debug("%s: a connection failed before it stood: %r", self._address, exc)
+        except Exception:
+            logger.exception("%s: a connection could not be set up", self._address)
+
+    def _pause_accepting(self, sock: socket.socket, exc: OSError) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._out_of_descriptors:
+            self._out_of_descriptors = True
+            logger.warning(
+                "%s: accepting waits, and connections with it, until descriptors are free: %s", self._address, exc
+            )
+        if not self._native and sock not in self._retries:
+            loop.remove_reader(sock)
+            self._retries[sock] = loop.call_later(_RETRY, self._resume_accepting, sock)
+
+    def _resume_accepting(self, sock: socket.socket) -> None:
+        del self._retries[sock]
+        asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+
+def _listener_policy(address: Address, keepalive: KeepaliveArg) -> Keepalive | None:
+    """The policy of a listener; None for a Unix socket."""
+    if isinstance(address, TcpAddress):
+        return as_policy(keepalive)
+    refuse_keepalive(address, keepalive)
+    return None
+
+
+def refuse_keepalive(address: Address, keepalive: KeepaliveArg) -> None:
+    """Raise PolicyError when a policy is asked for where there can be none."""
+    if keepalive is not None and as_policy(keepalive).enabled:
+        raise PolicyError("keepalive", str(keepalive), f"must be left out: {address} is not TCP, which alone has it")
+
+
+def _loop_accepts(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether accepting is the loop's own affair."""
+    if isinstance(loop, asyncio.SelectorEventLoop):
+        return False
+    if platform.INHERITS:
+        return True
+    try:
+        loop.remove_reader(-1)
+    except NotImplementedError:
+        return True  # Proactor
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def _address_of(sock: socket.socket) -> Address:
+    """The address of a socket that was handed over."""
+    if sock.type != socket.SOCK_STREAM:
+        raise AddressError(sock, "must be a stream socket")
+    name = sock.getsockname()
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return TcpAddress(name[0], name[1])
+    return UnixAddress(os.fsdecode(name))
+
+
+def _is_listening(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # macOS cannot tell; then nothing can wait in it that we would miss on Linux
+        return False
+
+
+def _free_descriptors() -> int:
+    """How many more descriptors this process may open; a large number where that cannot be told."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return max(0, limit - len(os.listdir("/proc/self/fd")))
+    except (ImportError, OSError):
+        return sys.maxsize

@@ -1,0 +1,154 @@
+"""The protocols that users subclass, and the hooks by which they hear of a dead peer.
+
+Rules kept here: `connection_made`, then at most one `peer_dead`, then one `connection_lost` with the same error; also
+when a subclass overrides any of them without calling `super()`, because the hooks are put around whatever a class
+ends up with when it is defined. Data goes from the loop to `data_received` untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, ClassVar
+
+from .errors import DeadPeerError, KeepaliveError
+from .keepalive import cover, logger, raw_socket
+from .policy import KeepaliveArg, as_policy
+from .transports import Endpoint, KeepaliveTransport
+
+__all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
+
+
+class Watched:
+    """What `KeepaliveProtocol` and `BufferedKeepaliveProtocol` have in common."""
+
+    __slots__ = ("_kaio",)
+
+    keepalive: ClassVar[KeepaliveArg] = None
+    """The policy of this class's connections where no `keepalive=` argument says otherwise; None: the default."""
+
+    _kaio: Endpoint | KeepaliveTransport  # the endpoint before connection_made, the transport from then on
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        made, lost = _found(cls, "connection_made"), _found(cls, "connection_lost")
+        if not hasattr(made, "_kaio_hook"):
+            setattr(cls, "connection_made", _made(made))  # noqa: B010 - the class has the method already
+        if not isinstance(lost, _Lost):
+            setattr(cls, "connection_lost", _Lost(lost))  # noqa: B010
+
+    def connection_made(self, transport: Any) -> None:
+        """The connection stands. `transport` is a `KeepaliveTransport`: asyncio's, with `.keepalive` and `.health()`.
+
+        (Typed Any because asyncio types it too widely for an override to say more.)
+        """
+
+    def peer_dead(self, error: DeadPeerError) -> None:
+        """The peer no longer answers. Called once; `connection_lost` follows at once with the same error."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone: None for an ordinary end, the `DeadPeerError`, or what else ended it."""
+
+    def _live_entry(self, transport: KeepaliveTransport) -> Any:
+        """What stands for the connection in `Server.connections`."""
+        return transport
+
+
+def _found(cls: type, name: str) -> Any:
+    """What a class has under a name, not bound and not asked."""
+    return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__)
+
+
+def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    @functools.wraps(function)
+    def connection_made(self: Any, transport: Any) -> None:
+        # Through super() it is ours already.
+        function(self, transport if type(transport) is KeepaliveTransport else _adopt(self, transport))
+
+    connection_made._kaio_hook = True  # type: ignore[attr-defined]
+    return connection_made
+
+
+class _Lost:
+    """`connection_lost` of one class. A descriptor, because a TLS layer's look-up of it is the last moment at which
+    the socket can be asked why it died (see `KeepaliveTransport._examine`)."""
+
+    def __init__(self, function: Callable[[Any, BaseException | None], None]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+
+    def __get__(self, protocol: Any, owner: type | None = None) -> Any:
+        if protocol is None:
+            return self
+        transport = getattr(protocol, "_kaio", None)
+        if type(transport) is KeepaliveTransport and not transport._ended:
+            transport._examine(protocol)
+        return MethodType(self, protocol)
+
+    def __call__(self, protocol: Any, exc: BaseException | None) -> None:
+        transport = getattr(protocol, "_kaio", None)
+        if type(transport) is KeepaliveTransport and not transport._ended:
+            exc = transport._end(exc)
+            if type(exc) is DeadPeerError:
+                _tell_dead(protocol, transport, exc)
+        self._function(protocol, exc)
+
+
+def _tell_dead(protocol: Any, transport: KeepaliveTransport, error: DeadPeerError) -> None:
+    """peer_dead, whose failure must not keep connection_lost from coming."""
+    try:
+        protocol.peer_dead(error)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        asyncio.get_running_loop().call_exception_handler(
+            {
+                "message": "Exception in peer_dead()",
+                "exception": exc,
+                "transport": transport,
+                "protocol": protocol,
+            }
+        )
+
+
+def _adopt(protocol: Any, inner: asyncio.Transport) -> KeepaliveTransport:
+    """Make the transport that a protocol gets, with the policy that it is to have."""
+    endpoint = getattr(protocol, "_kaio", None)
+    if type(endpoint) is not Endpoint:  # made by a bare loop, or a protocol that is used again
+        endpoint = None
+    own: KeepaliveArg = protocol.keepalive
+    if endpoint is not None and (endpoint.explicit or own is endpoint.source or endpoint.policy is None):
+        policy, to_set = endpoint.policy, endpoint.by_hand
+    else:
+        policy, to_set = as_policy(own), True
+    if policy is not None and to_set:
+        try:
+            cover(raw_socket(inner), policy, explicit=True)
+        except KeepaliveError as exc:
+            if own is not None or endpoint is not None:
+                logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)
+            policy = None
+    transport = KeepaliveTransport(inner, endpoint, policy)
+    protocol._kaio = transport
+    transport._entry = entry = protocol._live_entry(transport)
+    if endpoint is not None:
+        endpoint.live.add(entry)
+    return transport
+
+
+class KeepaliveProtocol(Watched, asyncio.Protocol):
+    """An `asyncio.Protocol` that hears of its peer's death.
+
+    Use it with `kaio.serve`, `kaio.create_server` and `kaio.create_connection`, or with a bare loop's methods: there
+    its policy is set when the connection is made, without the loop's help.
+    """
+
+    __slots__ = ()
+
+
+class BufferedKeepaliveProtocol(Watched, asyncio.BufferedProtocol):
+    """An `asyncio.BufferedProtocol` that hears of its peer's death. Otherwise as `KeepaliveProtocol`."""
+
+    __slots__ = ()

@@ -1,0 +1,364 @@
+"""Serving: `serve`, and the twins of asyncio's `create_server` and `start_server`.
+
+Rules kept here: a handler that fails costs only its connection, and is logged with it. Leaving the server's `async
+with` leaves nothing behind: listeners closed, handlers ended, connections closed within the close timeout or aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket as socket_module
+import ssl as ssl_module
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from anyio import EndOfStream
+
+from .addresses import TcpAddress, parse_address, tcp_address
+from .client import Pending, StreamsProtocol, attaching
+from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
+from .errors import DeadPeerError, ResetError
+from .listeners import Listener, ProtocolFactory
+from .policy import KeepaliveArg, as_policy
+from .protocols import Watched
+from .transports import KeepaliveTransport
+
+__all__ = ["Server", "create_server", "serve", "start_server"]
+
+logger: Final = logging.getLogger("kaio")
+
+Handler = Callable[[Connection], Awaitable[object]]
+
+
+class Server:
+    """Listeners and their live connections; what `serve`, `create_server` and `start_server` return.
+
+    It has the methods of `asyncio.Server`. `async with` closes it: the listeners at once, then the connections, which
+    get `close_timeout` seconds until they are aborted.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        factory: ProtocolFactory | None,
+        *,
+        handler: Handler | None = None,
+        close_timeout: float = CLOSE_TIMEOUT,
+    ) -> None:
+        self._listeners = tuple(listeners)
+        self._factory = factory
+        self._handler = handler
+        self._close_timeout = close_timeout
+        self._loop = asyncio.get_running_loop()
+        self._tasks: dict[asyncio.Task[None], Connection] = {}  # handlers that run
+        self._serving = False
+        self._closed = False
+        self._forever: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None  # wait_closed
+        for listener in self._listeners:
+            listener.endpoint.on_empty = self._check_ended
+
+    # -- what it has
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """The listeners, in the order in which they were given."""
+        return self._listeners
+
+    @property
+    def sockets(self) -> tuple[socket_module.socket, ...]:
+        """The listening sockets of all listeners; empty after `close`."""
+        return tuple(sock for listener in self._listeners for sock in listener.sockets)
+
+    @property
+    def connections(self) -> frozenset[Any]:
+        """The connections that are open now: each a `Connection` where a handler serves it, else a transport."""
+        return frozenset().union(*(listener.endpoint.live for listener in self._listeners))
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that it runs on."""
+        return self._loop
+
+    def is_serving(self) -> bool:
+        """Whether new connections are accepted."""
+        return self._serving
+
+    def __repr__(self) -> str:
+        state = "serving" if self._serving else "closed" if self._closed else "bound"
+        where = ", ".join(str(listener.address) for listener in self._listeners)
+        return f"<Server {where} {state} connections={len(self.connections)}>"
+
+    # -- starting and stopping
+
+    async def start_serving(self) -> None:
+        """Begin to accept. Harmless when it has begun already; RuntimeError after `close`."""
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            for listener in self._listeners:
+                if not listener.sockets:
+                    await listener.bind()
+            for listener in self._listeners:
+                await listener.start(attaching(self._factory or self._handled, listener.endpoint))
+        except BaseException:
+            self.close()
+            raise
+
+    async def serve_forever(self) -> None:
+        """Accept until cancelled or closed; then `close` has been called. RuntimeError when it is running already."""
+        if self._forever is not None:
+            raise RuntimeError(f"serve_forever() is running already on {self!r}")
+        await self.start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        finally:
+            self._forever = None
+            self.close()
+
+    def close(self) -> None:
+        """Stop accepting. The connections that stand go on: see `close_clients`, `abort_clients`, `wait_closed`."""
+        self._closed = True
+        self._serving = False
+        for listener in self._listeners:
+            listener.close()
+        if self._forever is not None and not self._forever.done():
+            self._forever.set_result(None)
+        self._check_ended()
+
+    def close_clients(self) -> None:
+        """End all connections gently: handlers are cancelled, what was written still leaves."""
+        for task in list(self._tasks):
+            task.cancel()
+        for connection in self.connections:
+            if isinstance(connection, KeepaliveTransport):
+                connection.close()
+
+    def abort_clients(self) -> None:
+        """End all connections at once: handlers are cancelled, what has not left yet is dropped."""
+        for task in list(self._tasks):
+            task.cancel()
+        for connection in self.connections:
+            connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until the server is closed and its last connection and handler have ended."""
+        while not self._ended():
+            if self._waiting is None or self._waiting.done():
+                self._waiting = self._loop.create_future()
+            await asyncio.shield(self._waiting)
+
+    def _ended(self) -> bool:
+        return self._closed and not self._tasks and not any(each.endpoint.live for each in self._listeners)
+
+    def _check_ended(self) -> None:
+        if self._waiting is not None and not self._waiting.done() and self._ended():
+            self._waiting.set_result(None)
+
+    async def __aenter__(self) -> Server:
+        await self.start_serving()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self.close_clients()
+        try:
+            async with asyncio.timeout(self._close_timeout):
+                await self.wait_closed()
+        except TimeoutError:
+            self.abort_clients()
+            await self.wait_closed()
+        except BaseException:
+            self.abort_clients()
+            raise
+
+    # -- handlers
+
+    def _handled(self) -> StreamProtocol:
+        return StreamProtocol(self._start_handler)
+
+    def _start_handler(self, connection: Connection) -> None:
+        task = self._loop.create_task(self._handle(connection))
+        self._tasks[task] = connection
+        task.add_done_callback(self._handler_done)
+
+    def _handler_done(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        if not self._tasks:
+            self._check_ended()
+
+    async def _handle(self, connection: Connection) -> None:
+        assert self._handler is not None
+        try:
+            await self._handler(connection)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            _log_failure(connection, exc)
+        finally:
+            await connection.aclose(self._close_timeout)
+
+
+def _log_failure(connection: Connection, exc: Exception) -> None:
+    """One line for what the network did, a traceback for what the handler did."""
+    ended = exc.split((DeadPeerError, ResetError, EndOfStream)) if isinstance(exc, ExceptionGroup) else None
+    if ended is not None and ended[0] is not None and ended[1] is None:
+        exc = _first(ended[0])
+    extra = {"connection": connection}
+    if isinstance(exc, DeadPeerError):
+        logger.warning("%r: %s", connection, exc, extra=extra)
+    elif isinstance(exc, (ResetError, EndOfStream)):
+        logger.info("%r: ended by its peer: %r", connection, exc, extra=extra)
+    else:
+        logger.error("handler failed for %r", connection, exc_info=exc, extra=extra)
+
+
+def _first(group: ExceptionGroup[Any]) -> Exception:
+    leaf: Any = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf  # type: ignore[no-any-return]
+
+
+def serve(
+    handler: Handler | type[Watched],
+    host: str | os.PathLike[str] | None = None,
+    port: int | str | None = None,
+    *,
+    listeners: Iterable[Listener] | None = None,
+    keepalive: KeepaliveArg = None,
+    ssl: ssl_module.SSLContext | None = None,
+    backlog: int = 4096,
+    reuse_port: bool | None = None,
+    close_timeout: float = CLOSE_TIMEOUT,
+) -> Pending[Server]:
+    """Serve connections: `async with serve(handler, "0.0.0.0", 9000) as server`, or `server = await serve(...)`.
+
+    `handler` is an async function of a `Connection`, which is closed when it returns; or a `KeepaliveProtocol` class.
+    Give a host and a port, one address as text ("[::]:9000", "unix:/run/app.sock"), or `listeners`. `keepalive` is for
+    every TCP listener that has no policy of its own. `close_timeout` is in seconds.
+
+    Raises `PolicyError`, `AddressError`, TypeError at once, OSError when it cannot listen.
+    """
+    protocol = handler if isinstance(handler, type) else None
+    if protocol is not None and not issubclass(protocol, Watched):
+        raise TypeError(f"handler must be an async function or a KeepaliveProtocol class, got {protocol!r}")
+    if not callable(handler):
+        raise TypeError(f"handler must be an async function or a KeepaliveProtocol class, got {handler!r}")
+    if listeners is not None:
+        if host is not None or port is not None or ssl is not None:
+            raise ValueError("host, port and ssl belong to each Listener when listeners= is given")
+        given = list(listeners)
+        if not given:
+            raise ValueError("listeners= is empty")
+        own: KeepaliveArg = None
+    else:
+        if host is None and port is None:
+            raise ValueError("give host and port, an address, or listeners=")
+        address = parse_address(host) if port is None and host is not None else _host_and_port(host, port)
+        own = None if isinstance(address, TcpAddress) else keepalive
+        given = [Listener(address, keepalive=own, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
+    explicit = keepalive is not None
+    default: KeepaliveArg = keepalive if explicit else getattr(protocol, "keepalive", None)
+    as_policy(default)  # a mistake shows here, not when the server starts
+
+    async def make() -> Server:
+        for listener in given:
+            listener.default_to(default, explicit=explicit)
+        server = Server(
+            given,
+            protocol,  # type: ignore[arg-type]
+            handler=None if protocol is not None else handler,  # type: ignore[arg-type]
+            close_timeout=close_timeout,
+        )
+        await server.start_serving()
+        return server
+
+    return Pending(make)
+
+
+def _host_and_port(host: str | os.PathLike[str] | None, port: int | str | None) -> TcpAddress:
+    return tcp_address(None if host is None else os.fspath(host), port)
+
+
+async def create_server(
+    protocol_factory: ProtocolFactory,
+    host: str | Sequence[str] | None = None,
+    port: int | str | None = None,
+    *,
+    keepalive: KeepaliveArg = None,
+    sock: socket_module.socket | None = None,
+    backlog: int = 100,
+    ssl: ssl_module.SSLContext | None = None,
+    reuse_address: bool | None = None,
+    reuse_port: bool | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+) -> Server:
+    """asyncio's `loop.create_server` with a policy.
+
+    Without `keepalive`, the factory's own `keepalive` attribute counts, so pass the protocol class itself where you
+    can: from another factory's protocols it is only known when they are made, and each socket is then set by itself.
+    A protocol that is no `KeepaliveProtocol` gets sockets with the policy, and hears of death as on the bare loop; its
+    connections are not in `connections`. Raises OSError, `PolicyError`, `AddressError`, ValueError as asyncio does.
+    """
+    options: dict[str, Any] = {
+        "keepalive": keepalive,
+        "ssl": ssl,
+        "backlog": backlog,
+        "reuse_address": reuse_address,
+        "reuse_port": reuse_port,
+        "ssl_handshake_timeout": ssl_handshake_timeout,
+        "ssl_shutdown_timeout": ssl_shutdown_timeout,
+    }
+    if (sock is None) == (host is None and port is None):
+        raise ValueError("give either host and port, or sock")
+    if sock is not None:
+        listeners = [Listener(sock, **options)]
+    else:
+        hosts: Sequence[str | None] = [host] if host is None or isinstance(host, str) else host
+        listeners = [Listener(tcp_address(each, port or 0), **options) for each in hosts]
+    source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
+    if keepalive is None:
+        for listener in listeners:
+            listener.default_to(source, explicit=False)
+    server = Server(listeners, protocol_factory)
+    if start_serving:
+        await server.start_serving()
+    else:
+        try:
+            for listener in listeners:
+                await listener.bind()
+        except BaseException:
+            server.close()
+            raise
+    return server
+
+
+async def start_server(
+    client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
+    host: str | Sequence[str] | None = None,
+    port: int | str | None = None,
+    *,
+    limit: int = 65536,
+    **kwargs: Any,
+) -> Server:
+    """asyncio's `start_server` with a policy: takes what `create_server` takes, `keepalive=` with it.
+
+    A dead peer is raised by the reader and the writer as `DeadPeerError`.
+    """
+    loop = asyncio.get_running_loop()
+
+    def factory() -> StreamsProtocol:
+        return StreamsProtocol(asyncio.StreamReader(limit=limit, loop=loop), client_connected_cb, loop=loop)
+
+    return await create_server(factory, host, port, **kwargs)

@@ -1,0 +1,79 @@
+"""Let one end of a loopback connection play dead.
+
+Rules kept here: the peer is a real one whose kernel really drops what arrives (a socket filter that accepts nothing,
+socket(7): SO_ATTACH_FILTER), so that our own kernel's timers decide. Whatever was changed is put back at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ..keepalive import raw_socket
+
+__all__ = ["blackhole", "lacking"]
+
+_SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
+_DROP_ALL: Final = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
+_PROGRAM: Final = struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL))  # struct sock_fprog
+
+
+@contextlib.contextmanager
+def blackhole(*endpoints: Any) -> Iterator[None]:
+    """Within the block, the given ends of connections play dead; afterwards they are back.
+
+    Takes whatever `kaio.apply` takes, of this process; also a listening socket, which then ignores new connections.
+    An end that plays dead hears nothing, answers nothing, and sends no probes of its own. What it had in flight it goes
+    on retransmitting, which its peer's kernel takes for a sign of life: give both ends when that can be.
+
+    Raises PermissionError with the remedy when the kernel forbids it (it takes CAP_NET_ADMIN), OSError where there
+    are no socket filters (Linux has them).
+    """
+    with contextlib.ExitStack() as back:
+        for endpoint in endpoints:
+            sock = raw_socket(endpoint)
+            _attach(sock)
+            back.callback(_detach, sock)
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+                back.callback(_quietly, sock, socket.SO_KEEPALIVE, 1)
+        yield
+
+
+def lacking() -> str | None:
+    """Why `blackhole` cannot work here, in one line; None when it can."""
+    with socket.socket() as probe:
+        try:
+            _attach(probe)
+        except OSError as exc:
+            return str(exc.strerror)
+    return None
+
+
+def _attach(sock: Any) -> None:
+    if not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOTSUP, f"blackhole needs Linux's socket filters; {sys.platform} has none")
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM)
+    except PermissionError:
+        raise PermissionError(
+            errno.EPERM,
+            "blackhole needs CAP_NET_ADMIN for its socket filter: run as root, or inside `unshare -Urn`",
+        ) from None
+
+
+def _detach(sock: Any) -> None:
+    _quietly(sock, _SO_DETACH_FILTER, 0)
+
+
+def _quietly(sock: Any, option: int, value: int) -> None:
+    """Put an option back; the socket may be closed by now, and that is as good."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, option, value)

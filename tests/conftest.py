@@ -1,0 +1,180 @@
+"""What all tests share: both event loops, ends of connections, and privileges that must not be missing in CI."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import trustme
+import uvloop
+
+import kaio
+from kaio.testing import lacking
+
+CI = bool(os.environ.get("CI"))
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every asynchronous test runs on every loop."""
+    if inspect.iscoroutinefunction(metafunc.function):
+        metafunc.parametrize("loop_name", LOOPS, indirect=True)
+        metafunc.fixturenames.append("loop_name")
+
+
+@pytest.fixture
+def loop_name(request: pytest.FixtureRequest) -> str:
+    """The loop that an asynchronous test runs on."""
+    return str(request.param)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an asynchronous test; whatever its loop's exception handler is told fails it."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    names = inspect.signature(test).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    complaints: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with asyncio.timeout(60):
+            await test(**arguments)
+
+    with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.funcargs["loop_name"]]) as runner:
+        runner.run(run())
+    if complaints and not pyfuncitem.get_closest_marker("complains"):
+        raise AssertionError(f"the loop's exception handler was told: {complaints}")
+    return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: they wait side by side while the others work."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """In CI a test that is skipped for want of something is a failure."""
+    report: Any = yield
+    if CI and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("may_skip"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _no_policy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("KAIO_KEEPALIVE", "KEEPALIVE", "KEEPIDLE", "KEEPINTVL", "KEEPCNT"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def _filters() -> str | None:
+    return lacking()
+
+
+@pytest.fixture
+def dead_peers(_filters: str | None) -> None:
+    """The test lets peers play dead."""
+    if _filters is not None:
+        pytest.skip(_filters)
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A certificate authority for the tests' TLS."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A TLS context for servers at localhost."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A TLS context for clients that trust it."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+class Recorder(kaio.KeepaliveProtocol):
+    """A protocol that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.made = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.get_running_loop().create_future()
+        self.lost_at = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport: kaio.KeepaliveTransport = transport
+        self.events.append(("made", transport))
+        self.made.set_result(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.events.append(("data", data))
+
+    def eof_received(self) -> bool:
+        self.events.append(("eof", None))
+        return self.transport.get_extra_info("sslcontext") is None
+
+    def peer_dead(self, error: kaio.DeadPeerError) -> None:
+        self.events.append(("dead", error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost_at = asyncio.get_running_loop().time()
+        self.events.append(("lost", exc))
+        self.lost.set_result(exc)
+
+    @property
+    def names(self) -> list[str]:
+        """The callbacks that came, without their arguments."""
+        return [name for name, _ in self.events]
+
+
+def reset(sock: Any) -> None:
+    """Let closing this socket send a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def echo(connection: kaio.Connection) -> None:
+    """A handler that sends back what comes."""
+    async for data in connection:
+        await connection.send(data)
+
+
+async def until(condition: Callable[[], object], *, within: float = 5.0) -> None:
+    """Wait for a condition that no event announces."""
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def with_loop(main: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """For scripts: run a coroutine function on a new asyncio loop."""
+
+    @functools.wraps(main)
+    def run(*args: Any) -> Any:
+        return asyncio.run(main(*args))  # type: ignore[arg-type]
+
+    return run
