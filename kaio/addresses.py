@@ -5,6 +5,7 @@ Rules kept here: text only, nothing is looked up. What cannot be an address is a
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import Final, NamedTuple, TypeAlias
@@ -14,8 +15,7 @@ from .errors import AddressError
 __all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address", "tcp_address"]
 
 _PORT = re.compile(r"[0-9]{1,5}")
-_HOST = re.compile(r"[^\s\[\]/@#?:]+")
-_IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^\s\[\]]+)?")
+_HOST = re.compile(r"[^\s\0\[\]/@#?:]+")
 _MAX_UNIX: Final = 107  # sun_path has 108 bytes, the last of them NUL (unix(7))
 
 
@@ -49,20 +49,22 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     path of a Unix socket. Raises `AddressError`.
     """
     if isinstance(text, os.PathLike):
-        return _unix(os.fspath(text), text)
+        return _unix(os.fsdecode(text), text)
     if not isinstance(text, str):
         raise AddressError(text, "must be a string such as '127.0.0.1:9000', '[::1]:9000' or 'unix:/run/app.sock'")
     if text.startswith("unix:"):
         return _unix(text.removeprefix("unix:"), text)
     host, colon, port = text.rpartition(":")
-    if not colon:
+    if not colon or text.endswith("]"):
         raise AddressError(text, "has no port; write host:port, such as '127.0.0.1:9000'")
     if host.startswith("[") or host.endswith("]"):
         if not (host.startswith("[") and host.endswith("]")):
             raise AddressError(text, "has a bracket without its twin; write '[::1]:9000'")
         host = host[1:-1]
-        if not _IPV6.fullmatch(host):
-            raise AddressError(text, f"{host!r} in brackets is not an IPv6 address")
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise AddressError(text, f"{host!r} in brackets is not an IPv6 address") from None
     elif ":" in host:
         raise AddressError(text, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
     elif host and host != "*" and not _HOST.fullmatch(host):
@@ -76,7 +78,9 @@ def tcp_address(host: str | None, port: object) -> TcpAddress:
         raise AddressError(host, "the host must be a string or None")
     if isinstance(port, bool) or not isinstance(port, (int, str)):
         raise AddressError(port, "the port must be a whole number from 0 to 65535")
-    return TcpAddress(host or None, _port(str(port), port))
+    if host and ("\0" in host or "[" in host):
+        raise AddressError(host, "cannot be the name of a host; an IPv6 address here has no brackets")
+    return TcpAddress(None if host in (None, "", "*") else host, _port(str(port), port))
 
 
 def _port(text: str, whole: object) -> int:
@@ -90,6 +94,10 @@ def _unix(path: str, whole: object) -> UnixAddress:
         raise AddressError(whole, "the path is empty; write 'unix:/run/app.sock'")
     if "\0" in path:
         raise AddressError(whole, "the path has a NUL character")
-    if len(os.fsencode(path)) > _MAX_UNIX:
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError as exc:
+        raise AddressError(whole, f"the path cannot be encoded: {exc.reason}") from None
+    if size > _MAX_UNIX:
         raise AddressError(whole, f"the path is longer than {_MAX_UNIX} bytes")
     return UnixAddress(path)

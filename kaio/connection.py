@@ -354,9 +354,10 @@ class Connection(SocketStream):
         """
         protocol = self._protocol
         protocol.closing()
-        self._transport.close()
         if protocol._lost:
             return
+        if not self._transport.is_closing():  # asyncio's TLS transport cannot be aborted once it was closed twice
+            self._transport.close()
         try:
             async with asyncio.timeout(timeout):
                 await protocol.lost()

@@ -15,6 +15,7 @@ own deadline.
 from __future__ import annotations
 
 import enum
+import math
 from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError
@@ -99,7 +100,8 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     cause: Cause
     """Which of the kernel's clocks ran out."""
     silence: float
-    """Seconds since the last segment was heard from the peer; while connecting, since the attempt began."""
+    """Seconds since the last segment was heard from the peer; while connecting, since the attempt began; NaN where the
+    platform does not tell."""
     peername: Any
     """The peer's address as the transport gives it, or None."""
     policy: Keepalive | None
@@ -118,7 +120,8 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         info: TcpInfo | None = None,
     ) -> None:
         where = "peer" if peername is None else f"peer {format_address(peername)}"
-        super().__init__(errno, f"{where} is dead ({cause.value}): silent for {silence:.1f} s")
+        since = "" if math.isnan(silence) else f": silent for {silence:.1f} s"
+        super().__init__(errno, f"{where} is dead ({cause.value}){since}")
         self.cause = cause
         self.silence = silence
         self.peername = peername

@@ -38,7 +38,7 @@ def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState
     policy = as_policy(keepalive)
     sock = raw_socket(sock_or_transport)
     before = _read(sock)
-    wanted = _wanted(policy)
+    wanted = _wanted(policy, sock)
     lacking = platform.missing(wanted)
     if lacking:
         raise KeepaliveError(
@@ -104,7 +104,10 @@ def raw_socket(obj: Any) -> SocketLike:
     if isinstance(obj, TypedAttributeProvider):
         found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
     elif hasattr(obj, "get_extra_info"):
-        found = obj.get_extra_info("socket")
+        try:
+            found = obj.get_extra_info("socket")
+        except AttributeError:  # asyncio's TLS transport once it was closed twice
+            raise KeepaliveError(errno.EBADF, "the socket is closed") from None
     elif hasattr(obj, "getsockopt") and hasattr(obj, "fileno"):
         found = obj  # asyncio's TransportSocket, uvloop's PseudoSocket
     else:
@@ -116,14 +119,17 @@ def raw_socket(obj: Any) -> SocketLike:
     return found  # type: ignore[no-any-return]
 
 
-def _wanted(policy: Keepalive) -> SocketState:
+def _wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
     """The values that make up a policy."""
     if not policy.enabled:
         return SocketState(enabled=False)
     if policy.idle is None or policy.interval is None or policy.count is None:
         # A fresh socket has the system's values of now. Those are set too: a socket may have others from before.
-        with socket.socket() as fresh:
-            system = platform.read(fresh)
+        try:
+            with socket.socket(sock.family) as fresh:
+                system = platform.read(fresh)
+        except OSError as exc:
+            raise KeepaliveError(exc.errno, f"the system's values cannot be read: {exc.strerror}") from exc
         policy = policy.filled(idle=system.idle, interval=system.interval, count=system.count)
     return SocketState(
         enabled=True,
@@ -167,6 +173,11 @@ def _put_back(sock: SocketLike, before: SocketState) -> None:
     try:
         platform.write(sock, before)
     except OSError as exc:
+        try:
+            if platform.read(sock) == before:
+                return
+        except OSError:
+            pass
         logger.warning("%s could not be given back what it had (%s): %s", _describe(sock), before, exc.strerror)
 
 

@@ -241,7 +241,8 @@ class Listener:
     def _bind_all(self, wanted: Collection[tuple[int, Any]], port: int) -> None:
         for family, where in wanted:
             try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
+                # With its protocol said: asyncio sets TCP_NODELAY only where it is.
+                sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             except OSError:
                 continue  # a family that getaddrinfo knows and the system does not
             self._sockets.append(sock)

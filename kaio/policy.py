@@ -100,7 +100,8 @@ class Keepalive:
     _: dataclasses.KW_ONLY
     user_timeout: float | Auto | None = AUTO
     """Seconds that sent data may go unacknowledged, up to 2147483.647. AUTO (the default): the detection time. None:
-    for as long as the kernel retransmits (tcp_retries2, about 15 minutes)."""
+    for as long as the kernel retransmits (tcp_retries2, about 15 minutes). With stalled="drop" the kernel enforces it,
+    and is late by up to one retransmission timeout where a router answers with ICMP unreachable (RFC 6069)."""
     stalled: Stalled = "keep"
     """What becomes of a peer that is alive but takes no data for the user timeout: "keep" (the default) or "drop"."""
     enabled: bool = dataclasses.field(default=True, init=False)
@@ -120,6 +121,13 @@ class Keepalive:
         if self.stalled not in ("keep", "drop"):
             raise PolicyError("stalled", self.stalled, "must be 'keep' or 'drop'")
         self._check_one_lost_probe()
+        longest = self.detection_time
+        if self.stalled == "drop" and self.user_timeout is AUTO and longest and longest * 1000 > MAX_USER_TIMEOUT_MS:
+            raise PolicyError(
+                "user_timeout",
+                AUTO,
+                f"is the detection time, {longest:g} s, and must be at most {MAX_USER_TIMEOUT_MS / 1000} s",
+            )
 
     def _check_one_lost_probe(self) -> None:
         if not isinstance(self.user_timeout, (int, float)) or self.count == 1:
@@ -194,7 +202,7 @@ class Keepalive:
         """The best policy for finding dead peers: its detection time is at most `within` seconds (2 or more).
 
         A third of the time is silence, then four probes follow; below 5 s there are fewer probes. Of a fraction of a
-        second the whole seconds count. Beyond 98301 s the kernel's limits make the detection time shorter than asked.
+        second the whole seconds count. Beyond 98299 s the kernel's limits make the detection time shorter than asked.
         """
         whole = math.floor(_number("within", within))
         if whole < 2:
@@ -202,7 +210,7 @@ class Keepalive:
         whole = min(whole, 3 * MAX_SECONDS)
         count = min(4, whole - 1)
         interval = max(1, whole // 6)
-        return cls(whole - interval * count, interval, count)
+        return cls(min(whole - interval * count, MAX_SECONDS), interval, count)
 
     @classmethod
     def hold(cls, against: float) -> Keepalive:
@@ -341,11 +349,13 @@ def _number(field: str, value: object) -> float:
     """A finite number above 0 that is not a boolean."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PolicyError(field, value, "must be a number of seconds")
-    if not math.isfinite(value):
+    # int() and float() rid subclasses (numpy's, IntEnum) of their own repr; an int may be too large for a float.
+    number = float(value) if isinstance(value, float) else int(value)
+    if isinstance(number, float) and not math.isfinite(number):
         raise PolicyError(field, value, "must be finite")
-    if value <= 0:
+    if number <= 0:
         raise PolicyError(field, value, "must be above 0")
-    return value
+    return number
 
 
 def _whole_seconds(field: str, value: object) -> int | None:
@@ -412,7 +422,7 @@ def _parse_named(cls: type[Keepalive], word: str, text: str) -> Keepalive:
     given: dict[str, str] = {}
     for item in word.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not value:
+        if not equals or not name or not value:
             raise PolicyError("keepalive", text, f"{item.strip()!r} must be of the form name=value")
         if name in given:
             raise PolicyError(name, value, f"stands twice in {text!r}")

@@ -137,7 +137,7 @@ class Server:
         for task in list(self._tasks):
             task.cancel()
         for connection in self.connections:
-            if isinstance(connection, KeepaliveTransport):
+            if isinstance(connection, KeepaliveTransport) and not connection.is_closing():
                 connection.close()
 
     def abort_clients(self) -> None:

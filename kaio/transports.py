@@ -129,8 +129,11 @@ class KeepaliveTransport(asyncio.Transport):
         self._policy = policy
 
     def health(self) -> Health:
-        """How the peer is now, by a sample of the kernel's TCP_INFO. Raises `KeepaliveError`."""
-        return judge(tcp_info(self._inner))
+        """How the peer is now, by a sample of the kernel's TCP_INFO; after its death, how it was then.
+
+        Raises `KeepaliveError` when the connection is not TCP, or has ended in another way.
+        """
+        return judge(self._sample if self._sample is not None else tcp_info(self._inner))
 
     def __repr__(self) -> str:
         try:
@@ -149,11 +152,11 @@ class KeepaliveTransport(asyncio.Transport):
         only the look-up comes early enough.
         """
         inner = self._inner
-        if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
-            return
         try:
+            if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
+                return
             sample = tcp_info(inner)
-        except (KeepaliveError, TypeError):
+        except (KeepaliveError, AttributeError):  # AttributeError: asyncio's TLS transport once it was closed twice
             return
         if judge(sample).state is State.DEAD:
             self._sample = sample
@@ -168,12 +171,12 @@ class KeepaliveTransport(asyncio.Transport):
         number = exc.errno if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else None
         if number is None or number not in DEATHS:
             return exc
-        sample = self._sample
-        if sample is None:
+        if self._sample is None:
             try:
-                sample = tcp_info(self._inner)
-            except KeepaliveError:
-                sample = None
+                self._sample = tcp_info(self._inner)
+            except (KeepaliveError, AttributeError):
+                pass
+        sample = self._sample
         silence = None if sample is None else sample.silence
         error = DeadPeerError(
             cause_of_death(number, sample),

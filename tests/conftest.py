@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import os
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -30,8 +29,9 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every asynchronous test runs on every loop."""
     if inspect.iscoroutinefunction(metafunc.function):
+        if "loop_name" not in metafunc.fixturenames:
+            metafunc.fixturenames.append("loop_name")
         metafunc.parametrize("loop_name", LOOPS, indirect=True)
-        metafunc.fixturenames.append("loop_name")
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(45):
             await test(**arguments)
 
-    with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.funcargs["loop_name"]]) as runner:
+    with asyncio.Runner(loop_factory=LOOPS[str(pyfuncitem.callspec.params["loop_name"])]) as runner:
         runner.run(run())
     if complaints and not pyfuncitem.get_closest_marker("complains"):
         raise AssertionError(f"the loop's exception handler was told: {complaints}")
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """In CI a test that is skipped for want of something is a failure."""
     report: Any = yield
     if CI and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("may_skip"):
@@ -134,9 +134,8 @@ class Recorder(kaio.KeepaliveProtocol):
     def data_received(self, data: bytes) -> None:
         self.events.append(("data", data))
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> None:
         self.events.append(("eof", None))
-        return self.transport.get_extra_info("sslcontext") is None
 
     def peer_dead(self, error: kaio.DeadPeerError) -> None:
         self.events.append(("dead", error))
@@ -168,13 +167,3 @@ async def until(condition: Callable[[], object], *, within: float = 5.0) -> None
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
-
-
-def with_loop(main: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """For scripts: run a coroutine function on a new asyncio loop."""
-
-    @functools.wraps(main)
-    def run(*args: Any) -> Any:
-        return asyncio.run(main(*args))  # type: ignore[arg-type]
-
-    return run

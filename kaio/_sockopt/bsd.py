@@ -8,6 +8,7 @@ milliseconds. Only FreeBSD (from 14 on) has something like a user timeout.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import socket
 import struct
 import sys
@@ -80,8 +81,17 @@ def read(sock: SocketLike) -> SocketState:
         idle=None if idle is None else idle / _HERE.unit,
         interval=None if interval is None else interval / _HERE.unit,
         count=_read(sock, _HERE.count),
-        user_timeout=_read(sock, _HERE.user_timeout) or None,
+        user_timeout=_user_timeout(sock),
     )
+
+
+def _user_timeout(sock: SocketLike) -> float | None:
+    try:
+        return _read(sock, _HERE.user_timeout) or None
+    except OSError as exc:
+        if exc.errno == errno.ENOPROTOOPT:  # FreeBSD before 14
+            return None
+        raise
 
 
 def _read(sock: SocketLike, option: int | None) -> int | None:
@@ -95,7 +105,7 @@ def write(sock: SocketLike, wanted: SocketState) -> None:
         set_option(sock, "interval", _TCP, _HERE.interval, int(wanted.interval * _HERE.unit))
     if wanted.count is not None and _HERE.count is not None:
         set_option(sock, "count", _TCP, _HERE.count, wanted.count)
-    if _HERE.user_timeout is not None:
+    if _HERE.user_timeout is not None and (wanted.user_timeout is not None or _user_timeout(sock) is not None):
         set_option(sock, "user_timeout", _TCP, _HERE.user_timeout, seconds_up(wanted.user_timeout))
     set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
 
@@ -118,7 +128,7 @@ def tcp_info(sock: SocketLike) -> TcpInfo:
     rtt, rttvar = struct.unpack_from("=2I", data, 68)
     (snd_cwnd,) = struct.unpack_from("=I", data, 80)
     return TcpInfo(
-        state=LINUX_STATE[data[0]],
+        state=LINUX_STATE.get(data[0], data[0]),
         rto=rto / 1_000_000,
         last_data_recv=last_data_recv / 1_000_000,
         rtt=rtt / 1_000_000,

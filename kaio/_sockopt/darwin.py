@@ -70,7 +70,7 @@ def tcp_info(sock: SocketLike) -> TcpInfo:
     data = sock.getsockopt(_TCP, _TCP_CONNECTION_INFO, 256)
     words = struct.unpack_from("=12I", data, 4)
     return TcpInfo(
-        state=LINUX_STATE[data[0]],
+        state=LINUX_STATE.get(data[0], data[0]),
         rto=words[2] / 1000,
         snd_cwnd=words[5],
         snd_wnd=words[6],

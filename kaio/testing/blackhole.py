@@ -74,6 +74,6 @@ def _detach(sock: Any) -> None:
 
 
 def _quietly(sock: Any, option: int, value: int) -> None:
-    """Put an option back; the socket may be closed by now, and that is as good."""
-    with contextlib.suppress(OSError):
+    """Put an option back; the socket may be closed by now (uvloop: ValueError), and that is as good."""
+    with contextlib.suppress(OSError, ValueError):
         sock.setsockopt(socket.SOL_SOCKET, option, value)

@@ -1,0 +1,37 @@
+# Two commands do everything: `make demo` and `make test`. PYTHON=python3.13 makes and uses another environment.
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint system clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m kaio demo
+
+test: system lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check kaio tests examples
+	$(BIN)/ruff format --check kaio tests examples
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes kaio
+
+# What the tests need besides Python: nftables, strace and the like.
+system:
+	scripts/install-system-packages
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cli]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cli,dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

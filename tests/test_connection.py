@@ -1,0 +1,349 @@
+"""Streams: no byte lost, backpressure, bounded closing, anyio's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSAttribute
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kaio
+from kaio.connection import StreamProtocol
+
+from .conftest import echo, reset, until
+
+
+@contextlib.asynccontextmanager
+async def pair(**kwargs: Any) -> AsyncIterator[tuple[kaio.Connection, kaio.Connection]]:
+    """A client's connection and the server's end of it."""
+    accepted: asyncio.Future[kaio.Connection] = asyncio.get_running_loop().create_future()
+
+    async def handler(connection: kaio.Connection) -> None:
+        accepted.set_result(connection)
+        await asyncio.Event().wait()
+
+    server_tls, client_tls = kwargs.pop("server_tls", None), kwargs.pop("client_tls", None)
+    async with (
+        kaio.serve(handler, "127.0.0.1", 0, ssl=server_tls, close_timeout=0.2) as server,
+        kaio.connect("127.0.0.1", server.listeners[0].address[1], ssl=client_tls) as client,  # type: ignore[misc]
+    ):
+        yield client, await accepted
+
+
+async def test_is_a_socket_stream_of_anyio() -> None:
+    """What is sent arrives, in both directions, to anyio's interface."""
+    async with pair() as (client, server):
+        assert isinstance(client, SocketStream)
+        await client.send(b"ping")
+        assert await server.receive() == b"ping"
+        await server.send(memoryview(b"pong"))  # type: ignore[arg-type]
+        assert await client.receive(2) == b"po"
+        assert await client.receive(1) == b"n"
+        assert await client.receive() == b"g"
+        await client.send(b"")
+
+
+async def test_end_of_stream_and_half_close() -> None:
+    """send_eof ends the peer's async for, and the other half goes on."""
+    async with pair() as (client, server):
+        await client.send(b"a")
+        await client.send(b"b")
+        await client.send_eof()
+        await client.send_eof()
+        with pytest.raises(anyio.ClosedResourceError):
+            await client.send(b"more")
+        assert b"".join([data async for data in server]) == b"ab"
+        with pytest.raises(anyio.EndOfStream):
+            await server.receive()
+        await server.send(b"still here")
+        assert await client.receive() == b"still here"
+
+
+async def test_tls_streams_carry_data_and_tell_of_it(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    """TLS by asyncio's arguments; no half close; anyio's TLS attributes; a large transfer."""
+    async with pair(server_tls=server_tls, client_tls=client_tls) as (client, server):
+        assert client.extra(TLSAttribute.tls_version) in ("TLSv1.2", "TLSv1.3")
+        assert server.extra(TLSAttribute.server_side)
+        with pytest.raises(NotImplementedError):
+            await client.send_eof()
+        blob = random.randbytes(3_000_000)
+        sending = asyncio.create_task(client.send(blob))
+        assert await server.receive_exactly(len(blob)) == blob
+        await sending
+        await client.aclose()
+        with pytest.raises(anyio.EndOfStream):
+            await server.receive()
+
+
+async def test_typed_attributes_are_the_sockets() -> None:
+    """family, addresses, ports and the raw socket."""
+    async with pair() as (client, server):
+        assert client.extra(SocketAttribute.family) == socket.AF_INET
+        assert client.extra(SocketAttribute.remote_port) == server.extra(SocketAttribute.local_port)
+        assert client.extra(SocketAttribute.local_address) == server.extra(SocketAttribute.remote_address)
+        assert client.extra(SocketAttribute.raw_socket).fileno() > 0
+        assert kaio.inspect(client).enabled
+
+
+async def test_two_tasks_in_one_method_are_busy() -> None:
+    """The second receiver, and the second sender that would wait, get BusyResourceError; the first goes on."""
+    async with pair() as (client, server):
+        first = asyncio.create_task(client.receive())
+        await asyncio.sleep(0)
+        for method in (client.receive(), client.receive_exactly(1), client.receive_until(b"\n", 9)):
+            with pytest.raises(anyio.BusyResourceError):
+                await method
+        await server.send(b"x")
+        assert await first == b"x"
+
+        big = bytes(20_000_000)
+        sending = asyncio.create_task(client.send(big))
+        await asyncio.sleep(0)
+        with pytest.raises(anyio.BusyResourceError):
+            await client.send(b"y")
+        assert await server.receive_exactly(len(big)) == big
+        await sending
+
+
+async def test_a_slow_reader_holds_the_sender_back() -> None:
+    """Backpressure both ways: neither end keeps more than its buffers while the reader does not read."""
+    async with pair() as (client, server):
+        sent = 0
+
+        async def flood() -> None:
+            nonlocal sent
+            while True:
+                await client.send(bytes(100_000))
+                sent += 100_000
+
+        flooding = asyncio.create_task(flood())
+        await until(lambda: server._protocol._reading_paused)
+        await until(lambda: client._protocol._writing_paused)
+        await asyncio.sleep(0.1)
+        before = sent
+        await asyncio.sleep(0.1)
+        assert sent == before
+        assert server._protocol._size < 1_000_000
+        received = 0
+        while received < before + 1_000_000:
+            received += len(await server.receive())
+        assert sent > before
+        flooding.cancel()
+        client.abort()
+
+
+async def test_cancellation_loses_no_byte() -> None:
+    """Receiving is cancelled again and again while bytes come, in every method; all of them arrive, in order."""
+    async with pair() as (client, server):
+        whole = b"".join(b"%06d\n" % number for number in range(20_000))
+        chance = random.Random(1)
+
+        async def send() -> None:
+            position = 0
+            while position < len(whole):
+                size = chance.randrange(1, 4000)
+                await client.send(whole[position : position + size])
+                position += size
+                await asyncio.sleep(0)
+            await client.send_eof()
+
+        sending = asyncio.create_task(send())
+        got = bytearray()
+        while len(got) < len(whole):
+            method = chance.choice(["receive", "exactly", "until"])
+            wanted = chance.randrange(1, 50)
+            call: Any
+            if method == "receive":
+                call = server.receive(wanted)
+            elif method == "exactly":
+                call = server.receive_exactly(min(wanted, len(whole) - len(got)))
+            else:
+                call = server.receive_until(b"\n", 1000)
+            task = asyncio.ensure_future(call)
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+            if chance.random() < 0.5:
+                task.cancel()
+            try:
+                data = await task
+            except asyncio.CancelledError:
+                continue
+            got += data + (b"\n" if method == "until" else b"")
+        assert bytes(got) == whole
+        await sending
+
+
+async def test_cancellation_by_anyio_scopes_works() -> None:
+    """anyio's move_on_after ends a receive, and the connection is as it was."""
+    async with pair() as (client, server):
+        with anyio.move_on_after(0.02) as scope:
+            await client.receive()
+        assert scope.cancelled_caught
+        await server.send(b"later")
+        assert await client.receive() == b"later"
+
+
+async def test_receive_exactly_and_until_keep_what_they_cannot_give() -> None:
+    """IncompleteRead and DelimiterNotFound leave the bytes to be received."""
+    async with pair() as (client, server):
+        await client.send(b"12345")
+        with pytest.raises(anyio.DelimiterNotFound):
+            await server.receive_until(b"\n", 3)
+        assert await server.receive_exactly(0) == b""
+        await client.send_eof()
+        with pytest.raises(anyio.IncompleteRead):
+            await server.receive_exactly(6)
+        with pytest.raises(anyio.IncompleteRead):
+            await server.receive_until(b"\n", 100)
+        assert await server.receive_exactly(5) == b"12345"
+
+
+async def test_a_reset_is_a_reset() -> None:
+    """ConnectionResetError, anyio's BrokenResourceError, and no dead peer; what came before is delivered first."""
+    async with pair() as (client, server):
+        await server.send(b"last")
+        await until(lambda: client._protocol._size)
+        reset(server.extra(SocketAttribute.raw_socket))
+        server.abort()
+        await until(lambda: client._protocol._lost)
+        assert await client.receive() == b"last"
+        for method in (client.receive(), client.send(b"x")):
+            with pytest.raises(ConnectionResetError) as caught:
+                await method
+            assert isinstance(caught.value, anyio.BrokenResourceError)
+            assert not isinstance(caught.value, kaio.DeadPeerError)
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+async def test_closing_tells_whoever_waits() -> None:
+    """aclose wakes a receiver and a sender with ClosedResourceError, and everything after it raises that."""
+    async with pair() as (client, server):
+        receiving = asyncio.create_task(client.receive())
+        sending = asyncio.create_task(client.send(bytes(50_000_000)))
+        await asyncio.sleep(0.05)
+        await client.aclose(timeout=0.05)
+        for task in (receiving, sending):
+            with pytest.raises(anyio.ClosedResourceError):
+                await task
+        for method in (client.receive(), client.send(b"x"), client.send_eof(), client.receive_exactly(1)):
+            with pytest.raises(anyio.ClosedResourceError):
+                await method
+        await client.aclose()
+        with pytest.raises(kaio.KeepaliveError):
+            client.health()
+        assert "closed" in repr(client)
+        del server
+
+
+async def test_closing_lets_what_was_sent_leave() -> None:
+    """A slow reader gets all of it when the closer gives it time."""
+    async with pair() as (client, server):
+        blob = random.randbytes(2_000_000)
+        sending = asyncio.create_task(client.send(blob))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(client.aclose(timeout=5))
+        got = bytearray()
+        with contextlib.suppress(anyio.EndOfStream):
+            while True:
+                got += await server.receive()
+        assert bytes(got) == blob
+        await closing
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_closing_that_is_cancelled_aborts() -> None:
+    """Cancelling aclose ends the connection at once, and stays a cancellation."""
+    async with pair() as (client, server):
+        sending = asyncio.create_task(client.send(bytes(50_000_000)))
+        await asyncio.sleep(0.02)
+        closing = asyncio.create_task(client.aclose(timeout=None))
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await until(lambda: client._protocol._lost)
+        await asyncio.gather(sending, return_exceptions=True)
+        del server
+
+
+async def test_arguments_are_checked_before_anything_happens() -> None:
+    """Negative and zero sizes, empty delimiters."""
+    async with pair() as (client, _):
+        for method in (client.receive(0), client.receive_exactly(-1), client.receive_until(b"", 5)):
+            with pytest.raises(ValueError, match="must"):
+                await method
+
+
+async def test_policy_changes_on_the_live_connection() -> None:
+    """Setting keepalive is seen by the kernel; a mistake changes nothing."""
+    async with pair() as (client, _):
+        client.keepalive = "5s:2s:3"
+        assert client.keepalive == kaio.Keepalive(5, 2, 3)
+        assert (kaio.inspect(client).idle, kaio.inspect(client).count) == (5, 3)
+        with pytest.raises(kaio.PolicyError):
+            client.keepalive = "5s"
+        assert kaio.inspect(client).idle == 5
+        client.keepalive = False
+        assert not kaio.inspect(client).enabled
+
+
+async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: Any) -> None:
+    """IPv4, IPv6, Unix."""
+    path = f"unix:{tmp_path}/echo.sock"
+    listeners = [kaio.Listener("127.0.0.1:0"), kaio.Listener("[::1]:0"), kaio.Listener(path)]
+    async with kaio.serve(echo, listeners=listeners) as server:
+        for listener in server.listeners:
+            async with kaio.connect(str(listener.address)) as client:
+                await client.send(b"x" * 100_000)
+                assert await client.receive_exactly(100_000) == b"x" * 100_000
+                assert str(listener.address) in repr(client)
+
+
+class _Transport:
+    """As much of a transport as a buffer needs."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def _buffer(chunks: list[bytes]) -> StreamProtocol:
+    protocol = StreamProtocol()
+    protocol._transport = _Transport()  # type: ignore[assignment]
+    for chunk in chunks:
+        protocol.data_received(chunk)
+    return protocol
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=6).map(lambda b: bytes(x % 3 for x in b)), max_size=8),
+    st.binary(min_size=1, max_size=4).map(lambda b: bytes(x % 3 for x in b)),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+def test_the_buffer_finds_and_takes_as_one_string_would(
+    chunks: list[bytes], delimiter: bytes, taken: int, start: int
+) -> None:
+    """find() and take_exactly() over chunks agree with bytes.find() and slicing."""
+    whole = b"".join(chunks)
+    protocol = _buffer(chunks)
+    taken = min(taken, len(whole))
+    assert protocol.take_exactly(taken) == whole[:taken]
+    rest = whole[taken:]
+    start = min(start, len(rest))
+    expected = rest.find(delimiter, start)
+    found = protocol.find(delimiter, start)
+    assert found == expected
+    assert protocol.take_exactly(len(rest)) == rest
+    assert protocol._size == 0

@@ -1,0 +1,663 @@
+"""Every platform's file, against a socket that writes down what it is told. None of this needs that platform."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import inspect
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+import kaio.keepalive
+from kaio import Keepalive, KeepaliveError, SocketState, TcpInfo, TcpState
+from kaio._sockopt import Platform, bsd, darwin, linux, windows
+
+SOL = socket.SOL_SOCKET
+TCP = 6
+Option = tuple[int, int]  # level, name
+
+
+class Refusal(NamedTuple):
+    """The kernel's answer to a value that it does not take."""
+
+    number: int
+
+
+class FakeSocket:
+    """A TCP socket of any platform: its options are a dict, and all that is set is written down.
+
+    `answers` says what the kernel makes of a certain value: another value, or a `Refusal`.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[Option, int | bytes] | None = None,
+        *,
+        answers: Mapping[tuple[int, int, int], int | Refusal] | None = None,
+        family: int = socket.AF_INET,
+        kind: int = socket.SOCK_STREAM,
+    ) -> None:
+        self.options = dict(options or {})
+        self.answers = dict(answers or {})
+        self.family = family
+        self.type = kind
+        self.calls: list[tuple[int, int, int]] = []
+
+    def fileno(self) -> int:
+        return 7
+
+    def getsockopt(self, level: int, option: int, length: int = 0, /) -> Any:
+        if (level, option) not in self.options:
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        value = self.options[level, option]
+        assert isinstance(value, bytes) == bool(length)
+        return value[:length] if isinstance(value, bytes) else value
+
+    def setsockopt(self, level: int, option: int, value: Any, /) -> None:
+        self.calls.append((level, option, int(value)))
+        answer = self.answers.get((level, option, int(value)), int(value))
+        if isinstance(answer, Refusal):
+            raise OSError(answer.number, os.strerror(answer.number))
+        self.options[level, option] = answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A platform: its file, and the numbers of its options as its own headers have them."""
+
+    name: str
+    module: ModuleType
+    system: str | None = None  # which of bsd's
+    keepalive: Option = (SOL, 0x0008)
+    idle: Option | None = None
+    interval: Option | None = None
+    count: Option | None = None
+    user_timeout: Option | None = None
+    unit: int = 1  # what a second of idle and interval is
+    user_unit: int = 1  # what a second of the user timeout is
+    connect: Option | None = None
+    connect_unit: int = 1
+    info: Option | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+LINUX = Case(
+    "Linux",
+    linux,
+    None,
+    (SOL, 9),
+    (TCP, 4),
+    (TCP, 5),
+    (TCP, 6),
+    (TCP, 18),
+    user_unit=1000,
+    connect=(TCP, 18),
+    connect_unit=1000,
+    info=(TCP, 11),
+)
+DARWIN = Case(
+    "macOS",
+    darwin,
+    idle=(TCP, 0x10),
+    interval=(TCP, 0x101),
+    count=(TCP, 0x102),
+    user_timeout=(TCP, 0x80),
+    connect=(TCP, 0x20),
+    info=(TCP, 0x106),
+)
+WINDOWS = Case(
+    "Windows",
+    windows,
+    idle=(TCP, 3),
+    interval=(TCP, 17),
+    count=(TCP, 16),
+    user_timeout=(TCP, 14),
+    user_unit=1000,
+)
+FREEBSD = Case(
+    "FreeBSD",
+    bsd,
+    "freebsd",
+    idle=(TCP, 256),
+    interval=(TCP, 512),
+    count=(TCP, 1024),
+    user_timeout=(TCP, 68),
+    connect=(TCP, 128),
+    info=(TCP, 32),
+)
+NETBSD = Case(
+    "NetBSD",
+    bsd,
+    "netbsd",
+    idle=(TCP, 3),
+    interval=(TCP, 5),
+    count=(TCP, 6),
+    connect=(TCP, 7),
+    info=(TCP, 9),
+)
+DRAGONFLY = Case(
+    "DragonFly",
+    bsd,
+    "dragonfly",
+    idle=(TCP, 256),
+    interval=(TCP, 512),
+    count=(TCP, 1024),
+    unit=1000,
+    connect=(TCP, 32),
+    connect_unit=1000,
+)
+OPENBSD = Case("OpenBSD", bsd, "openbsd")
+
+CASES = [LINUX, DARWIN, WINDOWS, FREEBSD, NETBSD, DRAGONFLY, OPENBSD]
+WITH_TIMES = [case for case in CASES if case.idle]
+
+Use = Callable[[Case], Platform]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Make a platform the one that kaio runs on, and give its file."""
+
+    def make(case: Case) -> Platform:
+        if case.system is not None:
+            monkeypatch.setattr(bsd, "_HERE", bsd._SYSTEMS[case.system])
+            monkeypatch.setattr(bsd, "NAME", bsd._SYSTEMS[case.system].name)
+        monkeypatch.setattr(kaio.keepalive, "platform", case.module)
+        platform: Platform = case.module
+        return platform
+
+    return make
+
+
+def options_of(
+    case: Case, *, on: bool, idle: int, interval: int, count: int, user_timeout: float = 0
+) -> dict[Option, Any]:
+    """What a kernel of that platform has; times in seconds."""
+    values: dict[Option | None, int] = {
+        case.keepalive: int(on),
+        case.idle: idle * case.unit,
+        case.interval: interval * case.unit,
+        case.count: count,
+        case.user_timeout: int(user_timeout * case.user_unit),
+    }
+    return {option: value for option, value in values.items() if option is not None}
+
+
+# -- the files
+
+
+@pytest.mark.parametrize("module", [linux, darwin, bsd, windows], ids=lambda module: module.__name__)
+def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
+    """What Platform lists, with the names of its parameters, and no other public function."""
+    promised = {
+        name: list(inspect.signature(function).parameters)[1:]
+        for name, function in inspect.getmembers(Platform, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    found = {
+        name: list(inspect.signature(function).parameters)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert found == promised
+    assert set(promised) == {"is_tcp", "missing", "takes", "read", "write", "bound_connect", "tcp_info"}
+
+
+@pytest.mark.parametrize("module", [linux, darwin, bsd, windows], ids=lambda module: module.__name__)
+def test_every_platform_says_its_name_and_whether_children_inherit(module: ModuleType) -> None:
+    """The two values that Platform lists; only Linux promises inheritance."""
+    assert list(Platform.__annotations__) == ["NAME", "INHERITS"]
+    assert isinstance(module.NAME, str)
+    assert module.NAME
+    assert module.INHERITS is (module is linux)
+
+
+def test_every_bsd_is_in_the_table() -> None:
+    """A system that is added gets its row here."""
+    assert {case.system: case.name for case in CASES if case.system} == {
+        key: system.name for key, system in bsd._SYSTEMS.items()
+    }
+
+
+# -- which sockets
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "protocol", "tcp"),
+    [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, True),
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, True),
+        (socket.AF_INET, socket.SOCK_STREAM, 262, True),  # MPTCP
+        (socket.AF_INET, socket.SOCK_STREAM | 0o4000, 6, True),  # SOCK_NONBLOCK shines through on some loops
+        (socket.AF_INET, socket.SOCK_STREAM, 132, False),  # SCTP
+        (socket.AF_INET, socket.SOCK_STREAM, 256, False),  # SMC
+        (socket.AF_INET, socket.SOCK_DGRAM, 17, False),
+        (socket.AF_INET6, socket.SOCK_DGRAM, 17, False),
+        (socket.AF_INET, socket.SOCK_SEQPACKET, 132, False),
+        (socket.AF_INET, socket.SOCK_RAW, 6, False),
+        (socket.AF_UNIX, socket.SOCK_STREAM, 0, False),
+        (40, socket.SOCK_STREAM, 0, False),  # AF_VSOCK
+    ],
+)
+def test_linux_judges_by_family_type_and_protocol(family: int, kind: int, protocol: int, tcp: bool) -> None:
+    """SO_PROTOCOL is asked, because SOCK_STREAM alone says little."""
+    assert linux.is_tcp(FakeSocket({(SOL, 38): protocol}, family=family, kind=kind)) is tcp
+
+
+@pytest.mark.parametrize("case", CASES[1:], ids=repr)
+@pytest.mark.parametrize(
+    ("family", "kind", "tcp"),
+    [
+        (socket.AF_INET, socket.SOCK_STREAM, True),
+        (socket.AF_INET6, socket.SOCK_STREAM, True),
+        (socket.AF_INET, socket.SOCK_DGRAM, False),
+        (socket.AF_INET6, socket.SOCK_DGRAM, False),
+        (socket.AF_UNIX, socket.SOCK_STREAM, False),
+    ],
+)
+def test_other_platforms_judge_by_family_and_type(use: Use, case: Case, family: int, kind: int, tcp: bool) -> None:
+    """There is nothing more to ask."""
+    assert use(case).is_tcp(FakeSocket(family=family, kind=kind)) is tcp
+
+
+# -- writing and reading
+
+ALL = SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=60.25)
+TIMES = SocketState(enabled=True, idle=20, interval=10, count=4)
+
+
+@pytest.mark.parametrize(
+    ("case", "calls"),
+    [
+        (LINUX, [(TCP, 4, 20), (TCP, 5, 10), (TCP, 6, 4), (TCP, 18, 60250), (SOL, 9, 1)]),
+        (DARWIN, [(TCP, 0x10, 20), (TCP, 0x101, 10), (TCP, 0x102, 4), (TCP, 0x80, 61), (SOL, 8, 1)]),
+        (WINDOWS, [(TCP, 3, 20), (TCP, 17, 10), (TCP, 16, 4), (TCP, 14, 60250), (SOL, 8, 1)]),
+        (FREEBSD, [(TCP, 256, 20), (TCP, 512, 10), (TCP, 1024, 4), (TCP, 68, 61), (SOL, 8, 1)]),
+        (NETBSD, [(TCP, 3, 20), (TCP, 5, 10), (TCP, 6, 4), (SOL, 8, 1)]),
+        (DRAGONFLY, [(TCP, 256, 20_000), (TCP, 512, 10_000), (TCP, 1024, 4), (SOL, 8, 1)]),
+        (OPENBSD, [(SOL, 8, 1)]),
+    ],
+    ids=repr,
+)
+def test_write_sets_everything_and_keepalive_last(use: Use, case: Case, calls: list[tuple[int, int, int]]) -> None:
+    """In each platform's own numbers; keepalive starts when its times stand."""
+    sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
+    use(case).write(sock, ALL)
+    assert sock.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("case", "calls"),
+    [
+        (LINUX, [(TCP, 18, 0), (SOL, 9, 0)]),
+        (DARWIN, [(TCP, 0x80, 0), (SOL, 8, 0)]),
+        (WINDOWS, [(SOL, 8, 0)]),  # cannot be lifted there; reading back tells
+        (FREEBSD, [(TCP, 68, 0), (SOL, 8, 0)]),
+        (NETBSD, [(SOL, 8, 0)]),
+        (DRAGONFLY, [(SOL, 8, 0)]),
+        (OPENBSD, [(SOL, 8, 0)]),
+    ],
+    ids=repr,
+)
+def test_write_of_off_lifts_the_user_timeout_and_leaves_the_times(
+    use: Use, case: Case, calls: list[tuple[int, int, int]]
+) -> None:
+    """None leaves a time alone, but means that there is no user timeout."""
+    sock = FakeSocket(options_of(case, on=True, idle=20, interval=10, count=4, user_timeout=60))
+    use(case).write(sock, SocketState(enabled=False))
+    assert sock.calls == calls
+
+
+@pytest.mark.parametrize("field", ["idle", "interval", "count"])
+@pytest.mark.parametrize("case", WITH_TIMES, ids=repr)
+def test_write_sets_only_what_is_given(use: Use, case: Case, field: str) -> None:
+    """Each time goes to its own option."""
+    before = options_of(case, on=False, idle=7200, interval=75, count=9)
+    sock = FakeSocket(before)
+    value = 5
+    given: dict[str, Any] = {field: value}
+    use(case).write(sock, SocketState(enabled=True, **given))
+    unit = 1 if field == "count" else case.unit
+    assert sock.options == {**before, getattr(case, field): value * unit, case.keepalive: 1}
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_read_gives_what_the_kernel_has(use: Use, case: Case) -> None:
+    """In seconds; None for what the platform does not have."""
+    sock = FakeSocket(options_of(case, on=True, idle=20, interval=10, count=4, user_timeout=61))
+    assert use(case).read(sock) == SocketState(
+        enabled=True,
+        idle=20 if case.idle else None,
+        interval=10 if case.interval else None,
+        count=4 if case.count else None,
+        user_timeout=61 if case.user_timeout else None,
+    )
+    assert sock.calls == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_read_gives_no_user_timeout_for_zero(use: Use, case: Case) -> None:
+    """The kernels' 0 is none."""
+    state = use(case).read(FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9)))
+    assert state.user_timeout is None
+    assert state.enabled is False
+
+
+@pytest.mark.parametrize(
+    ("raw", "seconds"), [(0, None), (-1, None), (0xFFFFFFFF, None), (1500, 1.5), (-2, 4294967.294)]
+)
+def test_windows_reads_its_user_timeout_without_a_sign(raw: int, seconds: float | None) -> None:
+    """TCP_MAXRTMS is a ULONG of milliseconds; all ones is the system's own limit."""
+    options = options_of(WINDOWS, on=True, idle=20, interval=10, count=4)
+    assert windows.read(FakeSocket({**options, (TCP, 14): raw})).user_timeout == seconds
+
+
+def test_mptcp_on_linux_has_no_user_timeout_and_is_not_asked_for_one() -> None:
+    """It refuses the option; without one wanted, nothing is wrong."""
+    options = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): 262}
+    del options[TCP, 18]
+    sock = FakeSocket(options)
+    assert linux.read(sock).user_timeout is None
+    linux.write(sock, TIMES)
+    assert (TCP, 18) not in [call[:2] for call in sock.calls]
+    sock.options[SOL, 38] = TCP
+    with pytest.raises(OSError, match=os.strerror(errno.ENOPROTOOPT)):
+        linux.read(sock)
+
+
+@pytest.mark.parametrize(
+    ("case", "lacking"),
+    [
+        (LINUX, []),
+        (DARWIN, []),
+        (WINDOWS, []),
+        (FREEBSD, []),
+        (NETBSD, ["user_timeout"]),
+        (DRAGONFLY, ["user_timeout"]),
+        (OPENBSD, ["idle", "interval", "count", "user_timeout"]),
+    ],
+    ids=repr,
+)
+def test_missing_names_what_cannot_be_set(use: Use, case: Case, lacking: list[str]) -> None:
+    """Only of what is wanted."""
+    platform = use(case)
+    assert platform.missing(ALL) == lacking
+    assert platform.missing(TIMES) == [field for field in lacking if field != "user_timeout"]
+    assert platform.missing(SocketState(enabled=True)) == []
+    assert platform.missing(SocketState(enabled=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("case", "user_timeout"), [(LINUX, 60.25), (WINDOWS, 60.25), (DARWIN, 61), (FREEBSD, 61)], ids=repr
+)
+def test_takes_rounds_up_as_write_does(use: Use, case: Case, user_timeout: float) -> None:
+    """What will be read back is known beforehand."""
+    platform = use(case)
+    assert platform.takes(ALL) == SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=user_timeout)
+    assert platform.takes(TIMES) == TIMES
+    assert platform.takes(SocketState(enabled=False)) == SocketState(enabled=False)
+    sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
+    platform.write(sock, ALL)
+    assert platform.read(sock) == platform.takes(ALL)
+
+
+@pytest.mark.parametrize("field", ["idle", "interval", "count", "enabled"])
+@pytest.mark.parametrize("case", WITH_TIMES, ids=repr)
+def test_write_stops_at_a_refusal_and_names_it(use: Use, case: Case, field: str) -> None:
+    """The error has the kernel's number, the field, the value and the reason."""
+    option = case.keepalive if field == "enabled" else getattr(case, field)
+    refused = (*option, options_of(case, on=True, idle=20, interval=10, count=4)[option])
+    sock = FakeSocket(
+        options_of(case, on=False, idle=7200, interval=75, count=9), answers={refused: Refusal(errno.EPERM)}
+    )
+    value = True if field == "enabled" else refused[2]
+    with pytest.raises(
+        KeepaliveError, match=f"{field}: the kernel refused {value}: {os.strerror(errno.EPERM)}"
+    ) as caught:
+        use(case).write(sock, TIMES)
+    assert caught.value.errno == errno.EPERM
+    assert isinstance(caught.value.__cause__, PermissionError)
+    assert sock.calls[-1] == refused
+
+
+# -- connecting
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("seconds", [8.25, 60, 0.001])
+def test_a_bound_on_connecting_is_rounded_up_to_the_platforms_unit(use: Use, case: Case, seconds: float) -> None:
+    """True where the kernel will keep it, False where it cannot; no other option is touched."""
+    sock = FakeSocket()
+    bounded = use(case).bound_connect(sock, seconds)
+    if case.connect is None:
+        assert not bounded
+        assert sock.calls == []
+    else:
+        whole = seconds * 1000 if case is LINUX else -(-seconds // 1) * case.connect_unit
+        assert bounded
+        assert sock.calls == [(*case.connect, whole)]
+
+
+@pytest.mark.parametrize(
+    ("case", "bounded", "calls"),
+    [
+        (LINUX, True, [(TCP, 18, 0)]),  # the same option as the user timeout, which is lifted again
+        (DARWIN, True, []),
+        (WINDOWS, False, []),
+        (FREEBSD, True, []),
+        (NETBSD, True, []),
+        (DRAGONFLY, True, []),
+        (OPENBSD, False, []),
+    ],
+    ids=repr,
+)
+def test_no_bound_on_connecting(use: Use, case: Case, bounded: bool, calls: list[tuple[int, int, int]]) -> None:
+    """None: no longer bounded, or the system's own patience."""
+    sock = FakeSocket()
+    assert use(case).bound_connect(sock, None) is bounded
+    assert sock.calls == calls
+
+
+# -- TCP_INFO
+
+
+def test_linux_decodes_its_own_struct() -> None:
+    """By TcpInfo.from_bytes."""
+    info = linux.tcp_info(FakeSocket({LINUX.info or (0, 0): b"\x08\0\x02\x03\x04"}))
+    assert info == TcpInfo(state=TcpState.CLOSE_WAIT, retransmits=2, probes=3, backoff=4)
+
+
+# netinet/tcp_fsm.h: 0 to 10
+BSD_STATES = [
+    TcpState.CLOSE,
+    TcpState.LISTEN,
+    TcpState.SYN_SENT,
+    TcpState.SYN_RECV,
+    TcpState.ESTABLISHED,
+    TcpState.CLOSE_WAIT,
+    TcpState.FIN_WAIT1,
+    TcpState.CLOSING,
+    TcpState.LAST_ACK,
+    TcpState.FIN_WAIT2,
+    TcpState.TIME_WAIT,
+]
+
+
+@pytest.mark.parametrize(("number", "state"), list(enumerate(BSD_STATES)))
+def test_macos_tells_in_milliseconds(number: int, state: TcpState) -> None:
+    """struct tcp_connection_info of bsd/netinet/tcp.h."""
+    # options, flags, rto, maxseg, snd_ssthresh, snd_cwnd, snd_wnd, snd_sbbytes, rcv_wnd, rttcur, srtt, rttvar
+    words = (1, 2, 230, 1448, 5, 14480, 65535, 77, 131072, 26, 25, 12)
+    data = struct.pack("=4B12I", number, 6, 6, 0, *words) + bytes(60)
+    assert darwin.tcp_info(FakeSocket({(TCP, 0x106): data})) == TcpInfo(
+        state=state, rto=0.230, rtt=0.025, rttvar=0.012, snd_cwnd=14480, snd_wnd=65535, rcv_wnd=131072
+    )
+
+
+@pytest.mark.parametrize(("number", "state"), list(enumerate(BSD_STATES)))
+@pytest.mark.parametrize("case", [FREEBSD, NETBSD], ids=repr)
+def test_bsds_tell_in_microseconds(use: Use, case: Case, number: int, state: TcpState) -> None:
+    """struct tcp_info of netinet/tcp.h: Linux's places, and a unit and states of its own."""
+    data = bytearray(236)
+    data[0] = number
+    struct.pack_into("=I", data, 8, 230_000)  # tcpi_rto
+    struct.pack_into("=I", data, 52, 1_500_000)  # tcpi_last_data_recv
+    struct.pack_into("=2I", data, 68, 25_000, 12_000)  # tcpi_rtt, tcpi_rttvar
+    struct.pack_into("=I", data, 80, 14480)  # tcpi_snd_cwnd
+    sock = FakeSocket({case.info or (0, 0): bytes(data)})
+    assert use(case).tcp_info(sock) == TcpInfo(
+        state=state, rto=0.230, last_data_recv=1.5, rtt=0.025, rttvar=0.012, snd_cwnd=14480
+    )
+
+
+@pytest.mark.parametrize("case", [WINDOWS, DRAGONFLY, OPENBSD], ids=repr)
+def test_platforms_without_tcp_info_say_so(use: Use, case: Case) -> None:
+    """A clear error that names the platform, from the file and from kaio.health."""
+    platform = use(case)
+    with pytest.raises(KeepaliveError, match=f"{case.name} has no TCP_INFO") as caught:
+        platform.tcp_info(FakeSocket())
+    assert caught.value.errno == errno.EOPNOTSUPP
+    with pytest.raises(KeepaliveError, match=f"{case.name} has no TCP_INFO"):
+        kaio.health(FakeSocket())
+
+
+# -- kaio.apply on all of them
+
+
+@pytest.mark.parametrize("case", WITH_TIMES, ids=repr)
+def test_apply_sets_a_policy_and_gives_what_was_read_back(use: Use, case: Case) -> None:
+    """On every platform that has times of a socket's own."""
+    use(case)
+    sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP})
+    assert kaio.apply(sock, "20s:10s:4") == TIMES
+    assert kaio.inspect(sock) == TIMES
+    assert sock.options == options_of(case, on=True, idle=20, interval=10, count=4) | {(SOL, 38): TCP}
+
+
+@pytest.mark.parametrize("case", [LINUX, DARWIN, WINDOWS, FREEBSD], ids=repr)
+def test_apply_lets_the_kernel_drop_stalled_peers_where_it_can(use: Use, case: Case) -> None:
+    """The user timeout, rounded up to what the platform takes."""
+    use(case)
+    sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP})
+    state = kaio.apply(sock, Keepalive(user_timeout=60.25, stalled="drop"))
+    assert state.user_timeout == (61 if case in (DARWIN, FREEBSD) else 60.25)
+
+
+@pytest.mark.parametrize(
+    ("case", "policy", "fields"),
+    [
+        (OPENBSD, Keepalive(), "idle, interval, count"),
+        (OPENBSD, Keepalive(stalled="drop"), "idle, interval, count, user_timeout"),
+        (NETBSD, Keepalive(stalled="drop"), "user_timeout"),
+        (DRAGONFLY, Keepalive(stalled="drop"), "user_timeout"),
+    ],
+    ids=str,
+)
+def test_apply_refuses_what_the_platform_lacks_before_anything_is_set(
+    use: Use, case: Case, policy: Keepalive, fields: str
+) -> None:
+    """The error names the platform and every field."""
+    use(case)
+    sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
+    with pytest.raises(KeepaliveError, match=f"{case.name} has no {fields} of a socket's own") as caught:
+        kaio.apply(sock, policy)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert sock.calls == []
+
+
+@pytest.mark.parametrize(("policy", "value"), [("on", 1), ("off", 0)])
+def test_keepalive_can_be_switched_where_it_has_no_times(use: Use, policy: str, value: int) -> None:
+    """OpenBSD has on, off and the system's times."""
+    use(OPENBSD)
+    sock = FakeSocket({OPENBSD.keepalive: 1 - value})
+    assert kaio.apply(sock, policy) == SocketState(enabled=bool(value))
+    assert sock.calls == [(*OPENBSD.keepalive, value)]
+
+
+@pytest.mark.parametrize("field", ["idle", "interval", "count", "user_timeout", "enabled"])
+@pytest.mark.parametrize("case", [LINUX, DARWIN, WINDOWS, FREEBSD], ids=repr)
+@pytest.mark.parametrize("answer", [Refusal(errno.EINVAL), 6], ids=["refuses", "disagrees"])
+def test_apply_puts_back_what_was_there(use: Use, case: Case, field: str, answer: int | Refusal) -> None:
+    """Whether the kernel refuses in the middle, or says yes and has something else."""
+    if field == "enabled" and not isinstance(answer, Refusal):
+        answer = 0
+    use(case)
+    wanted = options_of(case, on=True, idle=20, interval=10, count=4, user_timeout=90)
+    option = case.keepalive if field == "enabled" else getattr(case, field)
+    before = options_of(case, on=False, idle=7000, interval=70, count=7, user_timeout=7) | {(SOL, 38): TCP}
+    sock = FakeSocket(before, answers={(*option, wanted[option]): answer})
+    with pytest.raises(KeepaliveError, match=f"socket of descriptor 7: {field}: ") as caught:
+        kaio.apply(sock, Keepalive(user_timeout=90, stalled="drop"))
+    assert caught.value.errno == errno.EINVAL
+    assert isinstance(caught.value.__cause__, OSError)
+    assert sock.options == before
+    assert sock.calls != []
+
+
+def test_a_disagreement_names_both_values(use: Use) -> None:
+    """What was asked for, and what the kernel has."""
+    use(LINUX)
+    before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
+    sock = FakeSocket(before, answers={(TCP, 5, 10): 75})
+    with pytest.raises(KeepaliveError, match=r"interval: asked for 10, the kernel has 75"):
+        kaio.apply(sock, "20s:10s:4")
+
+
+def test_a_user_timeout_that_windows_cannot_lift_is_an_error(use: Use) -> None:
+    """Reading back tells, and the rest is put back."""
+    use(WINDOWS)
+    before = options_of(WINDOWS, on=False, idle=7200, interval=75, count=9, user_timeout=60)
+    sock = FakeSocket(before)
+    with pytest.raises(KeepaliveError, match=r"user_timeout: asked for None, the kernel has 60\.0"):
+        kaio.apply(sock, "20s:10s:4")
+    assert sock.options == before
+
+
+def test_what_cannot_be_put_back_is_logged(use: Use, caplog: pytest.LogCaptureFixture) -> None:
+    """The error is still that of the policy; the socket's state is not kept secret."""
+    use(LINUX)
+    before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
+    sock = FakeSocket(before, answers={(TCP, 5, 10): Refusal(errno.EINVAL), (TCP, 4, 7200): Refusal(errno.EPERM)})
+    with (
+        caplog.at_level(logging.WARNING, "kaio"),
+        pytest.raises(KeepaliveError, match="interval: the kernel refused 10"),
+    ):
+        kaio.apply(sock, "20s:10s:4")
+    (record,) = caplog.records
+    assert "could not be given back what it had (off)" in record.getMessage()
+    assert "idle: the kernel refused 7200" in record.getMessage()
+
+
+def test_an_option_that_the_kernel_never_takes_does_not_keep_the_others_from_being_put_back(
+    use: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a sandbox that forbids one of them: what was changed is changed back, and what was not is no loss."""
+    use(LINUX)
+    before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
+    forbidden = Refusal(errno.EPERM)
+    sock = FakeSocket(before, answers={(TCP, 5, 10): forbidden, (TCP, 5, 75): forbidden})
+    with pytest.raises(KeepaliveError, match="interval: the kernel refused 10"):
+        kaio.apply(sock, "20s:10s:4")
+    assert sock.options == before
+    assert "could not be given back" not in caplog.text
+
+
+@pytest.mark.parametrize("case", CASES[1:], ids=repr)
+def test_a_refusal_to_read_is_a_keepalive_error(use: Use, case: Case) -> None:
+    """As on a Windows before 1709, which lacks the options: nothing is set."""
+    use(case)
+    sock = FakeSocket()
+    for ask in (kaio.apply, kaio.inspect):
+        with pytest.raises(KeepaliveError, match=f"socket of descriptor 7: {os.strerror(errno.ENOPROTOOPT)}") as caught:
+            ask(sock)
+        assert caught.value.errno == errno.ENOPROTOOPT
+    assert sock.calls == []

@@ -1,0 +1,310 @@
+"""The callbacks: in order and once, whatever a subclass does; and nothing put between data and user code."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import kaio
+from kaio.protocols import Watched
+
+from .conftest import Recorder, until
+
+DEATH = OSError(errno.ETIMEDOUT, "Connection timed out")
+
+
+async def connected(factory: Callable[[], Any], **kwargs: Any) -> tuple[Any, Any, socket.socket]:
+    """A connection of kaio's to a plain socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        transport, protocol = await kaio.create_connection(factory, *listener.getsockname(), **kwargs)
+        return transport, protocol, listener.accept()[0]
+
+
+def classes() -> list[type[Watched]]:
+    """Subclasses that override in every way, none of them calling super() where it can be forgotten."""
+
+    class Base(Recorder):
+        pass
+
+    class Plain:
+        def connection_made(self, transport: Any) -> None:
+            self.note("mixin made")  # type: ignore[attr-defined]
+            super().connection_made(transport)  # type: ignore[misc]
+
+    class Mixed(Plain, Recorder):
+        def note(self, name: str) -> None:
+            self.events.append((name, None))
+
+    class Twice(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+
+    class Thrice(Twice):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+
+    class ByName(Recorder):
+        def connection_lost(self, exc: Exception | None) -> None:
+            Recorder.connection_lost(self, exc)
+
+    return [Base, Mixed, Twice, Thrice, ByName]
+
+
+@pytest.mark.parametrize("kind", range(5))
+async def test_every_subclass_gets_all_callbacks_once(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """made with a KeepaliveTransport, dead, lost; also by way of mixins, super() chains and calls by name."""
+    transport, protocol, their = await connected(classes()[kind])
+    assert isinstance(transport, kaio.KeepaliveTransport)
+    assert protocol.transport is transport
+    # The kernel's verdict, as the loop would pass it on.
+    transport.pause_reading()
+    protocol.connection_lost(DEATH)
+    assert [name for name in protocol.names if name != "mixin made"] == ["made", "dead", "lost"]
+    assert protocol.events[-1][1] is protocol.events[-2][1]
+    monkeypatch.setattr(type(protocol), "connection_lost", lambda self, exc: None)
+    transport.abort()
+    their.close()
+    await asyncio.sleep(0.01)
+
+
+async def test_a_protocol_without_any_method_is_enough() -> None:
+    """Nothing has to be overridden."""
+
+    class Nothing(kaio.KeepaliveProtocol):
+        pass
+
+    transport, protocol, their = await connected(Nothing)
+    their.close()
+    await until(transport.is_closing)
+    assert isinstance(protocol, Nothing)
+
+
+@pytest.mark.complains
+async def test_peer_dead_that_raises_does_not_keep_connection_lost_away() -> None:
+    """The error goes to the loop's exception handler, and connection_lost comes."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    class Clumsy(Recorder):
+        def peer_dead(self, error: kaio.DeadPeerError) -> None:
+            raise RuntimeError("clumsy")
+
+    transport, protocol, their = await connected(Clumsy)
+    protocol.connection_lost(DEATH)
+    assert protocol.names == ["made", "lost"]
+    assert isinstance(told[0]["exception"], RuntimeError)
+    assert told[0]["protocol"] is protocol
+    protocol.lost = asyncio.get_running_loop().create_future()
+    transport.abort()
+    their.close()
+    await protocol.lost
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        None,
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        BrokenPipeError(errno.EPIPE, "pipe"),
+        TimeoutError("an application's own"),
+        ValueError("other"),
+    ],
+)
+async def test_what_is_no_death_is_passed_on_as_it_is(exc: Exception | None) -> None:
+    """A reset stays a reset, an application's timeout its own."""
+    transport, protocol, their = await connected(Recorder)
+    protocol.connection_lost(exc)
+    assert protocol.names == ["made", "lost"]
+    assert protocol.events[-1][1] is exc
+    protocol.lost = asyncio.get_running_loop().create_future()
+    transport.abort()
+    their.close()
+    await protocol.lost
+
+
+async def test_nothing_stands_between_data_and_user_code() -> None:
+    """transport.write is the loop's own bound method, and the loop calls the user's data_received."""
+    transport, protocol, their = await connected(Recorder)
+    inner = transport._inner
+    assert transport.write == inner.write
+    assert transport.writelines == inner.writelines
+    assert type(protocol).data_received is Recorder.data_received
+    assert inner.get_protocol() is protocol
+    assert transport.get_protocol() is protocol
+    with pytest.raises(AttributeError):
+        transport.no_such_method  # noqa: B018
+    transport.write(b"through")
+    assert await asyncio.get_running_loop().run_in_executor(None, their.recv, 100) == b"through"
+    assert isinstance(transport, asyncio.Transport)
+    assert "alive" in repr(transport)
+    transport.abort()
+    await protocol.lost
+    assert "closed" in repr(transport)
+    their.close()
+
+
+async def test_a_buffered_protocol_gets_its_own_buffer_filled() -> None:
+    """BufferedKeepaliveProtocol is asyncio's BufferedProtocol."""
+
+    class Buffered(kaio.BufferedKeepaliveProtocol):
+        def __init__(self) -> None:
+            self.buffer = bytearray(100)
+            self.filled = asyncio.get_running_loop().create_future()
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.buffer
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.filled.set_result(nbytes)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set_result(exc)
+
+    transport, protocol, their = await connected(Buffered)
+    assert isinstance(transport, kaio.KeepaliveTransport)
+    their.sendall(b"seven!!")
+    assert await protocol.filled == 7
+    assert bytes(protocol.buffer[:7]) == b"seven!!"
+    their.close()
+    await protocol.lost
+
+
+async def test_the_class_has_a_default_and_an_argument_wins() -> None:
+    """keepalive on the class, on the call, from a factory that hides the class."""
+
+    class Own(Recorder):
+        keepalive = kaio.Keepalive.detect(within=30)
+
+    cases: list[tuple[Callable[[], Any], Any, kaio.Keepalive]] = [
+        (Own, None, kaio.Keepalive(10, 5, 4)),
+        (Own, "7s:7s:7", kaio.Keepalive(7, 7, 7)),
+        (lambda: Own(), None, kaio.Keepalive(10, 5, 4)),
+        (lambda: Own(), "7s:7s:7", kaio.Keepalive(7, 7, 7)),
+        (Recorder, None, kaio.Keepalive()),
+    ]
+    for factory, argument, expected in cases:
+        transport, protocol, their = await connected(factory, keepalive=argument)
+        assert transport.keepalive == expected
+        state = kaio.inspect(transport)
+        assert (state.idle, state.interval, state.count) == (expected.idle, expected.interval, expected.count)
+        assert state.user_timeout is None
+        server = await kaio.create_server(factory, "127.0.0.1", 0, keepalive=argument)
+        client = socket.create_connection(server.sockets[0].getsockname())
+        await until(lambda server=server: server.connections)  # type: ignore[misc]
+        (accepted,) = server.connections
+        state = kaio.inspect(accepted)
+        assert (state.idle, state.interval, state.count) == (expected.idle, expected.interval, expected.count)
+        assert accepted.keepalive == expected
+        client.close()
+        their.close()
+        await protocol.lost
+        server.close()
+        await server.wait_closed()
+
+
+async def test_on_a_bare_loop_the_protocol_brings_its_policy_itself() -> None:
+    """loop.create_server and loop.create_connection with a KeepaliveProtocol: covered, and told by kaio's callbacks."""
+
+    class Own(Recorder):
+        keepalive = "5s:2s:3"
+
+    loop = asyncio.get_running_loop()
+    made: list[Own] = []
+
+    def factory() -> Own:
+        made.append(Own())
+        return made[-1]
+
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    _, client = await loop.create_connection(Own, *server.sockets[0].getsockname())
+    await until(lambda: made and made[0].made.done())
+    for protocol in (client, made[0]):
+        assert isinstance(protocol.transport, kaio.KeepaliveTransport)
+        assert kaio.inspect(protocol.transport).idle == 5
+    client.transport.close()
+    await client.lost
+    await made[0].lost
+    server.close()
+
+
+async def test_on_a_bare_unix_loop_a_class_that_asks_for_keepalive_is_warned(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be had is logged, and only when it was asked for."""
+    loop = asyncio.get_running_loop()
+
+    class Own(Recorder):
+        keepalive = "5s:2s:3"
+
+    for kind, warned in ((Recorder, False), (Own, True)):
+        caplog.clear()
+        server = await loop.create_unix_server(asyncio.Protocol, str(tmp_path / kind.__name__))
+        with caplog.at_level(logging.WARNING, "kaio"):
+            transport, protocol = await loop.create_unix_connection(kind, str(tmp_path / kind.__name__))
+        assert bool(caplog.records) is warned
+        assert protocol.transport.keepalive is None
+        transport.close()
+        await protocol.lost
+        server.close()
+
+
+async def test_a_protocol_instance_can_be_used_again() -> None:
+    """A client protocol that reconnects as the same object gets a new transport and all callbacks again."""
+    again = Recorder()
+    for _ in range(2):
+        again.made = asyncio.get_running_loop().create_future()
+        again.lost = asyncio.get_running_loop().create_future()
+        transport, protocol, their = await connected(lambda: again)
+        assert protocol is again
+        assert transport is again.transport
+        their.close()
+        await again.lost
+    assert again.names.count("made") == again.names.count("lost") == 2
+
+
+async def test_set_protocol_hands_the_watch_on() -> None:
+    """A protocol that takes over a connection is told of its end."""
+    transport, _, their = await connected(Recorder)
+    second = Recorder()
+    second.transport = transport
+    transport.set_protocol(second)
+    assert transport.get_protocol() is second
+    second.connection_lost(DEATH)
+    assert second.names == ["dead", "lost"]
+    second.lost = asyncio.get_running_loop().create_future()
+    transport.abort()
+    await second.lost
+    their.close()
+
+
+async def test_stream_writers_can_start_tls(server_tls: Any, client_tls: Any) -> None:
+    """StreamWriter.start_tls works on both twins, and the policy stays."""
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readline() == b"STARTTLS\n"
+        writer.write(b"GO\n")
+        await writer.drain()
+        await writer.start_tls(server_tls)
+        writer.write((await reader.readline()).upper())
+        await writer.drain()
+        writer.close()
+
+    async with await kaio.start_server(serve_one, "127.0.0.1", 0, keepalive="5s:2s:3") as server:
+        reader, writer = await kaio.open_connection(*server.sockets[0].getsockname(), keepalive="5s:2s:3")
+        writer.write(b"STARTTLS\n")
+        assert await reader.readline() == b"GO\n"
+        await writer.start_tls(client_tls, server_hostname="localhost")
+        writer.write(b"secret\n")
+        assert await reader.readline() == b"SECRET\n"
+        assert kaio.inspect(writer).idle == 5
+        writer.close()

@@ -1,0 +1,362 @@
+"""Serving: listeners with their own policies, handlers that fail, descriptors that run out, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kaio
+
+from .conftest import Recorder, echo, until
+
+SHORT = kaio.Keepalive(5, 2, 3)
+LONG = kaio.Keepalive(300, 60, 9, user_timeout=None)
+
+
+def options(sock: Any) -> tuple[int, int, int, int]:
+    """SO_KEEPALIVE and the three times as the kernel has them."""
+    return (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    )
+
+
+async def test_each_listener_has_its_own_policy_before_and_after_a_live_change() -> None:
+    """200 connections each, read back from the accepted sockets; a change is for new connections only."""
+    async with kaio.serve(
+        echo,
+        listeners=[kaio.Listener("127.0.0.1:0", keepalive=SHORT), kaio.Listener("[::1]:0", keepalive=LONG)],
+        close_timeout=1,
+    ) as server:
+        first, second = server.listeners
+
+        async def fill(expected: dict[kaio.Listener, tuple[int, int, int, int]]) -> None:
+            with contextlib.ExitStack() as clients:
+                for listener in server.listeners:
+                    for _ in range(200):
+                        clients.enter_context(socket.create_connection(tuple(listener.address)))  # type: ignore[arg-type]
+                await until(lambda: len(server.connections) == 400)
+                for listener in server.listeners:
+                    assert len(listener.endpoint.live) == 200
+                    for connection in listener.endpoint.live:
+                        assert options(connection.transport.get_extra_info("socket")) == expected[listener]
+                        assert connection.keepalive == listener.keepalive
+                before = server.connections
+                # A live change leaves the present ones alone.
+                first.keepalive = "7s:3s:2"
+                second.keepalive = "off"
+                assert {options(c.transport.get_extra_info("socket")) for c in before} == set(expected.values())
+            await until(lambda: not server.connections)
+
+        await fill({first: (1, 5, 2, 3), second: (1, 300, 60, 9)})
+        assert first.keepalive == kaio.Keepalive(7, 3, 2)
+        assert second.keepalive == kaio.Keepalive.OFF
+        await fill({first: (1, 7, 3, 2), second: (0, 300, 60, 9)})
+
+
+async def test_accepted_and_made_connections_send_without_delay() -> None:
+    """TCP_NODELAY is on, as it is on a bare loop."""
+    async with kaio.serve(echo, "127.0.0.1", 0) as server, kaio.connect(str(server.listeners[0].address)) as client:
+        await until(lambda: server.connections)
+        for connection in (client, *server.connections):
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_connections_in_the_queue_get_the_policy_of_now() -> None:
+    """A change while connections wait to be accepted is theirs too."""
+    async with kaio.serve(echo, "127.0.0.1", 0, keepalive=SHORT) as server:
+        listener = server.listeners[0]
+        with contextlib.ExitStack() as clients:
+            # The loop does not turn in this block: all of them are in the queue with the old policy.
+            for _ in range(50):
+                clients.enter_context(socket.create_connection(tuple(listener.address)))  # type: ignore[arg-type]
+            listener.keepalive = "7s:3s:2"
+            await until(lambda: len(server.connections) == 50)
+            assert {options(c.transport.get_extra_info("socket")) for c in server.connections} == {(1, 7, 3, 2)}
+        await until(lambda: not server.connections)
+
+
+async def test_a_refused_change_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the second of two sockets refuses, the first is put back."""
+    async with await kaio.create_server(asyncio.Protocol, None, 0, keepalive=SHORT) as server:
+        listener = server.listeners[0]
+        assert len(server.sockets) == 2
+        assert len({sock.getsockname()[1] for sock in server.sockets}) == 1
+        real = kaio.apply
+        calls = []
+
+        def apply(sock: Any, policy: Any) -> Any:
+            calls.append(sock)
+            if len(calls) == 2:
+                raise kaio.KeepaliveError(22, "refused")
+            return real(sock, policy)
+
+        monkeypatch.setattr(kaio.listeners, "apply", apply)
+        with pytest.raises(kaio.KeepaliveError):
+            listener.keepalive = "9s:9s:9"
+        with pytest.raises(kaio.PolicyError):
+            listener.keepalive = "rubbish"
+        assert listener.keepalive == SHORT
+        assert [options(sock) for sock in server.sockets] == [(1, 5, 2, 3)] * 2
+
+
+async def test_a_listening_socket_that_is_handed_over_has_its_queue_drained() -> None:
+    """Those who connected before kaio had the socket are covered too."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=100)
+    with contextlib.ExitStack() as clients:
+        for _ in range(50):
+            clients.enter_context(socket.create_connection(listening.getsockname()))
+        async with kaio.serve(echo, listeners=[kaio.Listener(listening, keepalive=SHORT)], close_timeout=1) as server:
+            for _ in range(50):
+                clients.enter_context(socket.create_connection(listening.getsockname()))
+            await until(lambda: len(server.connections) == 100)
+            assert {options(c.transport.get_extra_info("socket")) for c in server.connections} == {(1, 5, 2, 3)}
+            clients.close()
+            await until(lambda: not server.connections)
+
+
+async def test_a_handler_that_raises_costs_only_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged with its connection; the others go on."""
+
+    async def handler(connection: kaio.Connection) -> None:
+        async for data in connection:
+            if data == b"boom":
+                raise RuntimeError("handler's fault")
+            await connection.send(data)
+
+    async with kaio.serve(handler, "127.0.0.1", 0) as server:
+        address = str(server.listeners[0].address)
+        async with kaio.connect(address) as good, kaio.connect(address) as bad:
+            await bad.send(b"boom")
+            assert [data async for data in bad] == []
+            await good.send(b"still served")
+            assert await good.receive() == b"still served"
+    (record,) = [record for record in caplog.records if record.name == "kaio"]
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+    assert "Connection to 127.0.0.1" in record.getMessage()
+
+
+async def test_a_peer_that_goes_away_is_no_error_of_the_handler(caplog: pytest.LogCaptureFixture) -> None:
+    """EndOfStream out of a handler, alone or in a group, is one line without a traceback."""
+
+    async def handler(connection: kaio.Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(connection.receive_exactly(0))
+            group.create_task(connection.receive())
+
+    with caplog.at_level(logging.INFO, "kaio"):
+        async with kaio.serve(handler, "127.0.0.1", 0) as server:
+            async with kaio.connect(str(server.listeners[0].address)):
+                await until(lambda: server.connections)
+            await until(lambda: not server.connections)
+    (record,) = [record for record in caplog.records if record.name == "kaio"]
+    assert record.levelno == logging.INFO
+    assert record.exc_info is None
+
+
+async def test_leaving_the_server_ends_everything() -> None:
+    """Handlers are cancelled, what they wrote leaves, connections are closed, listeners refuse."""
+    ended: list[str] = []
+
+    async def handler(connection: kaio.Connection) -> None:
+        try:
+            await connection.receive()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            await connection.send(b"good-bye")
+            raise
+
+    server = await kaio.serve(handler, "127.0.0.1", 0)
+    address = server.listeners[0].address
+    clients = [await kaio.connect(str(address)) for _ in range(3)]
+    await until(lambda: len(server.connections) == 3)
+    async with server:
+        pass
+    assert ended == ["cancelled"] * 3
+    assert not server.connections
+    assert not server.sockets
+    assert not server.is_serving()
+    for client in clients:
+        assert await client.receive() == b"good-bye"
+        await client.aclose()
+    with pytest.raises(OSError, match=r"refused|Connect call failed"):
+        await kaio.connect(str(address))
+    with pytest.raises(RuntimeError):
+        await server.start_serving()
+    assert "closed" in repr(server)
+
+
+async def test_a_handler_that_will_not_end_is_aborted_after_the_close_timeout() -> None:
+    """close_timeout bounds the end of the server, and the stubborn handler's connection is dropped."""
+    loop = asyncio.get_running_loop()
+
+    async def handler(connection: kaio.Connection) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await connection.send(bytes(50_000_000))
+
+    async with kaio.serve(handler, "127.0.0.1", 0, close_timeout=0.3) as server:
+        client = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
+        await until(lambda: server.connections)
+        began = loop.time()
+    assert loop.time() - began < 2
+    client.close()
+
+
+async def test_serve_forever_ends_by_cancel_and_by_close() -> None:
+    """Both leave the server closed; a second serve_forever is refused."""
+    server = await kaio.create_server(Recorder, "127.0.0.1", 0, start_serving=False)
+    assert not server.is_serving()
+    assert len(server.sockets) == 1
+    forever = asyncio.create_task(server.serve_forever())
+    await until(server.is_serving)
+    with pytest.raises(RuntimeError):
+        await server.serve_forever()
+    forever.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await forever
+    await server.wait_closed()
+
+    async with kaio.serve(echo, "127.0.0.1", 0) as server:
+        forever = asyncio.create_task(server.serve_forever())
+        await asyncio.sleep(0)
+        server.close()
+        await forever
+
+
+async def test_close_clients_and_abort_clients_of_a_protocol_server() -> None:
+    """Gently: what was written leaves. At once: a reset or an end, and nothing is left."""
+    for end in ("close_clients", "abort_clients"):
+        server = await kaio.create_server(Recorder, "127.0.0.1", 0)
+        client = await kaio.connect(*server.sockets[0].getsockname())
+        await until(lambda server=server: server.connections)  # type: ignore[misc]
+        (transport,) = server.connections
+        transport.write(b"last")
+        server.close()
+        getattr(server, end)()
+        await server.wait_closed()
+        assert not server.connections
+        assert await client.receive() == b"last"
+        await client.aclose()
+
+
+async def test_unix_sockets_have_no_keepalive_and_no_error(tmp_path: Path) -> None:
+    """Served, connected, asked for: no error unless a policy was asked for, then a clear one. The path is removed."""
+    path = tmp_path / "app.sock"
+    # A socket that a dead process left behind is replaced.
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    async with kaio.serve(echo, path) as server:
+        assert server.listeners[0].keepalive is None
+        async with kaio.connect(path) as client, kaio.connect(f"unix:{path}", keepalive="off") as other:
+            await client.send(b"x")
+            assert await client.receive() == b"x"
+            assert client.keepalive is None
+            assert other.keepalive is None
+            with pytest.raises(kaio.KeepaliveError, match="not a TCP socket"):
+                client.health()
+            with pytest.raises(kaio.KeepaliveError, match="not a TCP socket"):
+                client.keepalive = "5s:2s:3"
+        with pytest.raises(kaio.PolicyError, match="not TCP"):
+            kaio.connect(path, keepalive="5s:2s:3")
+        with pytest.raises(kaio.PolicyError, match="not TCP"):
+            server.listeners[0].keepalive = "5s:2s:3"
+    assert not path.exists()
+    with pytest.raises(kaio.PolicyError, match="not TCP"):
+        kaio.Listener(path, keepalive=SHORT)
+    with pytest.raises(kaio.PolicyError, match="not TCP"):
+        kaio.serve(echo, path, keepalive=SHORT)
+    # A server-wide policy is for the TCP listeners.
+    both = [kaio.Listener(path), kaio.Listener("127.0.0.1:0")]
+    async with kaio.serve(echo, listeners=both, keepalive=SHORT) as server:
+        assert [listener.keepalive for listener in server.listeners] == [None, SHORT]
+
+
+async def test_what_cannot_be_served_is_refused_before_anything_is_bound() -> None:
+    """Bad arguments, taken ports, bad policies: clear errors, nothing left open."""
+    cases: list[tuple[Any, dict[str, Any], type[BaseException]]] = [
+        (echo, {}, ValueError),
+        (echo, {"host": "127.0.0.1:0", "listeners": [kaio.Listener("127.0.0.1:0")]}, ValueError),
+        (echo, {"listeners": []}, ValueError),
+        (echo, {"host": "127.0.0.1", "port": 70000}, kaio.AddressError),
+        (echo, {"host": "127.0.0.1:0", "keepalive": "5"}, kaio.PolicyError),
+        (echo, {"host": "127.0.0.1:0", "ssl": True}, TypeError),
+        (dict, {"host": "127.0.0.1:0"}, TypeError),
+        ("echo", {"host": "127.0.0.1:0"}, TypeError),
+    ]
+    for handler, kwargs, error in cases:
+        with pytest.raises(error):
+            kaio.serve(handler, **kwargs)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+        with pytest.raises(OSError, match=f"cannot bind 127.0.0.1:{port}"):
+            await kaio.serve(echo, listeners=[kaio.Listener("127.0.0.1:0"), kaio.Listener(f"{host}:{port}")])
+
+
+async def test_dual_stack_and_every_interface() -> None:
+    """One IPv6 socket may take IPv4 too; no host means every interface, on one port."""
+    async with kaio.serve(echo, listeners=[kaio.Listener("[::]:0", dualstack_ipv6=True, keepalive=SHORT)]) as server:
+        port = server.listeners[0].address[1]  # type: ignore[misc]
+        for host in ("127.0.0.1", "::1"):
+            async with kaio.connect(host, port) as client:
+                await client.send(b"x")
+                assert await client.receive() == b"x"
+        assert len(server.sockets) == 1
+    async with kaio.serve(echo, ":0", keepalive=SHORT) as server:
+        for host in ("127.0.0.1", "::1"):
+            async with kaio.connect(host, server.listeners[0].address[1]) as client:  # type: ignore[misc]
+                await until(lambda: server.connections)
+                (accepted,) = server.connections
+                assert options(accepted.transport.get_extra_info("socket")) == (1, 5, 2, 3)
+            await until(lambda: not server.connections)
+
+
+async def test_a_failed_tls_handshake_costs_only_itself(server_tls: Any, client_tls: Any) -> None:
+    """Rubbish and silence in place of a hello leave the server serving."""
+    async with kaio.serve(echo, "127.0.0.1", 0, ssl=server_tls) as server:
+        host, port = server.listeners[0].address  # type: ignore[misc]
+        with socket.create_connection((host, port)) as rubbish, socket.create_connection((host, port)):
+            rubbish.sendall(b"this is no TLS\n" * 10)
+            async with kaio.connect(host, port, ssl=client_tls) as client:
+                await client.send(b"x")
+                assert await client.receive() == b"x"
+        assert not server.connections or await _gone(server)
+
+
+async def _gone(server: kaio.Server) -> bool:
+    await until(lambda: not server.connections)
+    return True
+
+
+OUT_OF_DESCRIPTORS = Path(__file__).with_name("out_of_descriptors.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_running_out_of_descriptors_is_one_log_record_and_no_flood(loop: str) -> None:
+    """EMFILE on accept: said once, no busy loop, and accepting goes on when descriptors are free."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(OUT_OF_DESCRIPTORS), loop],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=OUT_OF_DESCRIPTORS.parent.parent,
+        env={**os.environ, "PYTHONPATH": str(OUT_OF_DESCRIPTORS.parent.parent)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)

@@ -1,0 +1,109 @@
+"""Judgement: samples in, verdicts out."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from kaio import Cause, Health, State, TcpInfo, TcpState
+from kaio.verdict import DEATHS, cause_of_death, judge
+
+UP = TcpState.ESTABLISHED
+GONE = TcpState.CLOSE
+
+
+@pytest.mark.parametrize(
+    ("info", "state"),
+    [
+        (TcpInfo(state=UP), State.ALIVE),
+        (TcpInfo(state=UP, probes=0, retransmits=0, unacked=0, notsent_bytes=0, snd_wnd=65535), State.ALIVE),
+        (TcpInfo(state=UP, unacked=10, notsent_bytes=5000, snd_wnd=65535), State.ALIVE),
+        (TcpInfo(state=UP, total_retrans=7, retrans=1), State.ALIVE),
+        (TcpInfo(state=UP, last_ack_recv=3600.0, last_data_recv=3600.0), State.ALIVE),
+        (TcpInfo(state=TcpState.CLOSE_WAIT), State.ALIVE),
+        (TcpInfo(state=TcpState.FIN_WAIT2, probes=0), State.ALIVE),
+        (TcpInfo(state=TcpState.LISTEN), State.ALIVE),
+        (TcpInfo(state=99), State.ALIVE),
+        (TcpInfo(state=UP, probes=1), State.SUSPECT),
+        (TcpInfo(state=UP, probes=9, retransmits=0), State.SUSPECT),
+        (TcpInfo(state=UP, retransmits=1, unacked=1), State.SUSPECT),
+        (TcpInfo(state=TcpState.SYN_SENT, retransmits=2), State.SUSPECT),
+        (TcpInfo(state=TcpState.LAST_ACK, retransmits=2), State.SUSPECT),
+        (TcpInfo(state=UP, notsent_bytes=1, snd_wnd=0, unacked=0), State.STALLED),
+        (TcpInfo(state=TcpState.CLOSE_WAIT, notsent_bytes=1, snd_wnd=0, unacked=0, backoff=3), State.STALLED),
+        (TcpInfo(state=UP, notsent_bytes=1, snd_wnd=0, unacked=0, probes=1), State.SUSPECT),
+        (TcpInfo(state=UP, notsent_bytes=0, snd_wnd=0), State.ALIVE),
+        (TcpInfo(state=UP, notsent_bytes=1, snd_wnd=0, unacked=1), State.ALIVE),
+        (TcpInfo(state=UP, notsent_bytes=1), State.ALIVE),  # before Linux 5.4 there is no snd_wnd
+        (TcpInfo(state=UP, snd_wnd=0), State.ALIVE),
+        (TcpInfo(state=GONE), State.DEAD),
+        (TcpInfo(state=GONE, probes=4), State.DEAD),
+        (TcpInfo(state=GONE, retransmits=4, notsent_bytes=1, snd_wnd=0), State.DEAD),
+    ],
+    ids=str,
+)
+def test_a_sample_tells_how_the_peer_is(info: TcpInfo, state: State) -> None:
+    """Dead before suspect before stalled before alive; silence alone is no reason for suspicion."""
+    assert judge(info).state is state
+
+
+def test_health_has_what_the_sample_has() -> None:
+    """The fields that people ask for, and the whole sample."""
+    info = TcpInfo(
+        state=UP, probes=2, last_ack_recv=31.5, last_data_recv=40.0, rtt=0.025, unacked=3, notsent_bytes=1000, snd_wnd=1
+    )
+    assert judge(info) == Health(
+        state=State.SUSPECT, probes=2, silence=31.5, rtt=0.025, unacked=3, unsent=1000, info=info
+    )
+
+
+def test_health_knows_no_more_than_the_platform() -> None:
+    """What the sample lacks is None, and not zero."""
+    health = judge(TcpInfo(state=UP))
+    assert (health.probes, health.silence, health.rtt, health.unacked, health.unsent) == (None,) * 5
+
+
+WEDGED = TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=0)
+RESENT = TcpInfo(state=GONE, retransmits=7)
+PROBED = TcpInfo(state=GONE, probes=4, retransmits=0, notsent_bytes=0, snd_wnd=65535)
+
+
+@pytest.mark.parametrize(
+    ("number", "info", "cause"),
+    [
+        (errno.ETIMEDOUT, PROBED, Cause.KEEPALIVE),
+        (errno.ETIMEDOUT, None, Cause.KEEPALIVE),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE), Cause.KEEPALIVE),
+        (errno.ETIMEDOUT, RESENT, Cause.UNACKNOWLEDGED),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE, retransmits=7, notsent_bytes=1, snd_wnd=0), Cause.UNACKNOWLEDGED),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE, retransmits=7, probes=2), Cause.UNACKNOWLEDGED),
+        (errno.ETIMEDOUT, WEDGED, Cause.ZERO_WINDOW),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1), Cause.ZERO_WINDOW),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=1, probes=4), Cause.KEEPALIVE),
+        (10060, PROBED, Cause.KEEPALIVE),
+        *[
+            (number, info, Cause.UNREACHABLE)
+            for number in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+            for info in (None, PROBED, RESENT, WEDGED)
+        ],
+        *[(number, None, Cause.UNREACHABLE) for number in (10065, 10051, 10064, 10050)],
+    ],
+)
+def test_cause_of_death_follows_from_the_number_and_the_last_sample(
+    number: int, info: TcpInfo | None, cause: Cause
+) -> None:
+    """The network's own word first, then what the kernel left standing."""
+    assert cause_of_death(number, info) is cause
+
+
+@pytest.mark.parametrize("name", ["ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN", "ENETDOWN"])
+def test_deaths_are_the_numbers_of_a_peer_that_does_not_answer(name: str) -> None:
+    """Timeouts and unreachable networks."""
+    assert getattr(errno, name) in DEATHS
+
+
+@pytest.mark.parametrize("name", ["ECONNRESET", "EPIPE", "ECONNREFUSED", "ECONNABORTED", "EBADF", "ENOTCONN", "EAGAIN"])
+def test_a_live_peers_errors_are_not_deaths(name: str) -> None:
+    """A reset or a refusal comes from somebody who answers."""
+    assert getattr(errno, name) not in DEATHS
