@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .errors import AddressError
 
-__all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address", "tcp_address"]
+__all__ = ["Address", "TcpAddress", "UnixAddress", "one_address", "parse_address", "tcp_address"]
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"[^\s\0\[\]/@#?:]+")
@@ -70,6 +70,17 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     elif host and host != "*" and not _HOST.fullmatch(host):
         raise AddressError(text, f"{host!r} cannot be the name of a host")
     return TcpAddress(None if host in ("", "*") else host, _port(port, text))
+
+
+def one_address(host: str | os.PathLike[str] | Address | None, port: object = None) -> Address:
+    """The address of a host and a port, or of one that says both. Raises `AddressError`."""
+    if isinstance(host, (TcpAddress, UnixAddress)):
+        if port is not None:
+            raise AddressError(str(host), f"has its port already, and {port!r} was given too")
+        return host
+    if port is None and host is not None:
+        return parse_address(host)
+    return tcp_address(os.fspath(host) if isinstance(host, os.PathLike) else host, port)
 
 
 def tcp_address(host: str | None, port: object) -> TcpAddress:

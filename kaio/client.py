@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import aiohappyeyeballs
 
 from ._sockopt import platform
-from .addresses import TcpAddress, UnixAddress, parse_address, tcp_address
+from .addresses import Address, TcpAddress, UnixAddress, one_address
 from .connection import Connection, StreamProtocol
 from .errors import Cause, DeadPeerError
 from .keepalive import cover
@@ -68,7 +68,7 @@ class Pending(Generic[C]):
 
 
 def connect(
-    host: str | os.PathLike[str] | None,
+    host: str | os.PathLike[str] | Address | None,
     port: int | str | None = None,
     *,
     keepalive: KeepaliveArg = None,
@@ -81,7 +81,8 @@ def connect(
 ) -> Pending[Connection]:
     """Connect, and have the connection as a stream: `await connect(...)`, or `async with connect(...) as conn`.
 
-    Takes a host and a port, or an address as one text ("db.example:5432", "[::1]:5432", "unix:/run/db.sock"). The TLS
+    Takes a host and a port, or an address as one ("db.example:5432", "[::1]:5432", "unix:/run/db.sock", a path object,
+    what `Listener.address` gives). The TLS
     arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one address after the other).
 
     The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says.
@@ -89,10 +90,7 @@ def connect(
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
     """
-    if port is None and host is not None:
-        address = parse_address(host)
-    else:
-        address = tcp_address(os.fspath(host) if host is not None else None, port)
+    address = one_address(host, port)
     policy = as_policy(keepalive) if isinstance(address, TcpAddress) else None
     tls = _tls_arguments(
         ssl,

@@ -254,6 +254,9 @@ class Connection(SocketStream):
     Every method that waits raises `DeadPeerError` when the peer dies, `ResetError` when it resets the connection (both
     are `anyio.BrokenResourceError`, too), `anyio.ClosedResourceError` after `aclose`, and `anyio.BusyResourceError`
     when another task is in the same method. What arrived before is delivered first.
+
+    A method that need not wait returns at once and does not let the loop turn, unlike anyio's own streams: a handler
+    that works long on each of many small messages yields by itself, with `await asyncio.sleep(0)`.
     """
 
     def __init__(self, transport: KeepaliveTransport, protocol: StreamProtocol) -> None:
@@ -356,8 +359,7 @@ class Connection(SocketStream):
         protocol.closing()
         if protocol._lost:
             return
-        if not self._transport.is_closing():  # asyncio's TLS transport cannot be aborted once it was closed twice
-            self._transport.close()
+        self._transport.close()
         try:
             async with asyncio.timeout(timeout):
                 await protocol.lost()
@@ -399,6 +401,11 @@ class Connection(SocketStream):
         return self._transport
 
     @property
+    def peername(self) -> Any:
+        """The peer's address as asyncio gives it: (host, port) or more; a path for a Unix socket."""
+        return self._transport.peername
+
+    @property
     def _raw_socket(self) -> Any:
         sock = self._transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
@@ -423,7 +430,6 @@ class Connection(SocketStream):
         return attributes
 
     def __repr__(self) -> str:
-        peer = self._transport.get_extra_info("peername")
         protocol = self._protocol
         if protocol._lost:
             state = "dead" if isinstance(protocol._error, DeadPeerError) else "closed"
@@ -434,4 +440,4 @@ class Connection(SocketStream):
                 state = str(self.health().state)
             except KeepaliveError:
                 state = "open"
-        return f"<Connection to {format_address(peer)} keepalive={str(self.keepalive)!r} {state}>"
+        return f"<Connection to {format_address(self.peername)} keepalive={str(self.keepalive)!r} {state}>"

@@ -229,7 +229,8 @@ class Keepalive:
     def parse(cls, text: str) -> Keepalive:
         """A policy from its text.
 
-        - `20s:10s:4`: idle, interval, count, as nginx's so_keepalive has them; an empty one is the system's
+        - `20s:10s:4`: idle, interval, count, as nginx's so_keepalive has them; an empty one is the system's; more may
+          follow, `20s:10s:4,user_timeout=1m,stalled=drop`
         - `on`, `off`: `Keepalive.SYSTEM`, `Keepalive.OFF`
         - `idle=20s,count=4,user_timeout=1m,stalled=drop`: what is not named has its default; `system` leaves a time to
           the system, `user_timeout` also takes `auto` and `none`
@@ -243,7 +244,7 @@ class Keepalive:
         word = text.strip().lower()
         if word in ("on", "off"):
             return cls.SYSTEM if word == "on" else cls.OFF
-        if "=" in word:
+        if "=" in word or "," in word:
             return _parse_named(cls, word, text)
         parts = word.split(":")
         if len(parts) != 3:
@@ -295,14 +296,7 @@ class Keepalive:
             return "off"
         if self == Keepalive.SYSTEM:
             return "on"
-        plain = self.user_timeout is AUTO and self.stalled == "keep"
-        if plain and (self.idle is not None or self.interval is not None or self.count is not None):
-            return f"{_time(self.idle, '')}:{_time(self.interval, '')}:{_plain(self.count, '')}"
-        named = [
-            f"idle={_time(self.idle, 'system')}",
-            f"interval={_time(self.interval, 'system')}",
-            f"count={_plain(self.count, 'system')}",
-        ]
+        named = [f"{_time(self.idle, '')}:{_time(self.interval, '')}:{_plain(self.count, '')}"]
         if self.user_timeout is None:
             named.append("user_timeout=none")
         elif self.user_timeout is not AUTO:
@@ -420,19 +414,25 @@ def _integer(field: str, text: str) -> int:
 
 def _parse_named(cls: type[Keepalive], word: str, text: str) -> Keepalive:
     given: dict[str, str] = {}
-    for item in word.split(","):
+    first, *others = word.split(",")
+    policy: dict[str, Any] = {}
+    if "=" not in first:
+        times = cls.parse(first)
+        if times in (cls.OFF, cls.SYSTEM) or not others:
+            raise PolicyError("keepalive", text, f"{first!r} stands alone")
+        policy = {"idle": times.idle, "interval": times.interval, "count": times.count}
+    for item in others if policy else [first, *others]:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name or not value:
             raise PolicyError("keepalive", text, f"{item.strip()!r} must be of the form name=value")
-        if name in given:
+        if name in given or name in policy:
             raise PolicyError(name, value, f"stands twice in {text!r}")
         given[name] = value
     for shortcut, make in (("detect", cls.detect), ("hold", cls.hold)):
         if shortcut in given:
-            if len(given) > 1:
+            if len(given) > 1 or policy:
                 raise PolicyError("keepalive", text, f"{shortcut}= stands alone")
             return make(_seconds(shortcut, given[shortcut]))
-    policy: dict[str, Any] = {}
     for name, value in given.items():
         if name in ("idle", "interval"):
             policy[name] = None if value == "system" else _seconds(name, value)

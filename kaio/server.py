@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
-from anyio import EndOfStream
+from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
-from .addresses import TcpAddress, parse_address, tcp_address
+from .addresses import Address, TcpAddress, one_address, tcp_address
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
-from .errors import DeadPeerError, ResetError
+from .errors import DeadPeerError
 from .listeners import Listener, ProtocolFactory
 from .policy import KeepaliveArg, as_policy
 from .protocols import Watched
@@ -137,7 +137,7 @@ class Server:
         for task in list(self._tasks):
             task.cancel()
         for connection in self.connections:
-            if isinstance(connection, KeepaliveTransport) and not connection.is_closing():
+            if isinstance(connection, KeepaliveTransport):
                 connection.close()
 
     def abort_clients(self) -> None:
@@ -207,15 +207,18 @@ class Server:
             await connection.aclose(self._close_timeout)
 
 
+_ENDS: Final = (BrokenResourceError, EndOfStream, IncompleteRead)  # DeadPeerError and ResetError are the first
+
+
 def _log_failure(connection: Connection, exc: Exception) -> None:
     """One line for what the network did, a traceback for what the handler did."""
-    ended = exc.split((DeadPeerError, ResetError, EndOfStream)) if isinstance(exc, ExceptionGroup) else None
+    ended = exc.split(_ENDS) if isinstance(exc, ExceptionGroup) else None
     if ended is not None and ended[0] is not None and ended[1] is None:
         exc = _first(ended[0])
     extra = {"connection": connection}
     if isinstance(exc, DeadPeerError):
         logger.warning("%r: %s", connection, exc, extra=extra)
-    elif isinstance(exc, (ResetError, EndOfStream)):
+    elif isinstance(exc, _ENDS):
         logger.info("%r: ended by its peer: %r", connection, exc, extra=extra)
     else:
         logger.error("handler failed for %r", connection, exc_info=exc, extra=extra)
@@ -230,7 +233,7 @@ def _first(group: ExceptionGroup[Any]) -> Exception:
 
 def serve(
     handler: Handler | type[Watched],
-    host: str | os.PathLike[str] | None = None,
+    host: str | os.PathLike[str] | Address | None = None,
     port: int | str | None = None,
     *,
     listeners: Iterable[Listener] | None = None,
@@ -263,7 +266,7 @@ def serve(
     else:
         if host is None and port is None:
             raise ValueError("give host and port, an address, or listeners=")
-        address = parse_address(host) if port is None and host is not None else _host_and_port(host, port)
+        address = one_address(host, port)
         own = None if isinstance(address, TcpAddress) else keepalive
         given = [Listener(address, keepalive=own, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
     explicit = keepalive is not None
@@ -283,10 +286,6 @@ def serve(
         return server
 
     return Pending(make)
-
-
-def _host_and_port(host: str | os.PathLike[str] | None, port: int | str | None) -> TcpAddress:
-    return tcp_address(None if host is None else os.fspath(host), port)
 
 
 async def create_server(

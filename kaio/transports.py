@@ -26,7 +26,6 @@ _METHODS: Final = frozenset(
     {
         "abort",
         "can_write_eof",
-        "close",
         "get_extra_info",
         "get_protocol",
         "get_write_buffer_limits",
@@ -86,8 +85,8 @@ class KeepaliveTransport(asyncio.Transport):
     _entry: Any  # what stands for it in the endpoint's live set
     _policy: Keepalive | None  # how it is watched; None: not TCP
     _ended: bool  # whether connection_lost has been passed on
-    _sample: TcpInfo | None  # TCP_INFO of the dead socket, where it had to be read before connection_lost
-    _peername: Any  # likewise
+    _sample: TcpInfo | None  # TCP_INFO of the dead socket
+    _peername: Any  # where a layer between forgets it when it ends
 
     def __init__(self, inner: asyncio.Transport, endpoint: Endpoint | None, policy: Keepalive | None) -> None:
         self._inner = inner
@@ -102,6 +101,14 @@ class KeepaliveTransport(asyncio.Transport):
         if name in _METHODS:
             setattr(self, name, value)
         return value
+
+    def close(self) -> None:
+        """Close the connection once what was written has left; harmless when it is closing already.
+
+        Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
+        """
+        if not self._inner.is_closing():
+            self._inner.close()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
@@ -128,6 +135,11 @@ class KeepaliveTransport(asyncio.Transport):
         apply(self._inner, policy)
         self._policy = policy
 
+    @property
+    def peername(self) -> Any:
+        """The peer's address as asyncio gives it, also after the end."""
+        return self._peername or self._inner.get_extra_info("peername")
+
     def health(self) -> Health:
         """How the peer is now, by a sample of the kernel's TCP_INFO; after its death, how it was then.
 
@@ -140,8 +152,7 @@ class KeepaliveTransport(asyncio.Transport):
             state = "closed" if self._ended else "closing" if self._inner.is_closing() else str(self.health().state)
         except KeepaliveError:
             state = "open"
-        peer = self._inner.get_extra_info("peername")
-        return f"<KeepaliveTransport to {format_address(peer)} keepalive={str(self._policy)!r} {state}>"
+        return f"<KeepaliveTransport to {format_address(self.peername)} keepalive={str(self._policy)!r} {state}>"
 
     # -- the end, called by the protocol's hooks
 
@@ -155,12 +166,12 @@ class KeepaliveTransport(asyncio.Transport):
         try:
             if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
                 return
+            self._peername = inner.get_extra_info("peername")
             sample = tcp_info(inner)
         except (KeepaliveError, AttributeError):  # AttributeError: asyncio's TLS transport once it was closed twice
             return
         if judge(sample).state is State.DEAD:
             self._sample = sample
-            self._peername = inner.get_extra_info("peername")
 
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """The connection is gone: what its protocol is to be told."""
@@ -182,7 +193,7 @@ class KeepaliveTransport(asyncio.Transport):
             cause_of_death(number, sample),
             number,
             silence=math.nan if silence is None else silence,
-            peername=self._peername or self._inner.get_extra_info("peername"),
+            peername=self.peername,
             policy=self._policy,
             info=sample,
         )

@@ -47,6 +47,8 @@ class Health:
     state: State
     probes: int | None
     """Keepalive or window probes that went unanswered so far."""
+    retransmits: int | None
+    """Retransmissions of the oldest unacknowledged segment that went unanswered so far."""
     silence: float | None
     """Seconds since the peer was last heard."""
     rtt: float | None
@@ -72,6 +74,7 @@ def judge(info: TcpInfo) -> Health:
     return Health(
         state=state,
         probes=info.probes,
+        retransmits=info.retransmits,
         silence=info.silence,
         rtt=info.rtt,
         unacked=info.unacked,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 import socket
 from typing import Any
@@ -36,6 +37,10 @@ class Counted(kaio.KeepaliveProtocol):
         self.lost.append(exc)
 
 
+def _has(server: kaio.Server, connections: int) -> bool:
+    return len(server.connections) == connections
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 async def test_of_thousands_each_dead_one_is_reported_once_and_no_live_one() -> None:
@@ -53,10 +58,9 @@ async def test_of_thousands_each_dead_one_is_reported_once_and_no_live_one() -> 
         async with await kaio.create_server(factory, "127.0.0.1", 0, keepalive=QUICK, backlog=2048) as server:
             address = server.sockets[0].getsockname()
             theirs: list[socket.socket] = []
-            while len(theirs) < COUNT:
-                for _ in range(500):
-                    theirs.append(clients.enter_context(socket.create_connection(address)))
-                await until(lambda: len(server.connections) == len(theirs))
+            for wanted in range(500, COUNT + 1, 500):
+                theirs += [clients.enter_context(socket.create_connection(address)) for _ in range(500)]
+                await until(functools.partial(_has, server, wanted))
             by_name = {protocol.peername: protocol for protocol in made}
             doomed = {by_name[sock.getsockname()] for sock in theirs[::2]}
 

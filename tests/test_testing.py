@@ -77,9 +77,9 @@ def test_without_the_right_it_says_what_to_do(tmp_path: Path) -> None:
         "    assert 'unshare -Urn' in lacking()\n"
         "    with socket.socket() as s, pytest.raises(PermissionError, match='CAP_NET_ADMIN'), make(s): pass\n"
     )
+    unprivileged = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
     done = subprocess.run(
-        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "pytest", "-q", "-rs"]
-        + ["-p", "no:cacheprovider", str(tmp_path)],
+        [*unprivileged, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -54,7 +54,7 @@ def test_health_has_what_the_sample_has() -> None:
         state=UP, probes=2, last_ack_recv=31.5, last_data_recv=40.0, rtt=0.025, unacked=3, notsent_bytes=1000, snd_wnd=1
     )
     assert judge(info) == Health(
-        state=State.SUSPECT, probes=2, silence=31.5, rtt=0.025, unacked=3, unsent=1000, info=info
+        state=State.SUSPECT, probes=2, retransmits=None, silence=31.5, rtt=0.025, unacked=3, unsent=1000, info=info
     )
 
 

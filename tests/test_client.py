@@ -1,0 +1,166 @@
+"""Connecting: bad arguments, refusals, several addresses, cancellation, sockets that are handed over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from typing import Any
+
+import pytest
+
+import kaio
+
+from .conftest import Recorder, echo, until
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_a_refusal_is_no_dead_peer() -> None:
+    """Somebody answered: ConnectionRefusedError."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        host, port = bound.getsockname()
+        for attempt in (kaio.connect(host, port), kaio.connect(f"{host}:{port}")):
+            with pytest.raises(ConnectionRefusedError):
+                await attempt
+        with pytest.raises(ConnectionRefusedError):
+            await kaio.create_connection(Recorder, host, port)
+
+
+async def test_happy_eyeballs_takes_the_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with two addresses, and a server on one of them is enough."""
+
+    async def resolve(loop: Any, host: Any, port: Any, *rest: Any) -> list[Any]:
+        kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(socket.AF_INET6, *kind, ("::1", port, 0, 0)), (socket.AF_INET, *kind, ("127.0.0.1", port))]
+
+    monkeypatch.setattr("kaio.client._resolve", resolve)
+    for host in ("127.0.0.1", "::1"):
+        server = await kaio.serve(echo, host, 0)
+        async with server, kaio.connect("localhost", server.sockets[0].getsockname()[1]) as client:
+            await client.send(b"x")
+            assert await client.receive() == b"x"
+
+
+async def test_the_user_timeout_is_only_for_the_handshake_unless_the_policy_drops() -> None:
+    """stalled="keep" leaves no TCP_USER_TIMEOUT on the connection; "drop" has it."""
+    async with kaio.serve(echo, "127.0.0.1", 0) as server:
+        address = str(server.listeners[0].address)
+        for policy, expected in (
+            (kaio.Keepalive(5, 2, 3), None),
+            (kaio.Keepalive(5, 2, 3, stalled="drop"), 11.0),
+            (kaio.Keepalive(5, 2, 3, user_timeout=60, stalled="drop"), 60.0),
+            (kaio.Keepalive(5, 2, 3, user_timeout=None, stalled="drop"), None),
+            (kaio.Keepalive.SYSTEM, None),
+            (kaio.Keepalive.OFF, None),
+        ):
+            async with kaio.connect(address, keepalive=policy) as client:
+                state = kaio.inspect(client)
+                assert state.user_timeout == expected
+                assert state.enabled is policy.enabled
+
+
+async def test_arguments_are_checked_before_there_is_a_socket() -> None:
+    """asyncio's own rules and kaio's, with nothing left open."""
+    before = descriptors()
+    sync: list[tuple[Any, type[BaseException]]] = [
+        (lambda: kaio.connect("no-port"), kaio.AddressError),
+        (lambda: kaio.connect("host", "http"), kaio.AddressError),
+        (lambda: kaio.connect("host", 80, keepalive=5), kaio.PolicyError),  # type: ignore[arg-type]
+        (lambda: kaio.connect("host", 80, server_hostname="x"), ValueError),
+        (lambda: kaio.connect("host", 80, ssl=True, ssl_handshake_timeout=0), ValueError),
+        (lambda: kaio.connect("unix:/tmp/x", ssl=True), ValueError),
+    ]
+    for call, error in sync:
+        with pytest.raises(error):
+            call()
+    with socket.socket() as sock:
+        several: list[dict[str, Any]] = [
+            {},
+            {"host": "127.0.0.1", "port": 1, "sock": sock},
+            {"host": "127.0.0.1", "port": 1, "server_hostname": "x"},
+        ]
+        for kwargs in several:
+            with pytest.raises(ValueError):  # noqa: PT011 - the table is of kinds
+                await kaio.create_connection(asyncio.Protocol, **kwargs)
+    with pytest.raises(socket.gaierror):
+        await kaio.connect("name.invalid", 80)
+    assert descriptors() == before
+
+
+async def test_connecting_that_is_cancelled_leaves_nothing_open(client_tls: Any) -> None:
+    """Cancelled at every turn of the loop, plain and TLS, while the server accepts or does not."""
+    async with kaio.serve(echo, "127.0.0.1", 0) as server:
+        host, port = server.listeners[0].address  # type: ignore[misc]
+        await asyncio.sleep(0.01)
+        gc.collect()
+        before = descriptors()
+        for tls in (None, client_tls):
+            for turns in range(12):
+                task = asyncio.ensure_future(_connect(host, port, tls))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                result = (await asyncio.gather(task, return_exceptions=True))[0]
+                if isinstance(result, kaio.Connection):
+                    await result.aclose()
+        await until(lambda: not server.connections)
+        await until(lambda: descriptors() <= before)
+
+
+async def _connect(host: Any, port: Any, tls: Any) -> kaio.Connection:
+    return await kaio.connect(host, port, ssl=tls)
+
+
+async def test_a_connected_socket_that_is_handed_over_gets_the_policy() -> None:
+    """TCP with the policy, a Unix pair without, and a clear error where one was asked for."""
+    async with kaio.serve(echo, "127.0.0.1", 0) as server:
+        sock = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
+        transport, protocol = await kaio.create_connection(Recorder, sock=sock, keepalive="5s:2s:3")
+        assert isinstance(transport, kaio.KeepaliveTransport)
+        assert kaio.inspect(transport).idle == 5
+        transport.close()
+        await protocol.lost
+    one, other = socket.socketpair()
+    with other:
+        with pytest.raises(kaio.PolicyError, match="not TCP"):
+            await kaio.create_connection(Recorder, sock=one, keepalive="5s:2s:3")
+        transport, protocol = await kaio.create_connection(Recorder, sock=one)
+        transport.write(b"x")
+        assert await asyncio.get_running_loop().run_in_executor(None, other.recv, 1) == b"x"
+        transport.close()
+        await protocol.lost
+
+
+async def test_plain_protocols_are_covered_too() -> None:
+    """A protocol that is none of kaio's has sockets with the policy, on both sides, and the loop's own transport."""
+    made: list[asyncio.Transport] = []
+
+    class Plain(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            made.append(transport)
+
+    async with await kaio.create_server(Plain, "127.0.0.1", 0, keepalive="5s:2s:3") as server:
+        transport, _ = await kaio.create_connection(Plain, *server.sockets[0].getsockname(), keepalive="7s:2s:3")
+        await until(lambda: len(made) == 2)
+        assert sorted(kaio.inspect(each).idle or 0 for each in made) == [5, 7]
+        assert not isinstance(transport, kaio.KeepaliveTransport)
+        for each in made:
+            each.abort()
+
+
+async def test_local_address_and_all_errors() -> None:
+    """asyncio's local_addr and all_errors mean what they mean there."""
+    async with kaio.serve(echo, "127.0.0.1", 0) as server:
+        host, port = server.listeners[0].address  # type: ignore[misc]
+        async with kaio.connect(host, port, local_addr=("127.0.0.2", 0)) as client:
+            sock = client.transport.get_extra_info("sockname")
+            assert sock[0] == "127.0.0.2"
+    with pytest.raises(ExceptionGroup) as caught:
+        await kaio.create_connection(Recorder, host, port, all_errors=True)
+    assert all(isinstance(exc, ConnectionRefusedError) for exc in caught.value.exceptions)
