@@ -16,7 +16,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check kaio tests examples
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes kaio
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. pyright --ignoreexternal --verifytypes kaio
 
 # What the tests need besides Python: nftables, strace and the like.
 system:

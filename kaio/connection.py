@@ -79,7 +79,7 @@ class StreamProtocol(KeepaliveProtocol):
 
     def _live_entry(self, transport: KeepaliveTransport) -> Connection:
         self._transport = transport
-        self.connection = Connection(transport, self)
+        self.connection: Connection = Connection(transport, self)
         return self.connection
 
     def connection_made(self, transport: Any) -> None:

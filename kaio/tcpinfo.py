@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from typing import Any, Final
+from typing import Final
 
 __all__ = ["TcpInfo", "TcpState"]
 
@@ -87,12 +87,14 @@ class TcpInfo:
         """Decode Linux's struct tcp_info by its length. Raises ValueError when there is not even a state."""
         if not data:
             raise ValueError("struct tcp_info is empty")
-        values: dict[str, Any] = {}
-        for name, offset, code, unit in _LAYOUT:
-            if offset + struct.calcsize(code) <= len(data):
-                (raw,) = struct.unpack_from(code, data, offset)
-                values[name] = raw if unit is None else raw / unit
-        return cls(**values)
+        size = len(data)
+        return cls(
+            **{
+                name: unpack(data, offset)[0] if unit is None else unpack(data, offset)[0] / unit
+                for name, offset, end, unpack, unit in _FIELDS
+                if end <= size
+            }
+        )
 
 
 _MS: Final = 1_000
@@ -123,4 +125,9 @@ _LAYOUT: Final[tuple[tuple[str, int, str, int | None], ...]] = (
     ("bytes_sent", 200, "=Q", None),
     ("snd_wnd", 228, "=I", None),
     ("rcv_wnd", 232, "=I", None),
+)
+# the same, ready for use: name, offset, where it ends, its unpacker, units a second
+_FIELDS: Final = tuple(
+    (name, offset, offset + struct.calcsize(code), struct.Struct(code).unpack_from, unit)
+    for name, offset, code, unit in _LAYOUT
 )

@@ -48,10 +48,10 @@ class Endpoint:
     __slots__ = ("by_hand", "explicit", "live", "on_empty", "policy", "source")
 
     def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
-        self.policy = policy  # what their sockets have already; None: not TCP
-        self.source = source  # the protocol class's own default that `policy` was made from
-        self.explicit = explicit  # whether a keepalive= argument said so, which wins over the protocol's own
-        self.by_hand = False  # whether each accepted socket is to be set when its protocol is told of it
+        self.policy: Keepalive | None = policy  # what their sockets have already; None: not TCP
+        self.source: KeepaliveArg = source  # the protocol class's own default that `policy` was made from
+        self.explicit: bool = explicit  # whether a keepalive= argument said so, which wins over the protocol's own
+        self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
         self.live: set[Any] = set()  # those that are open, as the user knows them
         self.on_empty: Callable[[], None] | None = None  # called when the last of them has ended
 

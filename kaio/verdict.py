@@ -16,9 +16,9 @@ from .tcpinfo import TcpInfo, TcpState
 __all__ = ["DEATHS", "Health", "State", "cause_of_death", "judge"]
 
 _UNREACHABLE: Final = frozenset(
-    number
+    getattr(errno, name)
     for name in ("EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN", "ENETDOWN")
-    if (number := getattr(errno, name, None)) is not None
+    if hasattr(errno, name)  # Windows lacks some
 )
 # Windows has its own numbers for the same: WSAETIMEDOUT, WSAEHOSTUNREACH, WSAENETUNREACH, WSAEHOSTDOWN, WSAENETDOWN.
 _WINDOWS_TIMED_OUT: Final = frozenset({10060})

@@ -649,7 +649,7 @@ TIME = "must be a time such as 20s"
     ("text", "field", "value", "part"),
     [
         *[(text, "keepalive", text, FORM) for text in ["", "  ", "20s", "20", "60", "20s:10s", "20s:10s:4:1", "yes"]],
-        *[(text, "keepalive", text, FORM) for text in ["true", "1", "none", "on off", "on,", "２０", "\0"]],
+        *[(text, "keepalive", text, FORM) for text in ["true", "1", "none", "on off", "２０", "\0"]],
         ("20s:10s:four", "count", "four", WHOLE),
         ("20s:10s:4.0", "count", "4.0", WHOLE),
         ("20s:10s:-4", "count", "-4", WHOLE),

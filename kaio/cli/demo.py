@@ -72,7 +72,7 @@ class Peer:
     """A client in its role, and what its server has seen of it."""
 
     def __init__(self, role: Role) -> None:
-        self.role = role
+        self.role: Role = role
         self.transport: kaio.KeepaliveTransport | None = None  # the server's end
         self.silent_at: float | None = None  # from when on nothing can be heard of it
         self.reports: list[tuple[float, kaio.DeadPeerError]] = []  # peer_dead, and when
