@@ -6,6 +6,7 @@ The map; each row imports only from the rows above it:
     policy addresses tcpinfo verdict      plain data and judgement, no I/O
     _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
     keepalive                             apply, inspect, health on any socket
+    monitor                               one per loop: looks after connections that may be in trouble
     transports protocols                  what a connection hands to user code
     connection                            the stream
     listeners client server               accept, connect, serve
@@ -20,20 +21,24 @@ from .connection import Connection
 from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
 from .keepalive import apply, health, inspect
 from .listeners import Listener
+from .monitor import Counters, Event, Monitor, get_monitor
 from .policy import AUTO, Keepalive, SocketState, Step
 from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
 from .server import Server, create_server, serve, start_server
 from .tcpinfo import TcpInfo, TcpState
-from .transports import KeepaliveTransport
+from .transports import AliveScope, KeepaliveTransport
 from .verdict import Health, State
 
 __all__ = [
     "AUTO",
     "AddressError",
+    "AliveScope",
     "BufferedKeepaliveProtocol",
     "Cause",
     "Connection",
+    "Counters",
     "DeadPeerError",
+    "Event",
     "Health",
     "KaioError",
     "Keepalive",
@@ -41,6 +46,7 @@ __all__ = [
     "KeepaliveProtocol",
     "KeepaliveTransport",
     "Listener",
+    "Monitor",
     "PolicyError",
     "ResetError",
     "Server",
@@ -55,6 +61,7 @@ __all__ = [
     "connect",
     "create_connection",
     "create_server",
+    "get_monitor",
     "health",
     "inspect",
     "open_connection",

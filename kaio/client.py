@@ -159,7 +159,7 @@ async def create_connection(
     factory = attaching(protocol_factory, endpoint)
     if sock is not None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            cover(sock, policy, explicit=explicit)
+            endpoint.take(policy, cover(sock, policy, explicit=explicit))
         else:
             refuse_keepalive(UnixAddress(str(sock.getsockname())), keepalive)
             endpoint.policy = None
@@ -205,6 +205,7 @@ class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self.inner = transport._inner
+        transport._monitor.watch_errors(transport)  # the reader pauses the inner transport, past ours
         super().connection_made(self.inner)  # type: ignore[arg-type,unused-ignore]
 
 

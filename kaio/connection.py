@@ -8,7 +8,6 @@ everywhere. Both directions have backpressure. Closing takes no longer than its 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -24,10 +23,10 @@ from anyio import (
 from anyio.abc import SocketStream
 from anyio.streams.tls import TLSAttribute
 
-from .errors import DeadPeerError, KeepaliveError, ResetError, format_address
+from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .policy import Keepalive, KeepaliveArg
 from .protocols import KeepaliveProtocol
-from .transports import KeepaliveTransport
+from .transports import AliveScope, KeepaliveTransport
 from .verdict import Health
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "StreamProtocol"]
@@ -110,9 +109,16 @@ class StreamProtocol(KeepaliveProtocol):
         self._writing_paused = False
         _wake(self._drained)
 
+    def peer_dead(self, error: DeadPeerError) -> None:
+        # A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
+        self._error = error
+        _wake(self._drained)
+        if self._reading_paused and self._received is not None:
+            self._resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._eof = True
-        self._error = _as_raised(exc)
+        self._error = as_stream_error(exc)
         for waiting in (self._received, self._drained, self._lost_waiter):
             _wake(waiting)
 
@@ -128,11 +134,11 @@ class StreamProtocol(KeepaliveProtocol):
     async def more(self, needed: int) -> None:
         """Wait until that many bytes are here; raise EndOfStream or the error when they will not come."""
         while self._size < needed:
-            if self._error is not None:
-                raise self._error.with_traceback(None)
             if self._closed:
                 raise ClosedResourceError
-            if self._eof:
+            if self._lost and self._error is not None:
+                raise self._error.with_traceback(None)
+            if self._eof and self._error is None:
                 raise EndOfStream
             if self._reading_paused:
                 self._resume_reading()
@@ -206,14 +212,14 @@ class StreamProtocol(KeepaliveProtocol):
     async def drain(self) -> None:
         """Wait until the transport takes more; raise when it never will."""
         while self._writing_paused:
-            if self._lost or self._closed:
+            if self._lost or self._closed or self._error is not None:
                 break
             self._drained = asyncio.get_running_loop().create_future()
             try:
                 await self._drained
             finally:
                 self._drained = None
-        if self._lost or self._closed:
+        if self._lost or self._closed or self._error is not None:
             self.check_send()
 
     def closing(self) -> None:
@@ -233,19 +239,6 @@ class StreamProtocol(KeepaliveProtocol):
 def _wake(waiting: asyncio.Future[None] | None) -> None:
     if waiting is not None and not waiting.done():
         waiting.set_result(None)
-
-
-def _as_raised(exc: BaseException | None) -> BaseException | None:
-    """What connection_lost came with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits."""
-    if exc is None or isinstance(exc, DeadPeerError):
-        return exc
-    error: BaseException
-    if isinstance(exc, ConnectionError) and not isinstance(exc, ssl.SSLError):
-        error = ResetError(exc.errno, exc.strerror or str(exc))
-    else:
-        error = BrokenResourceError(str(exc))
-    error.__cause__ = exc
-    return error
 
 
 class Connection(SocketStream):
@@ -329,7 +322,7 @@ class Connection(SocketStream):
         A send that is cancelled while it waits has been taken whole, and goes out.
         """
         protocol = self._protocol
-        if protocol._lost or protocol._closed or protocol._drained is not None:
+        if protocol._lost or protocol._closed or protocol._error is not None or protocol._drained is not None:
             protocol.check_send()
         if self._sent_eof:
             raise ClosedResourceError
@@ -392,6 +385,15 @@ class Connection(SocketStream):
     def health(self) -> Health:
         """How the peer is now. Raises `KeepaliveError` when the connection is not TCP or is closed."""
         return self._transport.health()
+
+    def while_alive(self) -> AliveScope:
+        """A scope, like `asyncio.timeout`, whose block is cancelled when the connection ends meanwhile.
+
+        It then raises `DeadPeerError` when the peer died, `ResetError` when it reset the connection,
+        `anyio.EndOfStream` when it closed it, and `anyio.ClosedResourceError` when this side did. A peer that only says
+        that it sends no more (EOF) does not end the block. Scopes nest, also with asyncio's and anyio's.
+        """
+        return AliveScope(self._transport)
 
     # -- what it is
 

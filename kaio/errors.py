@@ -145,6 +145,19 @@ class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
     """The peer of a `Connection` reset it or went away while data was under way: it is alive, the connection is not."""
 
 
+def as_stream_error(exc: BaseException | None) -> BaseException | None:
+    """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits."""
+    if exc is None or isinstance(exc, DeadPeerError):
+        return exc
+    error: BaseException
+    if isinstance(exc, ConnectionError):
+        error = ResetError(exc.errno, exc.strerror or str(exc))
+    else:
+        error = BrokenResourceError(str(exc))
+    error.__cause__ = exc
+    return error
+
+
 def format_address(address: Any) -> str:
     """A socket address the way people write it: 192.0.2.1:80, [2001:db8::1]:80, unix:/run/x.sock."""
     if isinstance(address, tuple) and len(address) >= 2:

@@ -83,17 +83,18 @@ def tcp_info(sock_or_transport: Any) -> TcpInfo:
         raise KeepaliveError(exc.errno, f"{_describe(sock)}: TCP_INFO: {exc.strerror or exc}") from exc
 
 
-def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> None:
-    """Give a socket that kaio made or accepted its policy.
+def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState | None:
+    """Give a socket that kaio made or accepted its policy, and return what it has; None when it cannot be had.
 
     What the platform cannot do is an error when the policy was asked for, and a logged warning when it is the default.
     """
     try:
-        apply(sock, policy)
+        return apply(sock, policy)
     except KeepaliveError as exc:
         if explicit or exc.errno != errno.EOPNOTSUPP:
             raise
         logger.warning("the default keepalive policy %s cannot be had: %s", policy, exc.strerror)
+        return None
 
 
 def raw_socket(obj: Any) -> SocketLike:

@@ -26,8 +26,9 @@ from typing import Any, Final
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, parse_address
-from .errors import AddressError, KaioError, PolicyError
+from .errors import AddressError, KaioError, KeepaliveError, PolicyError
 from .keepalive import apply, cover
+from .monitor import get_monitor
 from .policy import Keepalive, KeepaliveArg, as_policy
 from .transports import Endpoint
 
@@ -130,19 +131,38 @@ class Listener:
         if policy is None or before is None:
             return
         done: list[socket.socket] = []
+        state = None
         try:
             for sock in self._sockets:
-                apply(sock, policy)
+                state = apply(sock, policy)
                 done.append(sock)
         except KaioError:
             for sock in done:
                 apply(sock, before)
             raise
-        self._endpoint.policy = policy
+        self._endpoint.take(policy, state)
         self._endpoint.explicit = self._explicit = True
         if self._factory is not None:
             for sock in self._sockets:
                 self._drain(sock)
+
+    def set_all(self, keepalive: KeepaliveArg) -> int:
+        """Set the policy for new connections and for all present ones; return how many of those have it now.
+
+        Raises `PolicyError`, `KeepaliveError` as setting `keepalive` does, before any connection was changed. A
+        connection that ends meanwhile is passed over.
+        """
+        self.keepalive = keepalive
+        policy = self.keepalive
+        changed = 0
+        for entry in list(self._endpoint.live) if policy is not None else ():
+            try:
+                entry.keepalive = policy
+            except KeepaliveError as exc:
+                logger.debug("%r: %s", entry, exc)
+            else:
+                changed += 1
+        return changed
 
     def __repr__(self) -> str:
         state = "listening" if self._factory is not None else "bound" if self._sockets else "closed"
@@ -159,7 +179,7 @@ class Listener:
         """Take a policy from the server or the protocol class, unless the listener has its own."""
         if self._explicit or not isinstance(self._address, TcpAddress):
             return
-        self._endpoint.policy = as_policy(keepalive)
+        self._endpoint.take(as_policy(keepalive), None)
         self._endpoint.source = None if explicit else keepalive
         self._endpoint.explicit = explicit
 
@@ -179,7 +199,7 @@ class Listener:
             policy = self._endpoint.policy
             for sock in self._sockets:
                 if policy is not None:
-                    cover(sock, policy, explicit=self._endpoint.explicit)
+                    self._endpoint.take(policy, cover(sock, policy, explicit=self._endpoint.explicit))
         except BaseException:
             self.close()
             raise
@@ -188,6 +208,7 @@ class Listener:
         """Listen, and give each connection a protocol."""
         self._factory = factory
         self._loop = loop = asyncio.get_running_loop()
+        self._endpoint.monitor = get_monitor()
         for sock in self._sockets:
             if _is_listening(sock):
                 self._drain(sock)

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from .errors import DeadPeerError, KeepaliveError
 from .keepalive import cover, logger, raw_socket
 from .policy import KeepaliveArg, as_policy
-from .transports import Endpoint, KeepaliveTransport
+from .transports import Endpoint, KeepaliveTransport, watched_by
+from .verdict import Health
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
 
@@ -33,11 +34,13 @@ class Watched:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        made, lost = _found(cls, "connection_made"), _found(cls, "connection_lost")
+        made, lost, eof = (_found(cls, name) for name in ("connection_made", "connection_lost", "eof_received"))
         if not hasattr(made, "_kaio_hook"):
             setattr(cls, "connection_made", _made(made))  # noqa: B010 - the class has the method already
         if not isinstance(lost, _Lost):
             setattr(cls, "connection_lost", _Lost(lost))  # noqa: B010
+        if not hasattr(eof, "_kaio_hook"):
+            setattr(cls, "eof_received", _eof(eof))  # noqa: B010
 
     def connection_made(self, transport: Any) -> None:
         """The connection stands. `transport` is a `KeepaliveTransport`: asyncio's, with `.keepalive` and `.health()`.
@@ -45,11 +48,20 @@ class Watched:
         (Typed Any because asyncio types it too widely for an override to say more.)
         """
 
+    def peer_suspect(self, health: Health) -> None:
+        """A probe or a retransmission went unanswered. `peer_recovered` or `peer_dead` follows."""
+
+    def peer_recovered(self, health: Health) -> None:
+        """The peer that was suspect was heard again."""
+
     def peer_dead(self, error: DeadPeerError) -> None:
         """The peer no longer answers. Called once; `connection_lost` follows at once with the same error."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone: None for an ordinary end, the `DeadPeerError`, or what else ended it."""
+
+    def eof_received(self) -> bool | None:
+        """The peer sends no more. As in asyncio: a true answer keeps our half of the connection open."""
 
     def _live_entry(self, transport: KeepaliveTransport) -> Any:
         """What stands for the connection in `Server.connections`."""
@@ -69,6 +81,23 @@ def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
 
     connection_made._kaio_hook = True  # type: ignore[attr-defined]
     return connection_made
+
+
+def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]:
+    @functools.wraps(function)
+    def eof_received(self: Any) -> bool | None:
+        transport = getattr(self, "_kaio", None)
+        if type(transport) is not KeepaliveTransport:
+            return function(self)
+        if transport._verdict is not None:
+            return None  # no end of file, but the end of what a dead peer had sent: connection_lost says so
+        keep_open = function(self)
+        if keep_open:
+            transport._saw_eof()
+        return keep_open
+
+    eof_received._kaio_hook = True  # type: ignore[attr-defined]
+    return eof_received
 
 
 class _Lost:
@@ -91,26 +120,7 @@ class _Lost:
         transport = getattr(protocol, "_kaio", None)
         if type(transport) is KeepaliveTransport and not transport._ended:
             exc = transport._end(exc)
-            if type(exc) is DeadPeerError:
-                _tell_dead(protocol, transport, exc)
         self._function(protocol, exc)
-
-
-def _tell_dead(protocol: Any, transport: KeepaliveTransport, error: DeadPeerError) -> None:
-    """peer_dead, whose failure must not keep connection_lost from coming."""
-    try:
-        protocol.peer_dead(error)
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as exc:
-        asyncio.get_running_loop().call_exception_handler(
-            {
-                "message": "Exception in peer_dead()",
-                "exception": exc,
-                "transport": transport,
-                "protocol": protocol,
-            }
-        )
 
 
 def _adopt(protocol: Any, inner: asyncio.Transport) -> KeepaliveTransport:
@@ -120,17 +130,17 @@ def _adopt(protocol: Any, inner: asyncio.Transport) -> KeepaliveTransport:
         endpoint = None
     own: KeepaliveArg = protocol.keepalive
     if endpoint is not None and (endpoint.explicit or own is endpoint.source or endpoint.policy is None):
-        policy, to_set = endpoint.policy, endpoint.by_hand
+        policy, limits, to_set = endpoint.policy, endpoint.limits, endpoint.by_hand
     else:
-        policy, to_set = as_policy(own), True
+        policy, limits, to_set = as_policy(own), None, True
     if policy is not None and to_set:
         try:
-            cover(raw_socket(inner), policy, explicit=True)
+            limits = watched_by(policy, cover(raw_socket(inner), policy, explicit=True))
         except KeepaliveError as exc:
             if own is not None or endpoint is not None:
                 logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)
-            policy = None
-    transport = KeepaliveTransport(inner, endpoint, policy)
+            policy = limits = None
+    transport = KeepaliveTransport(inner, protocol, endpoint, policy, limits)
     protocol._kaio = transport
     transport._entry = entry = protocol._live_entry(transport)
     if endpoint is not None:

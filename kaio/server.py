@@ -20,8 +20,8 @@ from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 from .addresses import Address, TcpAddress, one_address, tcp_address
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
-from .errors import DeadPeerError
 from .listeners import Listener, ProtocolFactory
+from .monitor import Counters
 from .policy import KeepaliveArg, as_policy
 from .protocols import Watched
 from .transports import KeepaliveTransport
@@ -58,8 +58,10 @@ class Server:
         self._closed = False
         self._forever: asyncio.Future[None] | None = None
         self._waiting: asyncio.Future[None] | None = None  # wait_closed
+        self._counters = Counters()
         for listener in self._listeners:
             listener.endpoint.on_empty = self._check_ended
+            listener.endpoint.counters = self._counters
 
     # -- what it has
 
@@ -77,6 +79,12 @@ class Server:
     def connections(self) -> frozenset[Any]:
         """The connections that are open now: each a `Connection` where a handler serves it, else a transport."""
         return frozenset().union(*(listener.endpoint.live for listener in self._listeners))
+
+    @property
+    def counters(self) -> Counters:
+        """Suspects, recoveries and deaths of this server's connections since its start, and how many it has now."""
+        self._counters.watched = sum(len(listener.endpoint.live) for listener in self._listeners)
+        return self._counters
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """The loop that it runs on."""
@@ -211,15 +219,13 @@ _ENDS: Final = (BrokenResourceError, EndOfStream, IncompleteRead)  # DeadPeerErr
 
 
 def _log_failure(connection: Connection, exc: Exception) -> None:
-    """One line for what the network did, a traceback for what the handler did."""
+    """A traceback for what the handler did; what the network did is no failure, and a death is in the log already."""
     ended = exc.split(_ENDS) if isinstance(exc, ExceptionGroup) else None
     if ended is not None and ended[0] is not None and ended[1] is None:
         exc = _first(ended[0])
     extra = {"connection": connection}
-    if isinstance(exc, DeadPeerError):
-        logger.warning("%r: %s", connection, exc, extra=extra)
-    elif isinstance(exc, _ENDS):
-        logger.info("%r: ended by its peer: %r", connection, exc, extra=extra)
+    if isinstance(exc, _ENDS):
+        logger.debug("%r: ended by its peer: %r", connection, exc, extra=extra)
     else:
         logger.error("handler failed for %r", connection, exc_info=exc, extra=extra)
 

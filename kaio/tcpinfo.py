@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import struct
 from typing import Final
 
@@ -87,12 +88,11 @@ class TcpInfo:
         """Decode Linux's struct tcp_info by its length. Raises ValueError when there is not even a state."""
         if not data:
             raise ValueError("struct tcp_info is empty")
-        size = len(data)
+        whole, names, units = _decoder(len(data))
         return cls(
             **{
-                name: unpack(data, offset)[0] if unit is None else unpack(data, offset)[0] / unit
-                for name, offset, end, unpack, unit in _FIELDS
-                if end <= size
+                name: raw if unit is None else raw / unit
+                for name, raw, unit in zip(names, whole.unpack_from(data), units, strict=True)
             }
         )
 
@@ -126,8 +126,14 @@ _LAYOUT: Final[tuple[tuple[str, int, str, int | None], ...]] = (
     ("snd_wnd", 228, "=I", None),
     ("rcv_wnd", 232, "=I", None),
 )
-# the same, ready for use: name, offset, where it ends, its unpacker, units a second
-_FIELDS: Final = tuple(
-    (name, offset, offset + struct.calcsize(code), struct.Struct(code).unpack_from, unit)
-    for name, offset, code, unit in _LAYOUT
-)
+
+
+@functools.cache
+def _decoder(size: int) -> tuple[struct.Struct, tuple[str, ...], tuple[int | None, ...]]:
+    """For a struct of that many bytes: what unpacks it in one go, the fields' names, their units a second."""
+    code, at = "=", 0
+    fields = [field for field in _LAYOUT if field[1] + struct.calcsize(field[2]) <= size]
+    for _, offset, kind, _ in fields:
+        code += f"{offset - at}x{kind[1]}"
+        at = offset + struct.calcsize(kind)
+    return struct.Struct(code), tuple(field[0] for field in fields), tuple(field[3] for field in fields)

@@ -7,24 +7,39 @@ about a connection only after the loop has reported its death.
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
 import math
+import os
+import socket
 import ssl
+import struct
 from collections.abc import Callable
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Literal
 
-from .errors import DeadPeerError, KeepaliveError, format_address
+from anyio import ClosedResourceError, EndOfStream
+
+from ._sockopt import SocketLike
+from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .keepalive import apply, tcp_info
-from .policy import Keepalive, KeepaliveArg, as_policy
+from .monitor import Counters, Event, Monitor, get_monitor
+from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
 from .tcpinfo import TcpInfo
-from .verdict import DEATHS, Health, State, cause_of_death, judge
+from .verdict import DEATHS, Health, Limits, State, cause_of_death, judge, limits_of
 
-__all__ = ["Endpoint", "KeepaliveTransport"]
+__all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
+
+if os.name == "posix":
+    import fcntl
+    import termios
+
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
 
 # The methods of asyncio.Transport; each is a slot that shadows the base class's until it is bound.
 _METHODS: Final = frozenset(
     {
-        "abort",
         "can_write_eof",
         "get_extra_info",
         "get_protocol",
@@ -32,7 +47,6 @@ _METHODS: Final = frozenset(
         "get_write_buffer_size",
         "is_closing",
         "is_reading",
-        "pause_reading",
         "resume_reading",
         "set_write_buffer_limits",
         "write",
@@ -45,21 +59,36 @@ _METHODS: Final = frozenset(
 class Endpoint:
     """What the connections of one listener, or of one call to connect, have in common."""
 
-    __slots__ = ("by_hand", "explicit", "live", "on_empty", "policy", "source")
+    __slots__ = ("by_hand", "counters", "explicit", "limits", "live", "monitor", "on_empty", "policy", "source")
 
     def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
         self.policy: Keepalive | None = policy  # what their sockets have already; None: not TCP
+        self.limits: Limits | None = None if policy is None else limits_of(policy)  # how the monitor watches them
+        self.counters: Counters | None = None  # the server's
+        self.monitor: Monitor | None = None  # the loop's, where there is one loop
         self.source: KeepaliveArg = source  # the protocol class's own default that `policy` was made from
         self.explicit: bool = explicit  # whether a keepalive= argument said so, which wins over the protocol's own
         self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
         self.live: set[Any] = set()  # those that are open, as the user knows them
         self.on_empty: Callable[[], None] | None = None  # called when the last of them has ended
 
+    def take(self, policy: Keepalive, state: SocketState | None) -> None:
+        """From now on they start with this policy; `state` is what the kernel made of it."""
+        self.policy = policy
+        self.limits = watched_by(policy, state)
+
     def discard(self, entry: Any) -> None:
         """A connection has ended."""
         self.live.discard(entry)
         if not self.live and self.on_empty is not None:
             self.on_empty()
+
+
+def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
+    """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
+    if policy.enabled and state is not None and state.enabled:
+        policy = policy.filled(idle=state.idle, interval=state.interval, count=state.count)
+    return limits_of(policy)
 
 
 class KeepaliveTransport(asyncio.Transport):
@@ -70,13 +99,23 @@ class KeepaliveTransport(asyncio.Transport):
 
     __slots__ = (
         "__weakref__",
+        "_closed_here",
+        "_due",
         "_ended",
         "_endpoint",
         "_entry",
+        "_half_closed",
         "_inner",
+        "_limits",
+        "_monitor",
         "_peername",
         "_policy",
+        "_protocol",
         "_sample",
+        "_scopes",
+        "_suspect",
+        "_verdict",
+        "_watched_fd",
         *sorted(_METHODS),
     )
 
@@ -84,17 +123,40 @@ class KeepaliveTransport(asyncio.Transport):
     _endpoint: Endpoint | None  # where it came from; None once it has ended
     _entry: Any  # what stands for it in the endpoint's live set
     _policy: Keepalive | None  # how it is watched; None: not TCP
+    _limits: Limits | None  # by which times the monitor watches it; None: not at all
+    _monitor: Monitor  # the loop's
+    _protocol: Any  # the user's; None once it has ended
+    _verdict: BaseException | None  # what connection_lost will come with, known before the loop knows
+    _scopes: list[AliveScope] | None  # who is to be cancelled when it ends
+    _due: int  # the monitor's
+    _watched_fd: int  # the monitor's
+    _suspect: bool  # the monitor's
+    _half_closed: bool  # the peer sends no more, and the loop no longer listens
+    _closed_here: bool  # whether the user has closed it
     _ended: bool  # whether connection_lost has been passed on
     _sample: TcpInfo | None  # TCP_INFO of the dead socket
     _peername: Any  # where a layer between forgets it when it ends
 
-    def __init__(self, inner: asyncio.Transport, endpoint: Endpoint | None, policy: Keepalive | None) -> None:
+    def __init__(
+        self,
+        inner: asyncio.Transport,
+        protocol: Any,
+        endpoint: Endpoint | None,
+        policy: Keepalive | None,
+        limits: Limits | None,
+    ) -> None:
         self._inner = inner
+        self._protocol = protocol
         self._endpoint = endpoint
         self._policy = policy
-        self._ended = False
-        self._sample = None
-        self._peername = None
+        self._limits = limits
+        self._ended = self._suspect = self._half_closed = self._closed_here = False
+        self._sample = self._peername = self._verdict = self._scopes = None
+        self._due = self._watched_fd = -1
+        self._monitor = monitor = endpoint.monitor if endpoint and endpoint.monitor else get_monitor()
+        monitor.counters.watched += 1
+        if limits is not None:
+            monitor.watch(self)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
@@ -107,8 +169,19 @@ class KeepaliveTransport(asyncio.Transport):
 
         Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
         """
+        self._closed_here = True
         if not self._inner.is_closing():
             self._inner.close()
+
+    def abort(self) -> None:
+        """Close the connection at once, and drop what has not left, as in asyncio."""
+        self._closed_here = True
+        self._inner.abort()
+
+    def pause_reading(self) -> None:
+        """Stop reading, as in asyncio. The peer's death is reported all the same."""
+        self._inner.pause_reading()
+        self._monitor.watch_errors(self)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
@@ -118,6 +191,7 @@ class KeepaliveTransport(asyncio.Transport):
         # By name: the protocols are a row above, and any class that has the slot will do.
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]
+        self._protocol = protocol
         self._inner.set_protocol(protocol)
 
     @property
@@ -132,8 +206,9 @@ class KeepaliveTransport(asyncio.Transport):
     @keepalive.setter
     def keepalive(self, keepalive: KeepaliveArg) -> None:
         policy = as_policy(keepalive)
-        apply(self._inner, policy)
+        self._limits = watched_by(policy, apply(self._inner, policy))
         self._policy = policy
+        self._monitor.watch(self)
 
     @property
     def peername(self) -> Any:
@@ -154,7 +229,88 @@ class KeepaliveTransport(asyncio.Transport):
             state = "open"
         return f"<KeepaliveTransport to {format_address(self.peername)} keepalive={str(self._policy)!r} {state}>"
 
+    def while_alive(self) -> AliveScope:
+        """A scope, like `asyncio.timeout`, whose block is cancelled when the connection ends meanwhile.
+
+        It then raises `DeadPeerError` when the peer died, `ResetError` when it reset the connection,
+        `anyio.EndOfStream` when it closed it, and `anyio.ClosedResourceError` when this side did. A peer that only says
+        that it sends no more (EOF) does not end the block. Scopes nest, also with asyncio's and anyio's.
+        """
+        return AliveScope(self)
+
+    # -- for the monitor
+
+    def _socket(self) -> SocketLike:
+        return self._inner.get_extra_info("socket")  # type: ignore[no-any-return]
+
+    def _listening(self) -> bool:
+        return not self._half_closed and self._inner.is_reading()
+
+    def _tell(self, name: str, argument: object) -> None:
+        protocol = self._protocol
+        method = getattr(protocol, name, None)
+        if method is None:  # another kind of protocol has taken over
+            return
+        try:
+            method(argument)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"Exception in {name}()", "exception": exc, "transport": self, "protocol": protocol}
+            )
+
+    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
+        event = Event(kind, self, health, None)
+        self._count(event)
+        return event
+
+    def _count(self, event: Event) -> None:
+        if self._endpoint is not None and self._endpoint.counters is not None:
+            self._endpoint.counters.count(event)
+
+    def _condemn(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
+        """End the connection with a verdict that the loop has not heard, or would not hear.
+
+        What the peer had sent before stays in the socket while the application has reading paused; it is read, and the
+        end follows it, when reading resumes. Otherwise the end comes in the loop's next turn.
+        """
+        if self._ended or self._verdict is not None:
+            return
+        if sample is not None:
+            self._sample = sample
+        self._verdict = self._translate(exc, cause)
+        self._monitor.forget(self)
+        self._pass_verdict()
+        if self._ended:  # by the callback
+            return
+        sock = self._socket()
+        try:
+            # A TLS layer may hold data of its own, which it hands out before the end of file.
+            layered = self._inner.get_extra_info("sslcontext") is not None
+            if not self._listening() and not self._half_closed and (layered or _unread(sock)):
+                _end_reading(sock)
+                return
+            # Nobody is there to take what is left: the kernel need not go on trying.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        except (OSError, ValueError):
+            pass
+        self._inner.abort()
+
+    def _pass_verdict(self) -> None:
+        """Tell who waits that the connection has ended."""
+        error = self._verdict
+        if isinstance(error, DeadPeerError):
+            self._tell("peer_dead", error)
+        for scope in self._scopes or ():
+            scope.ended(error)
+
     # -- the end, called by the protocol's hooks
+
+    def _saw_eof(self) -> None:
+        """The peer sends no more and the protocol keeps the connection: the loop no longer listens."""
+        self._half_closed = True
+        self._monitor.watch_errors(self)
 
     def _examine(self, protocol: asyncio.BaseProtocol) -> None:
         """Read what tells why the connection died, if a layer between will close the socket before we are told.
@@ -163,6 +319,8 @@ class KeepaliveTransport(asyncio.Transport):
         only the look-up comes early enough.
         """
         inner = self._inner
+        if self._verdict is not None:
+            return
         try:
             if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
                 return
@@ -176,9 +334,19 @@ class KeepaliveTransport(asyncio.Transport):
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """The connection is gone: what its protocol is to be told."""
         self._ended = True
-        if self._endpoint is not None:
-            self._endpoint.discard(self._entry)
-        self._endpoint = self._entry = None
+        self._monitor.forget(self)
+        self._monitor.counters.watched -= 1
+        if self._verdict is None:
+            self._verdict = self._translate(exc, None)
+            self._pass_verdict()
+        endpoint, entry = self._endpoint, self._entry
+        self._endpoint = self._entry = self._protocol = self._scopes = None
+        if endpoint is not None:
+            endpoint.discard(entry)
+        return self._verdict
+
+    def _translate(self, exc: BaseException | None, cause: Cause | None) -> BaseException | None:
+        """What ended the connection, as kaio says it; a death is counted and logged here."""
         number = exc.errno if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else None
         if number is None or number not in DEATHS:
             return exc
@@ -190,7 +358,7 @@ class KeepaliveTransport(asyncio.Transport):
         sample = self._sample
         silence = None if sample is None else sample.silence
         error = DeadPeerError(
-            cause_of_death(number, sample),
+            cause or cause_of_death(number, sample),
             number,
             silence=math.nan if silence is None else silence,
             peername=self.peername,
@@ -198,4 +366,75 @@ class KeepaliveTransport(asyncio.Transport):
             info=sample,
         )
         error.__cause__ = exc
+        event = Event("dead", self, None, error)
+        self._count(event)
+        self._monitor.emit(event)
         return error
+
+
+class AliveScope:
+    """What `while_alive()` returns: `async with connection.while_alive(): ...`."""
+
+    __slots__ = ("_cancelling", "_fired", "_reason", "_task", "_transport")
+
+    def __init__(self, transport: KeepaliveTransport) -> None:
+        self._transport = transport
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling: int = 0  # cancellations that were there before ours
+        self._fired: bool = False
+        self._reason: BaseException | None = None
+
+    async def __aenter__(self) -> AliveScope:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("while_alive() must be used in a task")
+        if self._task is not None:
+            raise RuntimeError("this scope has been entered already")
+        transport = self._transport
+        if transport._ended or transport._verdict is not None:
+            raise as_stream_error(transport._verdict) or ClosedResourceError()
+        self._task = task
+        self._cancelling = task.cancelling()
+        if transport._scopes is None:
+            transport._scopes = []
+        transport._scopes.append(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        scopes = self._transport._scopes
+        if scopes is not None and self in scopes:
+            scopes.remove(self)
+        if self._fired:
+            assert self._task is not None
+            # As in asyncio.timeout: a cancellation from outside, on top of ours, stays one.
+            if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+                assert self._reason is not None
+                raise self._reason from exc
+
+    def ended(self, error: BaseException | None) -> None:
+        """The connection has ended: cancel the block, and remember what to raise."""
+        if self._fired:
+            return
+        self._fired = True
+        # Closed by the peer, unless it was this side: then it was closing already.
+        clean: BaseException = ClosedResourceError() if self._transport._closed_here else EndOfStream()
+        self._reason = as_stream_error(error) or clean
+        assert self._task is not None
+        self._task.cancel()
+
+
+def _unread(sock: SocketLike) -> bool:
+    """Whether the socket holds data that was not read yet."""
+    if os.name != "posix":
+        return False
+    count = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    return count[0] > 0
+
+
+def _end_reading(sock: SocketLike) -> None:
+    """Let an end of file follow what the socket holds. uvloop's stand-in for a socket has no shutdown()."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as twin, contextlib.suppress(OSError):  # ENOTCONN: it does already
+        twin.shutdown(socket.SHUT_RD)

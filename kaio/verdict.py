@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import errno
-from typing import Final
+import functools
+from typing import Final, NamedTuple
 
 from .errors import Cause
+from .policy import Keepalive
 from .tcpinfo import TcpInfo, TcpState
 
-__all__ = ["DEATHS", "Health", "State", "cause_of_death", "judge"]
+__all__ = ["DEATHS", "Decision", "Health", "Limits", "State", "cause_of_death", "decide", "judge", "limits_of"]
 
 _UNREACHABLE: Final = frozenset(
     getattr(errno, name)
@@ -85,6 +87,72 @@ def judge(info: TcpInfo) -> Health:
 
 def _window_is_shut(info: TcpInfo) -> bool:
     return bool(info.notsent_bytes) and info.snd_wnd == 0 and not info.unacked
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The times by which a connection is watched, in seconds: a policy with nothing left to the system."""
+
+    idle: float
+    interval: float
+    count: int
+    user_timeout: float | None
+    """How long nothing may be heard while data is in flight or the window is shut; None: the kernel's affair."""
+
+    @property
+    def first_look(self) -> float:
+        """Seconds of silence after which a connection may be in trouble.
+
+        The first probe goes out after `idle`; half an interval is time for its answer.
+        """
+        late = self.idle + self.interval / 2
+        return late if self.user_timeout is None else min(late, self.user_timeout)
+
+
+@functools.lru_cache(maxsize=256)
+def limits_of(policy: Keepalive) -> Limits | None:
+    """How connections under a policy are watched; None when they are not, or when times are left to the system."""
+    if not policy.enabled or policy.idle is None or policy.interval is None or policy.count is None:
+        return None
+    bound = policy.effective_user_timeout if policy.stalled == "keep" else None
+    return Limits(policy.idle, policy.interval, policy.count, bound)
+
+
+class Decision(NamedTuple):
+    """What is to be thought of a peer, and when to look again."""
+
+    state: State
+    cause: Cause | None
+    """Set when the peer is to be given up now; a connection that the kernel has ended has none."""
+    look_after: float
+    """Seconds until the next look."""
+
+
+def decide(info: TcpInfo, limits: Limits) -> Decision:
+    """The verdict on one sample: its clocks are the kernel's, so nothing need be remembered between samples.
+
+    A peer is given up when nothing was heard for the user timeout, while data was in flight or the window was shut,
+    and at least two probes or retransmissions went unanswered (one, when the count is one): silence alone is no proof
+    where the kernel has not asked. An idle peer is left to the kernel's keepalive.
+    """
+    silence = info.silence
+    if info.state == TcpState.CLOSE:
+        return Decision(State.DEAD, None, limits.interval)
+    if silence is None:
+        return Decision(State.ALIVE, None, limits.first_look)
+    unanswered = (info.probes or 0) + (info.retransmits or 0)
+    shut = _window_is_shut(info)
+    waiting = bool(info.unacked) or shut
+    bound = limits.user_timeout
+    if waiting and bound is not None and silence >= bound and unanswered >= min(2, limits.count):
+        return Decision(State.DEAD, Cause.ZERO_WINDOW if shut else Cause.UNACKNOWLEDGED, 0.0)
+    # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
+    suspect = unanswered >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
+    ahead = limits.interval if suspect or silence >= limits.first_look else limits.first_look - silence
+    if waiting and bound is not None and silence < bound:
+        ahead = min(ahead, bound - silence)
+    state = State.SUSPECT if suspect else State.STALLED if shut else State.ALIVE
+    return Decision(state, None, ahead)
 
 
 def cause_of_death(number: int, info: TcpInfo | None) -> Cause:

@@ -150,20 +150,20 @@ async def test_a_handler_that_raises_costs_only_its_connection(caplog: pytest.Lo
 
 
 async def test_a_peer_that_goes_away_is_no_error_of_the_handler(caplog: pytest.LogCaptureFixture) -> None:
-    """EndOfStream out of a handler, alone or in a group, is one line without a traceback."""
+    """EndOfStream out of a handler, alone or in a group, is no failure: a line for debugging at most."""
 
     async def handler(connection: kaio.Connection) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(connection.receive_exactly(0))
             group.create_task(connection.receive())
 
-    with caplog.at_level(logging.INFO, "kaio"):
+    with caplog.at_level(logging.DEBUG, "kaio"):
         async with kaio.serve(handler, "127.0.0.1", 0) as server:
             async with kaio.connect(str(server.listeners[0].address)):
                 await until(lambda: server.connections)
             await until(lambda: not server.connections)
     (record,) = [record for record in caplog.records if record.name == "kaio"]
-    assert record.levelno == logging.INFO
+    assert record.levelno == logging.DEBUG
     assert record.exc_info is None
 
 

@@ -63,6 +63,10 @@ class Platform(Protocol):
         """Let connect() give up after that many seconds, None: no longer. False where the platform cannot."""
         ...
 
+    def cap_backoff(self, sock: SocketLike, seconds: float) -> bool:
+        """Let retransmissions and window probes come at least that often; False where the platform cannot."""
+        ...
+
     def tcp_info(self, sock: SocketLike) -> TcpInfo:
         """A sample of the connection. Raises KeepaliveError where the platform has none, OSError."""
         ...

@@ -118,6 +118,10 @@ def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     return True
 
 
+def cap_backoff(sock: SocketLike, seconds: float) -> bool:
+    return False
+
+
 def tcp_info(sock: SocketLike) -> TcpInfo:
     if _HERE.info is None:
         raise unsupported(_HERE.name, "TCP_INFO")

@@ -64,6 +64,10 @@ def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     return True
 
 
+def cap_backoff(sock: SocketLike, seconds: float) -> bool:
+    return False
+
+
 def tcp_info(sock: SocketLike) -> TcpInfo:
     # struct tcp_connection_info: 4 bytes, then options, flags, rto, maxseg, ssthresh, cwnd, wnd, sbbytes, rcv_wnd,
     # rttcur, srtt, rttvar; the times are milliseconds.

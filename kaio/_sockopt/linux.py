@@ -21,6 +21,7 @@ _TCP_KEEPINTVL: Final = 5
 _TCP_KEEPCNT: Final = 6
 _TCP_INFO: Final = 11
 _TCP_USER_TIMEOUT: Final = 18
+_TCP_RTO_MAX_MS: Final = 44
 _INFO_SIZE: Final = 512  # longer than any kernel's struct tcp_info so far
 
 
@@ -74,6 +75,14 @@ def write(sock: SocketLike, wanted: SocketState) -> None:
 def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     # One option bounds the handshake and what is sent after it: whoever wants only the former lifts it again.
     set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(seconds))
+    return True
+
+
+def cap_backoff(sock: SocketLike, seconds: float) -> bool:
+    try:
+        sock.setsockopt(_TCP, _TCP_RTO_MAX_MS, min(120_000, max(1_000, milliseconds(seconds))))
+    except OSError:  # before Linux 6.15; MPTCP
+        return False
     return True
 
 

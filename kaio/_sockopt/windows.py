@@ -63,5 +63,9 @@ def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     return False  # TCP_MAXRTMS would do, but cannot be set back to the system's default afterwards
 
 
+def cap_backoff(sock: SocketLike, seconds: float) -> bool:
+    return False
+
+
 def tcp_info(sock: SocketLike) -> TcpInfo:
     raise unsupported(NAME, "TCP_INFO that Python could ask for (SIO_TCP_INFO needs WSAIoctl)")

@@ -1,0 +1,416 @@
+"""The monitor: what the kernel and the loop leave out. One for each event loop.
+
+It has two parts. The *wheel* looks at a connection only when it could be in trouble: when half an interval has passed
+since the first probe went out, and once an interval while the peer is suspect. The *error watch* is an epoll instance
+inside the loop's own, in which connections are registered for errors only once the loop may have stopped listening to
+them: when their reading was paused or their peer closed its half.
+
+Rules kept here: one timer a loop, not one a connection; no look before its time, so no more of them than connections
+divided by their idle time; a turn ends after a few milliseconds and goes on in the loop's next one; whatever ends is
+out of every table at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import dataclasses
+import errno
+import heapq
+import logging
+import math
+import os
+import select
+import socket
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from ._sockopt import SocketLike, platform
+from .errors import Cause, DeadPeerError, KeepaliveError, format_address
+from .tcpinfo import TcpInfo
+from .verdict import Decision, Health, Limits, State, decide, judge
+
+__all__ = ["Counters", "Event", "Link", "Monitor", "get_monitor"]
+
+logger: Final = logging.getLogger("kaio")
+
+_TICKS: Final = 4  # of the wheel, a second
+_BUDGET: Final = 0.005  # seconds that one turn may take
+SILENCE_BOUNDS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, math.inf)
+"""Upper bounds of the histogram of silence at death, in seconds."""
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """What has happened to the connections of a loop or a server since its start."""
+
+    watched: int = 0
+    """Connections that are watched now."""
+    suspects: int = 0
+    recoveries: int = 0
+    deaths: dict[Cause, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(Cause, 0))
+    silence: dict[float, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SILENCE_BOUNDS, 0))
+    """Deaths by the silence before them: upper bound in seconds to number."""
+    looks: int = 0
+    """How often the kernel was asked about a connection."""
+    wakeups: int = 0
+    """How often the wheel's timer fired."""
+
+    def count(self, event: Event) -> None:
+        """Count a suspicion, a recovery or a death."""
+        if event.kind == "suspect":
+            self.suspects += 1
+        elif event.kind == "recovered":
+            self.recoveries += 1
+        elif event.error is not None:
+            self.deaths[event.error.cause] += 1
+            silence = event.error.silence
+            if not math.isnan(silence):
+                self.silence[SILENCE_BOUNDS[bisect.bisect_left(SILENCE_BOUNDS, silence)]] += 1
+
+
+class Event(NamedTuple):
+    """What the metrics hook is called with."""
+
+    kind: Literal["suspect", "recovered", "dead"]
+    transport: Any
+    """The connection's transport; None where it died while connecting."""
+    health: Health | None
+    """The sample, with "suspect" and "recovered"."""
+    error: DeadPeerError | None
+    """With "dead"."""
+
+
+class Link(Protocol):
+    """A connection as the monitor knows it; `KeepaliveTransport` is one."""
+
+    _due: int
+    """The wheel's tick at which it is looked at; -1: it is not in the wheel."""
+    _watched_fd: int
+    """Its descriptor in the error watch; -1: it is not there."""
+    _suspect: bool
+    _limits: Limits | None
+
+    def _socket(self) -> SocketLike: ...
+
+    def _listening(self) -> bool:
+        """Whether the loop would hear of the connection's death."""
+        ...
+
+    def _tell(self, name: str, argument: object) -> None:
+        """Call back the protocol, whatever it raises."""
+        ...
+
+    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event: ...
+
+    def _condemn(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
+        """End the connection with a verdict that the loop has not heard, or would not hear."""
+        ...
+
+
+class Monitor:
+    """Watches the connections of one loop. `kaio.get_monitor()` gives the running loop's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._buckets: dict[int, set[Link]] = {}  # tick -> who is looked at then
+        self._ticks: list[int] = []  # heap of the buckets' ticks
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_tick = 0  # the tick that it is set for
+        self._now: set[Link] = set()  # due, and their turn has not come yet
+        self._errors: _ErrorWatch | None = None  # made when first needed, closed when no longer
+        self._can_watch_errors = True
+        self._can_look = True
+        self.counters: Final = Counters()
+        self.hook: Callable[[Event], None] | None = None
+        """Called with every suspicion, recovery and death, for metrics. It must not raise, and not take long."""
+
+    def __repr__(self) -> str:
+        return f"<Monitor watching {self.counters.watched} connections>"
+
+    # -- the wheel
+
+    def watch(self, link: Link) -> None:
+        """Begin to look after a connection, or begin anew after its policy has changed."""
+        self._leave_bucket(link)
+        limits = link._limits
+        if limits is not None and self._can_look:
+            loop = self._loop()
+            if loop is not None:
+                self._enter_bucket(link, loop, loop.time() + limits.first_look)
+
+    def forget(self, link: Link) -> None:
+        """A connection has ended."""
+        self._leave_bucket(link)
+        if link._watched_fd >= 0 and self._errors is not None:
+            self._errors.discard(link)
+            if not self._errors.links:
+                self._close_errors()
+
+    def _enter_bucket(self, link: Link, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        tick = int(at * _TICKS) + 1  # not before its time
+        link._due = tick
+        bucket = self._buckets.get(tick)
+        if bucket is not None:
+            bucket.add(link)
+            return
+        self._buckets[tick] = {link}
+        heapq.heappush(self._ticks, tick)
+        if self._timer is None or tick < self._timer_tick:
+            self._set_timer(loop)
+
+    def _leave_bucket(self, link: Link) -> None:
+        if link._due >= 0:
+            bucket = self._buckets.get(link._due, self._now)
+            bucket.discard(link)
+            link._due = -1
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._ticks and not self._buckets[self._ticks[0]]:
+            del self._buckets[heapq.heappop(self._ticks)]  # all of them have ended
+        if self._ticks:
+            self._timer_tick = self._ticks[0]
+            self._timer = loop.call_at(self._timer_tick / _TICKS, self._turn)
+
+    def _turn(self) -> None:
+        """Look at those whose time has come, for a while."""
+        loop = self._loop()
+        if loop is None:
+            return
+        self._timer = None
+        self.counters.wakeups += 1
+        began = loop.time()
+        tick = int(began * _TICKS)
+        while self._ticks and self._ticks[0] <= tick:
+            bucket = self._buckets.pop(heapq.heappop(self._ticks))
+            self._now = self._now | bucket if self._now else bucket
+        while self._now:
+            link = self._now.pop()
+            link._due = -1
+            self._look(link, loop)
+            if loop.time() - began > _BUDGET:
+                break
+        if self._now:
+            self._timer_tick = 0
+            self._timer = loop.call_later(0, self._turn)
+        else:
+            self._set_timer(loop)
+
+    def _look(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
+        limits = link._limits
+        if limits is None:
+            return
+        self.counters.looks += 1
+        try:
+            sock = link._socket()
+            sample = platform.tcp_info(sock)
+        except KeepaliveError:
+            self._cannot_look()
+            return
+        except (OSError, ValueError, AttributeError):  # closed, and connection_lost is on its way
+            return
+        decision = decide(sample, limits)
+        if decision.cause is not None:
+            timed_out = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            link._condemn(timed_out, decision.cause, sample)
+            return
+        self._note(link, decision, sample)
+        if decision.state is State.DEAD:
+            # The kernel's verdict is out. A loop that listens reports it; one that does not is helped.
+            if not link._listening():
+                self._take_over(link, sample)
+        elif decision.state in (State.STALLED, State.SUSPECT) and limits.user_timeout is not None:
+            with contextlib.suppress(OSError):
+                platform.cap_backoff(sock, limits.interval)
+        if link._due < 0 and link._limits is not None:  # a callback may have ended it, or changed its policy
+            self._enter_bucket(link, loop, loop.time() + decision.look_after)
+
+    def _note(self, link: Link, decision: Decision, sample: TcpInfo) -> None:
+        """Tell when a peer has become suspect, or has been heard again."""
+        if decision.state is State.SUSPECT and not link._suspect:
+            link._suspect = True
+            self._report(link, "suspect", judge(sample))
+        elif decision.state in (State.ALIVE, State.STALLED) and link._suspect:
+            link._suspect = False
+            self._report(link, "recovered", judge(sample))
+
+    def _report(self, link: Link, kind: Literal["suspect", "recovered"], health: Health) -> None:
+        self.emit(link._event(kind, health))
+        link._tell("peer_suspect" if kind == "suspect" else "peer_recovered", health)
+
+    def _cannot_look(self) -> None:
+        self._can_look = False
+        logger.warning(
+            "%s does not tell how a connection's peer is: no warnings before a death, and unacknowledged data is"
+            ' bounded by the kernel alone; stalled="drop" has it bounded by the user timeout',
+            platform.NAME,
+        )
+
+    # -- the error watch
+
+    def watch_errors(self, link: Link) -> None:
+        """The loop may not listen to this connection from now on: hear of its errors."""
+        loop = self._loop()
+        if link._watched_fd >= 0 or loop is None or not self._can_watch_errors:
+            return
+        try:
+            fd = link._socket().fileno()
+            if self._errors is None:
+                self._errors = _ErrorWatch(loop, self._on_errors)
+        except (OSError, ValueError, AttributeError, KeepaliveError):
+            return
+        except NotImplementedError as exc:
+            self._can_watch_errors = False
+            logger.warning(
+                "this event loop cannot tell of a death while reading is paused; it is told when reading resumes (%s)",
+                exc,
+            )
+            return
+        if fd >= 0:
+            self._errors.add(fd, link)
+
+    def _on_errors(self, links: list[Link]) -> None:
+        for link in links:
+            if not link._listening():
+                self._take_over(link, None)
+
+    def _take_over(self, link: Link, sample: TcpInfo | None) -> None:
+        """The loop does not listen to a connection that the kernel may have ended: take the error and deliver it.
+
+        Reading SO_ERROR takes the error from the transport, so it is read only here.
+        """
+        try:
+            number = link._socket().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except (OSError, ValueError, AttributeError):
+            return
+        if number:
+            link._condemn(OSError(number, os.strerror(number)), None, sample)
+
+    def _close_errors(self) -> None:
+        if self._errors is not None:
+            self._errors.close(self._loop())
+            self._errors = None
+
+    # -- what has happened
+
+    def emit(self, event: Event) -> None:
+        """Count an event, log a death, call the hook."""
+        self.counters.count(event)
+        error = event.error
+        if error is not None:
+            logger.warning(
+                "%s",
+                error,
+                extra={
+                    "event": "peer_dead",
+                    "cause": error.cause.value,
+                    "silence": error.silence,
+                    "peer": format_address(error.peername),
+                    "policy": str(error.policy),
+                    "errno": error.errno,
+                },
+            )
+        if self.hook is not None:
+            try:
+                self.hook(event)
+            except Exception:
+                logger.exception("the monitor's hook failed on %s", event.kind)
+
+
+class _ErrorWatch:
+    """Sockets registered for errors only, in an epoll that the loop's own epoll watches; kqueue where there is none."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: Callable[[list[Link]], None]) -> None:
+        self._report = report
+        self.links: dict[int, Link] = {}
+        self._poll: Any = _Epoll() if hasattr(select, "epoll") else _Kqueue()
+        try:
+            loop.add_reader(self._poll.fileno(), self._ready)
+        except BaseException:
+            self._poll.close()
+            raise
+
+    def add(self, fd: int, link: Link) -> None:
+        """Register a connection. One that had the descriptor before is closed, and out of the poll by that."""
+        self._poll.register(fd)
+        self.links[fd] = link
+        link._watched_fd = fd
+
+    def discard(self, link: Link) -> None:
+        """Forget a connection. Its descriptor may be another one's by now, which stays."""
+        if self.links.get(link._watched_fd) is link:
+            del self.links[link._watched_fd]
+            self._poll.unregister(link._watched_fd)
+        link._watched_fd = -1
+
+    def close(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._poll.fileno())
+        self._poll.close()
+
+    def _ready(self) -> None:
+        self._report([self.links[fd] for fd in self._poll.ready() if fd in self.links])
+
+
+class _Epoll:
+    """epoll(7): ERR and HUP are reported whatever was asked for, and edge-triggered they come once."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.fileno = self._epoll.fileno
+        self.close = self._epoll.close
+
+    def register(self, fd: int) -> None:
+        try:
+            self._epoll.register(fd, select.EPOLLET)
+        except FileExistsError:
+            self._epoll.modify(fd, select.EPOLLET)
+
+    def unregister(self, fd: int) -> None:
+        with contextlib.suppress(OSError):  # closed already, and out of the epoll by that
+            self._epoll.unregister(fd)
+
+    def ready(self) -> list[int]:
+        return [fd for fd, _ in self._epoll.poll(0)]
+
+
+class _Kqueue:
+    """kqueue(2), never run: a read filter whose low-water mark no data reaches fires on the end alone."""
+
+    def __init__(self) -> None:
+        self._select: Any = select  # typed for the platform that this is
+        self._kqueue: Any = self._select.kqueue()
+        self.fileno = self._kqueue.fileno
+        self.close = self._kqueue.close
+
+    def _control(self, fd: int, flags: int) -> None:
+        lowat = 0x0001  # NOTE_LOWAT
+        event = self._select.kevent(fd, self._select.KQ_FILTER_READ, flags, lowat, 2**31 - 1)
+        self._kqueue.control([event], 0)
+
+    def register(self, fd: int) -> None:
+        self._control(fd, self._select.KQ_EV_ADD | self._select.KQ_EV_CLEAR)
+
+    def unregister(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            self._control(fd, self._select.KQ_EV_DELETE)
+
+    def ready(self) -> list[int]:
+        return [event.ident for event in self._kqueue.control(None, 1024, 0)]
+
+
+_monitors: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Monitor]] = weakref.WeakKeyDictionary()
+
+
+def get_monitor(loop: asyncio.AbstractEventLoop | None = None) -> Monitor:
+    """The monitor of a loop; of the running one when none is given. Raises RuntimeError when none is running."""
+    loop = asyncio.get_running_loop() if loop is None else loop
+    found = _monitors.get(loop)
+    if found is None:
+        found = _monitors[loop] = Monitor(loop)
+    return found
