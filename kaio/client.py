@@ -19,10 +19,10 @@ import aiohappyeyeballs
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
 from .connection import Connection, StreamProtocol
-from .errors import Cause, DeadPeerError
-from .keepalive import cover
+from .errors import Cause, DeadPeerError, KeepaliveError
+from .keepalive import cover, logger
 from .listeners import refuse_keepalive
-from .policy import Keepalive, KeepaliveArg, as_policy
+from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import Endpoint, KeepaliveTransport
 from .verdict import DEATHS, cause_of_death
@@ -56,6 +56,8 @@ class Pending(Generic[C]):
         return self._make().__await__()
 
     async def __aenter__(self) -> C:
+        if self._made is not None:
+            raise RuntimeError("this has been entered already")
         self._made = await self._make()
         await self._made.__aenter__()
         return self._made
@@ -103,7 +105,8 @@ def connect(
         refuse_keepalive(address, keepalive)
 
     async def make() -> Connection:
-        protocol = StreamProtocol()
+        made: list[Connection] = []
+        protocol = StreamProtocol(made.append)
         protocol._kaio = Endpoint(policy, explicit=True)
         if isinstance(address, UnixAddress):
             await asyncio.get_running_loop().create_unix_connection(lambda: protocol, address.path, **tls)
@@ -119,7 +122,7 @@ def connect(
                 local_addr=local_addr,
                 happy_eyeballs_delay=happy_eyeballs_delay,
             )
-        return protocol.connection
+        return made[0]
 
     return Pending(make)
 
@@ -218,6 +221,9 @@ def attaching(factory: Callable[[], P], endpoint: Endpoint) -> Callable[[], P]:
     def make() -> P:
         protocol = factory()
         if isinstance(protocol, Watched):
+            present = getattr(protocol, "_kaio", None)
+            if isinstance(present, KeepaliveTransport) and not present._ended:
+                raise RuntimeError(f"{protocol!r} has a connection already: the factory must make a protocol for each")
             protocol._kaio = endpoint
         return protocol
 
@@ -283,7 +289,9 @@ async def _connect_tcp(
     infos = await _resolve(loop, host, port, family, proto, flags)
     local = None if local_addr is None else await _resolve(loop, *local_addr, family, proto, flags)
     bound = policy.effective_user_timeout if policy.enabled else None
-    attempts = _Attempts(loop, None if bound is None else bound)
+    if bound is not None:
+        bound = min(bound, MAX_USER_TIMEOUT_MS / 1000)
+    attempts = _Attempts(loop, bound)
 
     def make_socket(info: Any) -> socket.socket:
         sock = socket.socket(info[0], info[1], info[2])
@@ -308,15 +316,34 @@ async def _connect_tcp(
     except OSError as exc:
         if all_errors and attempts.errors:
             raise ExceptionGroup("create_connection failed", attempts.errors) from None
-        raise _dead_while_connecting(exc, attempts.errors, infos, loop.time() - began, policy) or exc from None
+        dead = _dead_while_connecting(exc, attempts.errors, infos, loop.time() - began, policy)
+        if dead is None:
+            raise
+        raise dead from dead.__cause__
     try:
         transport, protocol = await loop.create_connection(factory, sock=sock, **tls)
     except OSError as exc:
-        raise _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy) or exc from None
-    if attempts.bound_by_kernel and sock.fileno() >= 0:
-        # The handshake is over. What remains of the user timeout is what the policy leaves to the kernel.
-        platform.bound_connect(sock, bound if policy.stalled == "drop" else None)
+        dead = _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy)
+        if dead is None:
+            raise
+        raise dead from dead.__cause__
+    if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
+        # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may be
+        # another's by the time that the object would close it once more.
+        sock.detach()
+    elif attempts.bound_by_kernel and not transport.is_closing():
+        _end_connect_bound(sock, our_transport(transport, protocol), policy)
     return transport, protocol
+
+
+def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy: Keepalive) -> None:
+    """The handshake is over: what remains of the user timeout is what the policy of now leaves to the kernel."""
+    if isinstance(transport, KeepaliveTransport) and transport.keepalive is not None:
+        policy = transport.keepalive
+    try:
+        platform.bound_connect(sock, policy.effective_user_timeout if policy.stalled == "drop" else None)
+    except KeepaliveError as exc:  # it has ended already
+        logger.debug("%s", exc)
 
 
 async def _resolve(

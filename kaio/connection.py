@@ -35,6 +35,7 @@ CLOSE_TIMEOUT: Final = 10.0
 """Seconds that closing waits for what was sent to leave, unless told otherwise."""
 
 _HIGH_WATER: Final = 128 * 1024  # bytes received and not yet asked for, above which reading is paused
+_TURN: Final = 64  # sends without waiting, after which the loop gets a turn
 _LOW_WATER: Final = 32 * 1024  # and below which it is resumed
 
 
@@ -56,19 +57,21 @@ class StreamProtocol(KeepaliveProtocol):
         "_received",
         "_size",
         "_transport",
+        "_unturned",
         "_writing_paused",
         "connection",
     )
 
     def __init__(self, made: Callable[[Connection], None] | None = None) -> None:
         self._made = made  # called with the connection once it stands
-        self._chunks: deque[bytes] = deque()  # received and not yet asked for
+        self._chunks: deque[bytes | bytearray] = deque()  # received and not yet asked for
         self._consumed = 0  # bytes of the first chunk that are gone already
         self._size = 0  # bytes that are left in all chunks
         self._needed = 1  # how many the receiver waits for
         self._received: asyncio.Future[None] | None = None  # the receiver that waits
         self._drained: asyncio.Future[None] | None = None  # the sender that waits
         self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
+        self._unturned = 0  # sends since one had to wait
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer will send no more
@@ -121,6 +124,8 @@ class StreamProtocol(KeepaliveProtocol):
         self._error = as_stream_error(exc)
         for waiting in (self._received, self._drained, self._lost_waiter):
             _wake(waiting)
+        del self.connection  # so that what has ended goes away without the garbage collector's help
+        self._made = None
 
     # -- for Connection
 
@@ -168,7 +173,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._size -= len(data)
         if self._reading_paused and self._size <= _LOW_WATER:
             self._resume_reading()
-        return data
+        return data if type(data) is bytes else bytes(data)
 
     def take_exactly(self, count: int) -> bytes:
         """That many of the bytes that are here, across chunks."""
@@ -180,23 +185,26 @@ class StreamProtocol(KeepaliveProtocol):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def find(self, delimiter: bytes, start: int) -> int:
-        """Where a delimiter first stands in the bytes that are here, from an offset on; -1: nowhere."""
-        overlap = len(delimiter) - 1
-        position = 0  # of the chunk in the whole
-        tail = b""  # the end of what came before, in which a delimiter may begin
-        for number, chunk in enumerate(self._chunks):
-            first = self._consumed if number == 0 else 0
-            length = len(chunk) - first
-            if position + length > start:
-                window = tail + (chunk[first:] if first else chunk)
-                at = window.find(delimiter, max(0, start - (position - len(tail))))
-                if at >= 0:
-                    return position - len(tail) + at
-                tail = window[len(window) - overlap :] if overlap else b""
-            elif overlap:
-                tail = (tail + (chunk[first:] if first else chunk))[-overlap:]
-            position += length
-        return -1
+        """Where a delimiter first stands in the bytes that are here, from an offset on; -1: nowhere.
+
+        Chunks are joined for it, each once: a line that comes byte by byte costs no more than its length.
+        """
+        chunks = self._chunks
+        if not chunks:
+            return -1
+        if len(chunks) > 1:
+            joined = chunks.popleft()
+            if type(joined) is not bytearray:
+                joined = bytearray(memoryview(joined)[self._consumed :])
+            else:
+                del joined[: self._consumed]
+            self._consumed = 0
+            for chunk in chunks:
+                joined += chunk
+            chunks.clear()
+            chunks.append(joined)
+        at = chunks[0].find(delimiter, self._consumed + start)
+        return at if at < 0 else at - self._consumed
 
     def check_send(self) -> None:
         """Raise what stands in the way of sending."""
@@ -248,8 +256,8 @@ class Connection(SocketStream):
     are `anyio.BrokenResourceError`, too), `anyio.ClosedResourceError` after `aclose`, and `anyio.BusyResourceError`
     when another task is in the same method. What arrived before is delivered first.
 
-    A method that need not wait returns at once and does not let the loop turn, unlike anyio's own streams: a handler
-    that works long on each of many small messages yields by itself, with `await asyncio.sleep(0)`.
+    A method that need not wait mostly returns without letting the loop turn, unlike anyio's own streams: a handler that
+    works long on each of many small messages yields by itself, with `await asyncio.sleep(0)`.
     """
 
     def __init__(self, transport: KeepaliveTransport, protocol: StreamProtocol) -> None:
@@ -328,8 +336,15 @@ class Connection(SocketStream):
             raise ClosedResourceError
         # Anything but bytes could be changed by its owner while the transport still holds it.
         self._write(item if type(item) is bytes else bytes(item))
+        protocol._unturned += 1
         if protocol._writing_paused:
             await protocol.drain()
+        elif protocol._unturned >= _TURN:
+            # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
+            await asyncio.sleep(0)
+            protocol._unturned = 0
+            if protocol._lost or protocol._closed or protocol._error is not None:
+                protocol.check_send()
 
     async def send_eof(self) -> None:
         """Say that no more will be sent, and go on receiving. Raises NotImplementedError with TLS, which cannot."""

@@ -11,7 +11,7 @@ import logging
 import socket
 from typing import Any, Final
 
-from anyio import TypedAttributeProvider
+from anyio import ClosedResourceError, TypedAttributeProvider
 from anyio.abc import SocketAttribute
 
 from ._sockopt import SocketLike, platform
@@ -103,7 +103,10 @@ def raw_socket(obj: Any) -> SocketLike:
         return obj
     found: Any = None
     if isinstance(obj, TypedAttributeProvider):
-        found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
+        try:
+            found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
+        except ClosedResourceError:
+            raise KeepaliveError(errno.EBADF, "the socket is closed") from None
     elif hasattr(obj, "get_extra_info"):
         try:
             found = obj.get_extra_info("socket")

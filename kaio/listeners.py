@@ -100,7 +100,8 @@ class Listener:
         self._out_of_descriptors = False  # said so, and not yet accepted again
         self._watch_from = 0  # connections from which on the last descriptor may be near (native accepting)
         self._watch_at = 0.0  # and the time before which it is not looked at again
-        self._admitting: set[asyncio.Task[Any]] = set()  # accepted, and their transports not yet made
+        self._admitting: dict[asyncio.Task[Any], socket.socket] = {}  # accepted, and their transports not yet made
+        self._owner: object = None  # the server that it belongs to
         self._unlink: tuple[str, int] | None = None  # the path that we made, and its inode
 
     # -- what a user sees
@@ -183,6 +184,23 @@ class Listener:
         self._endpoint.source = None if explicit else keepalive
         self._endpoint.explicit = explicit
 
+    @property
+    def admitting(self) -> bool:
+        """Whether accepted connections are still shaking hands."""
+        return bool(self._admitting)
+
+    def claim(self, owner: object) -> None:
+        """Belong to a server, until it is closed (None). Raises RuntimeError when it belongs to another one."""
+        if owner is not None and self._owner is not None and self._owner is not owner:
+            raise RuntimeError(f"{self!r} is in use by another server already")
+        self._owner = owner
+
+    def refuse(self) -> None:
+        """Turn away what was accepted and does not stand yet: the server has been left."""
+        self._endpoint.refusing = True
+        for task in self._admitting:
+            task.cancel()
+
     async def bind(self) -> None:
         """Make and bind the sockets, with their policy. Raises OSError, `KeepaliveError`; then nothing is bound."""
         if self._sockets:
@@ -207,6 +225,7 @@ class Listener:
     async def start(self, factory: ProtocolFactory) -> None:
         """Listen, and give each connection a protocol."""
         self._factory = factory
+        self._endpoint.refusing = False
         self._loop = loop = asyncio.get_running_loop()
         self._endpoint.monitor = get_monitor()
         for sock in self._sockets:
@@ -230,7 +249,7 @@ class Listener:
         for server in native:
             server.close()
         for sock in sockets:
-            if self._loop is not None and not native and not self._loop.is_closed():
+            if sock.fileno() >= 0 and self._loop is not None and not native and not self._loop.is_closed():
                 self._loop.remove_reader(sock)
             sock.close()
         if self._unlink is not None:
@@ -317,7 +336,11 @@ class Listener:
         def factory() -> asyncio.BaseProtocol:
             if len(live) >= self._watch_from and loop.time() >= self._watch_at:
                 self._look_at_descriptors(loop)
-            return make()
+            try:
+                return make()
+            except Exception:  # uvloop would stop listening
+                logger.exception("%s: a connection could not be set up", self._address)
+                return _TurnAway()
 
         return factory
 
@@ -361,8 +384,6 @@ class Listener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as exc:
-            if exc.errno not in _OUT_OF_DESCRIPTORS:
-                logger.error("%s: accept failed: %s", self._address, exc)
             self._pause_accepting(sock, exc)
             return False
         if self._out_of_descriptors:
@@ -377,9 +398,17 @@ class Listener:
                 logger.debug("%s: %s", self._address, exc)
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._admit(loop, conn))
-        self._admitting.add(task)
-        task.add_done_callback(self._admitting.discard)
+        self._admitting[task] = conn
+        task.add_done_callback(self._admitted)
         return True
+
+    def _admitted(self, task: asyncio.Task[None]) -> None:
+        conn = self._admitting.pop(task)
+        if task.cancelled():  # before its first step: nobody else has the socket
+            conn.close()
+        endpoint = self._endpoint
+        if not self._admitting and not endpoint.live and endpoint.on_empty is not None:
+            endpoint.on_empty()
 
     async def _admit(self, loop: asyncio.AbstractEventLoop, conn: socket.socket) -> None:
         """Make the transport of an accepted connection; a handshake that fails costs only itself."""
@@ -388,7 +417,13 @@ class Listener:
             conn.close()
             return
         try:
-            await loop.connect_accepted_socket(factory, conn, ssl=self._ssl, **self._tls_timeouts)
+            protocol = factory()
+        except Exception:
+            logger.exception("%s: a connection could not be set up", self._address)
+            conn.close()
+            return
+        try:
+            await loop.connect_accepted_socket(lambda: protocol, conn, ssl=self._ssl, **self._tls_timeouts)
         except (OSError, asyncio.CancelledError) as exc:
             logger.debug("%s: a connection failed before it stood: %r", self._address, exc)
         except Exception:
@@ -398,16 +433,22 @@ class Listener:
         loop = asyncio.get_running_loop()
         if not self._out_of_descriptors:
             self._out_of_descriptors = True
-            logger.warning(
-                "%s: accepting waits, and connections with it, until descriptors are free: %s", self._address, exc
-            )
-        if not self._native and sock not in self._retries:
+            what = "descriptors are free" if exc.errno in _OUT_OF_DESCRIPTORS else "it works again"
+            logger.warning("%s: accepting waits, and connections with it, until %s: %s", self._address, what, exc)
+        if not _loop_accepts(loop) and sock not in self._retries:
             loop.remove_reader(sock)
             self._retries[sock] = loop.call_later(_RETRY, self._resume_accepting, sock)
 
     def _resume_accepting(self, sock: socket.socket) -> None:
         del self._retries[sock]
         asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+
+class _TurnAway(asyncio.Protocol):
+    """The protocol of a connection whose own could not be made."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.abort()
 
 
 def _listener_policy(address: Address, keepalive: KeepaliveArg) -> Keepalive | None:
@@ -462,6 +503,8 @@ def _free_descriptors() -> int:
         import resource  # noqa: PLC0415 - not on Windows
 
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return sys.maxsize
         return max(0, limit - len(os.listdir("/proc/self/fd")))
     except (ImportError, OSError):
         return sys.maxsize

@@ -30,7 +30,8 @@ class Watched:
     keepalive: ClassVar[KeepaliveArg] = None
     """The policy of this class's connections where no `keepalive=` argument says otherwise; None: the default."""
 
-    _kaio: Endpoint | KeepaliveTransport  # the endpoint before connection_made, the transport from then on
+    # the endpoint before connection_made, the transport from then on; None: turned away
+    _kaio: Endpoint | KeepaliveTransport | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -76,8 +77,14 @@ def _found(cls: type, name: str) -> Any:
 def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     @functools.wraps(function)
     def connection_made(self: Any, transport: Any) -> None:
-        # Through super() it is ours already.
-        function(self, transport if type(transport) is KeepaliveTransport else _adopt(self, transport))
+        if type(transport) is not KeepaliveTransport:  # through super() it is ours already
+            endpoint = getattr(self, "_kaio", None)
+            if type(endpoint) is Endpoint and endpoint.refusing:
+                self._kaio = None
+                transport.abort()
+                return
+            transport = _adopt(self, transport)
+        function(self, transport)
 
     connection_made._kaio_hook = True  # type: ignore[attr-defined]
     return connection_made
@@ -117,7 +124,9 @@ class _Lost:
         return MethodType(self, protocol)
 
     def __call__(self, protocol: Any, exc: BaseException | None) -> None:
-        transport = getattr(protocol, "_kaio", None)
+        transport = getattr(protocol, "_kaio", self)
+        if transport is None:  # turned away before it was made
+            return
         if type(transport) is KeepaliveTransport and not transport._ended:
             exc = transport._end(exc)
         self._function(protocol, exc)

@@ -60,6 +60,8 @@ class Server:
         self._waiting: asyncio.Future[None] | None = None  # wait_closed
         self._counters = Counters()
         for listener in self._listeners:
+            listener.claim(self)
+        for listener in self._listeners:
             listener.endpoint.on_empty = self._check_ended
             listener.endpoint.counters = self._counters
 
@@ -136,6 +138,7 @@ class Server:
         self._serving = False
         for listener in self._listeners:
             listener.close()
+            listener.claim(None)
         if self._forever is not None and not self._forever.done():
             self._forever.set_result(None)
         self._check_ended()
@@ -163,7 +166,11 @@ class Server:
             await asyncio.shield(self._waiting)
 
     def _ended(self) -> bool:
-        return self._closed and not self._tasks and not any(each.endpoint.live for each in self._listeners)
+        return (
+            self._closed
+            and not self._tasks
+            and not any(each.endpoint.live or each.admitting for each in self._listeners)
+        )
 
     def _check_ended(self) -> None:
         if self._waiting is not None and not self._waiting.done() and self._ended():
@@ -177,6 +184,8 @@ class Server:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        for listener in self._listeners:
+            listener.refuse()
         self.close_clients()
         try:
             async with asyncio.timeout(self._close_timeout):
@@ -199,7 +208,10 @@ class Server:
         task.add_done_callback(self._handler_done)
 
     def _handler_done(self, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
+        connection = self._tasks.pop(task)
+        if not connection._protocol._closed:  # cancelled before its first step
+            connection._protocol.closing()
+            connection.transport.close()
         if not self._tasks:
             self._check_ended()
 
@@ -280,14 +292,14 @@ def serve(
     as_policy(default)  # a mistake shows here, not when the server starts
 
     async def make() -> Server:
-        for listener in given:
-            listener.default_to(default, explicit=explicit)
         server = Server(
             given,
             protocol,  # type: ignore[arg-type]
             handler=None if protocol is not None else handler,  # type: ignore[arg-type]
             close_timeout=close_timeout,
         )
+        for listener in given:
+            listener.default_to(default, explicit=explicit)
         await server.start_serving()
         return server
 
@@ -331,7 +343,7 @@ async def create_server(
         listeners = [Listener(sock, **options)]
     else:
         hosts: Sequence[str | None] = [host] if host is None or isinstance(host, str) else host
-        listeners = [Listener(tcp_address(each, port or 0), **options) for each in hosts]
+        listeners = [Listener(tcp_address(each, port or 0), **options) for each in dict.fromkeys(hosts)]
     source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
     if keepalive is None:
         for listener in listeners:

@@ -59,7 +59,18 @@ _METHODS: Final = frozenset(
 class Endpoint:
     """What the connections of one listener, or of one call to connect, have in common."""
 
-    __slots__ = ("by_hand", "counters", "explicit", "limits", "live", "monitor", "on_empty", "policy", "source")
+    __slots__ = (
+        "by_hand",
+        "counters",
+        "explicit",
+        "limits",
+        "live",
+        "monitor",
+        "on_empty",
+        "policy",
+        "refusing",
+        "source",
+    )
 
     def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
         self.policy: Keepalive | None = policy  # what their sockets have already; None: not TCP
@@ -69,6 +80,7 @@ class Endpoint:
         self.source: KeepaliveArg = source  # the protocol class's own default that `policy` was made from
         self.explicit: bool = explicit  # whether a keepalive= argument said so, which wins over the protocol's own
         self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
+        self.refusing: bool = False  # whether what still comes is turned away: its server has been left
         self.live: set[Any] = set()  # those that are open, as the user knows them
         self.on_empty: Callable[[], None] | None = None  # called when the last of them has ended
 
@@ -159,6 +171,8 @@ class KeepaliveTransport(asyncio.Transport):
             monitor.watch(self)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_inner":  # copy and pickle ask for these before there is one
+            raise AttributeError(name)
         value = getattr(self._inner, name)
         if name in _METHODS:
             setattr(self, name, value)
@@ -186,12 +200,15 @@ class KeepaliveTransport(asyncio.Transport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
 
-        A `KeepaliveProtocol` goes on being told of the peer's death; another one gets what the loop tells.
+        A `KeepaliveProtocol` goes on being told of the peer's death. Another one gets what the loop tells it: the
+        connection keeps its policy, and is no longer the monitor's nor in `Server.connections`.
         """
         # By name: the protocols are a row above, and any class that has the slot will do.
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]
-        self._protocol = protocol
+            self._protocol = protocol
+        elif not self._ended:
+            self._let_go()
         self._inner.set_protocol(protocol)
 
     @property
@@ -209,6 +226,11 @@ class KeepaliveTransport(asyncio.Transport):
         self._limits = watched_by(policy, apply(self._inner, policy))
         self._policy = policy
         self._monitor.watch(self)
+
+    @property
+    def inner(self) -> asyncio.Transport:
+        """The loop's own transport, for what takes no other: `loop.start_tls`, `loop.sendfile`."""
+        return self._inner
 
     @property
     def peername(self) -> Any:
@@ -334,16 +356,21 @@ class KeepaliveTransport(asyncio.Transport):
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """The connection is gone: what its protocol is to be told."""
         self._ended = True
-        self._monitor.forget(self)
-        self._monitor.counters.watched -= 1
         if self._verdict is None:
             self._verdict = self._translate(exc, None)
             self._pass_verdict()
+        self._let_go()
+        return self._verdict
+
+    def _let_go(self) -> None:
+        """Leave every table."""
+        self._ended = True
+        self._monitor.forget(self)
+        self._monitor.counters.watched -= 1
         endpoint, entry = self._endpoint, self._entry
         self._endpoint = self._entry = self._protocol = self._scopes = None
         if endpoint is not None:
             endpoint.discard(entry)
-        return self._verdict
 
     def _translate(self, exc: BaseException | None, cause: Cause | None) -> BaseException | None:
         """What ended the connection, as kaio says it; a death is counted and logged here."""

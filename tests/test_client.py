@@ -164,3 +164,13 @@ async def test_local_address_and_all_errors() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await kaio.create_connection(Recorder, host, port, all_errors=True)
     assert all(isinstance(exc, ConnectionRefusedError) for exc in caught.value.exceptions)
+
+
+async def test_the_longest_policy_can_connect() -> None:
+    """Its detection time is beyond what the kernel takes as a user timeout."""
+    async with (
+        kaio.serve(echo, "127.0.0.1", 0) as server,
+        kaio.connect(server.listeners[0].address, keepalive=kaio.Keepalive(32767, 32767, 127)) as client,
+    ):
+        assert kaio.inspect(client).idle == 32767
+        assert kaio.inspect(client).user_timeout is None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -347,3 +349,75 @@ def test_the_buffer_finds_and_takes_as_one_string_would(
     assert found == expected
     assert protocol.take_exactly(len(rest)) == rest
     assert protocol._size == 0
+
+
+async def test_a_delimiter_at_the_start_and_across_many_small_chunks() -> None:
+    """Found wherever it stands, also when it is longer than the chunks it comes in."""
+    async with pair() as (client, server):
+        await client.send(b"\r\n")
+        await until(lambda: server._protocol._size == 2)
+        receiving = asyncio.create_task(server.receive_until(b"\r\n\r\n", 65536))
+        await asyncio.sleep(0)
+        await client.send(b"\r\n")
+        assert await receiving == b""
+
+
+def test_a_line_that_comes_byte_by_byte_costs_its_length() -> None:
+    """The buffer copies each byte a bounded number of times: 100,000 one-byte chunks are searched in no time."""
+    protocol = _buffer([])
+    for _ in range(100_000):
+        protocol.data_received(b"x")
+        assert protocol.find(b"\n", max(0, protocol._size - 1)) == -1
+    protocol.data_received(b"\n")
+    assert protocol.find(b"\n", 0) == 100_000
+    assert protocol.take_exactly(100_001) == b"x" * 100_000 + b"\n"
+
+
+async def test_a_sender_that_never_waits_still_hears_of_the_end(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """After a reset a loop of sends ends with ResetError, and does not hold the event loop for ever."""
+    for tls in ({}, {"server_tls": server_tls, "client_tls": client_tls}):
+        async with pair(**tls) as (client, server):
+
+            async def send(client: kaio.Connection = client) -> None:
+                while True:
+                    await client.send(b"x" * 1000)
+
+            sending = asyncio.create_task(send())
+            await server.receive()
+            reset(server.extra(SocketAttribute.raw_socket))
+            server.abort()
+            with pytest.raises(anyio.BrokenResourceError):
+                await sending
+            await asyncio.sleep(0.05)  # uvloop closes the descriptor in a later turn
+
+
+async def test_a_finished_connection_needs_no_garbage_collector() -> None:
+    """With the collector off, nothing of a closed connection stays."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with kaio.serve(echo, "127.0.0.1", 0) as server:
+            client = await kaio.connect(str(server.listeners[0].address))
+            await client.send(b"x")
+            await client.receive()
+            dead: list[weakref.ref[Any]] = [weakref.ref(client), weakref.ref(client.transport)]
+            dead += [weakref.ref(each) for each in server.connections]
+            await client.aclose()
+            del client
+            await until(lambda: not server.connections)
+            await asyncio.sleep(0.01)
+            assert [ref() for ref in dead] == [None] * 3
+    finally:
+        gc.enable()
+
+
+async def test_a_closed_connection_has_no_options_and_says_so() -> None:
+    """apply, inspect and health raise KeepaliveError, as for any closed socket."""
+    async with pair() as (client, _):
+        await client.aclose()
+        asks: list[Any] = [kaio.inspect, kaio.health, kaio.apply]
+        for ask in asks:
+            with pytest.raises(kaio.KeepaliveError, match="closed"):
+                ask(client)

@@ -193,6 +193,7 @@ async def test_connecting_to_silence_is_bounded_by_the_user_timeout() -> None:
         assert isinstance(error, kaio.DeadPeerError)
         assert error.cause is kaio.Cause.CONNECTING
         assert error.errno == errno.ETIMEDOUT
+        assert isinstance(error.__cause__, OSError)
         assert error.peername == (host, port)
         assert abs(error.silence - took) < 0.5
     assert BOUND - 0.2 < took < BOUND + 1.0

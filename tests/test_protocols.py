@@ -308,3 +308,96 @@ async def test_stream_writers_can_start_tls(server_tls: Any, client_tls: Any) ->
         assert await reader.readline() == b"SECRET\n"
         assert kaio.inspect(writer).idle == 5
         writer.close()
+
+
+async def test_a_plain_protocol_that_takes_over_leaves_nothing_behind() -> None:
+    """The server ends though nobody tells kaio of that connection's end."""
+
+    class HandsOver(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            transport.set_protocol(asyncio.Protocol())
+
+    async with await kaio.create_server(HandsOver, "127.0.0.1", 0) as server:
+        sock = socket.create_connection(server.sockets[0].getsockname())
+        await asyncio.sleep(0.05)
+        assert not server.connections
+        assert kaio.get_monitor().counters.watched == 0
+        sock.close()
+        await asyncio.sleep(0.05)
+
+
+async def test_one_protocol_for_several_connections_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """The second connection is turned away with a record that says why; the first goes on, and so does the server."""
+    shared = Recorder()
+    async with await kaio.create_server(lambda: shared, "127.0.0.1", 0) as server:
+        address = server.sockets[0].getsockname()
+        with socket.create_connection(address) as first:
+            await shared.made
+            for _ in range(2):
+                with socket.create_connection(address) as second:
+                    second.settimeout(5)
+                    assert await asyncio.get_running_loop().run_in_executor(None, _ended, second)
+            first.sendall(b"x")
+            await until(lambda: "data" in shared.names)
+        await shared.lost
+    assert "the factory must make a protocol for each" in caplog.text
+
+
+def _ended(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+async def test_closing_in_connection_made_is_no_error_of_the_call() -> None:
+    """create_connection returns, as on the bare loop."""
+    for method in ("close", "abort"):
+
+        class Closes(Recorder):
+            def connection_made(self, transport: Any, method: str = method) -> None:
+                super().connection_made(transport)
+                getattr(transport, method)()
+
+        _, protocol, their = await connected(Closes)
+        await protocol.lost
+        their.close()
+
+
+async def test_a_policy_of_the_protocols_own_survives_the_end_of_connecting() -> None:
+    """Its user timeout is what the kernel has, though the handshake had another one."""
+
+    class Own(Recorder):
+        keepalive = kaio.Keepalive(5, 5, 2, stalled="drop")
+
+    class Sets(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.keepalive = kaio.Keepalive(5, 5, 2, stalled="drop")
+
+    for factory in (lambda: Own(), Own, Sets):
+        transport, protocol, their = await connected(factory)
+        assert kaio.inspect(transport).user_timeout == 15
+        transport.abort()
+        await protocol.lost
+        their.close()
+
+
+async def test_a_transport_can_be_upgraded_by_the_loops_own_start_tls(server_tls: Any, client_tls: Any) -> None:
+    """transport.inner is what loop.start_tls takes, on both loops."""
+    async with kaio.serve(_echo_once, "127.0.0.1", 0, ssl=server_tls) as server:
+        host, port = server.listeners[0].address  # type: ignore[misc]
+        transport, protocol = await kaio.create_connection(Recorder, host, port)
+        assert isinstance(transport, kaio.KeepaliveTransport)
+        loop = asyncio.get_running_loop()
+        tls = await loop.start_tls(transport.inner, protocol, client_tls, server_hostname="localhost")
+        assert tls is not None
+        tls.write(b"x")
+        await until(lambda: "data" in protocol.names)
+        await protocol.lost
+        await until(lambda: not server.connections)
+        await asyncio.sleep(0.05)  # uvloop closes the descriptor in a later turn
+
+
+async def _echo_once(connection: kaio.Connection) -> None:
+    await connection.send(await connection.receive())

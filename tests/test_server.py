@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -360,3 +361,85 @@ def test_running_out_of_descriptors_is_one_log_record_and_no_flood(loop: str) ->
     )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
+
+
+async def test_a_listener_has_one_server_at_a_time() -> None:
+    """A second server is refused and disturbs nothing; after the close the listener can be used again."""
+    listener = kaio.Listener("127.0.0.1:0")
+    async with kaio.serve(echo, listeners=[listener]) as server:
+        with pytest.raises(RuntimeError, match="in use"):
+            await kaio.serve(echo, listeners=[listener])
+        pending = kaio.serve(echo, "127.0.0.1", 0)
+        async with pending:
+            with pytest.raises(RuntimeError):
+                await pending
+            with pytest.raises(RuntimeError):
+                await pending.__aenter__()
+        async with kaio.connect(server.listeners[0].address) as client:
+            await client.send(b"x")
+            assert await client.receive() == b"x"
+    async with kaio.serve(echo, listeners=[listener]), kaio.connect(listener.address) as client:
+        await client.send(b"x")
+        assert await client.receive() == b"x"
+
+
+async def test_leaving_the_server_turns_away_handshakes_under_way(server_tls: Any) -> None:
+    """Half a TLS hello when the server is left: no handler starts afterwards, and leaving does not wait."""
+    handled: list[kaio.Connection] = []
+
+    async def handler(connection: kaio.Connection) -> None:
+        handled.append(connection)
+
+    loop = asyncio.get_running_loop()
+    server = await kaio.serve(handler, "127.0.0.1", 0, ssl=server_tls)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    hello = outgoing.read()
+    with socket.create_connection(tuple(server.listeners[0].address)) as client:  # type: ignore[arg-type]
+        client.sendall(hello[:50])
+        await asyncio.sleep(0.05)
+        began = loop.time()
+        async with server:
+            pass
+        assert loop.time() - began < 2
+        with contextlib.suppress(OSError):
+            client.sendall(hello[50:])
+        await asyncio.sleep(0.1)
+    assert not handled
+
+
+async def test_connections_whose_handlers_have_not_begun_do_not_hold_the_end_up() -> None:
+    """A burst of connections just before the server is left: it ends at once."""
+    loop = asyncio.get_running_loop()
+    server = await kaio.serve(echo, "127.0.0.1", 0, close_timeout=10)
+    with contextlib.ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(socket.create_connection(tuple(server.listeners[0].address)))  # type: ignore[arg-type]
+        while not server.connections:
+            await asyncio.sleep(0)
+        began = loop.time()
+        async with server:
+            pass
+        assert loop.time() - began < 3
+
+
+async def test_a_factory_that_raises_costs_one_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the next connection is served."""
+    fail = True
+
+    def factory() -> Recorder:
+        if fail:
+            raise ValueError("factory's fault")
+        return Recorder()
+
+    async with await kaio.create_server(factory, "127.0.0.1", 0) as server:
+        for _ in range(3):
+            socket.create_connection(server.sockets[0].getsockname()).close()
+        await until(lambda: len([each for each in caplog.records if each.exc_info]) == 3)
+        fail = False
+        with socket.create_connection(server.sockets[0].getsockname()):
+            await until(lambda: server.connections)

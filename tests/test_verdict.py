@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
-from kaio import Cause, Health, State, TcpInfo, TcpState
-from kaio.verdict import DEATHS, cause_of_death, judge
+from kaio import Cause, Health, Keepalive, State, TcpInfo, TcpState
+from kaio.verdict import DEATHS, Limits, cause_of_death, decide, judge, limits_of
 
 UP = TcpState.ESTABLISHED
 GONE = TcpState.CLOSE
@@ -107,3 +108,80 @@ def test_deaths_are_the_numbers_of_a_peer_that_does_not_answer(name: str) -> Non
 def test_a_live_peers_errors_are_not_deaths(name: str) -> None:
     """A reset or a refusal comes from somebody who answers."""
     assert getattr(errno, name) not in DEATHS
+
+
+# -- the monitor's verdict
+
+LIMITS = Limits(20, 10, 4, 60)
+KERNEL = Limits(20, 10, 4, None)  # the user timeout is the kernel's affair, or there is none
+ONE = Limits(1, 1, 1, 2)
+
+
+def seen(silence: float, **fields: Any) -> TcpInfo:
+    """A sample of an established connection that has been silent for so long."""
+    return TcpInfo(state=UP, last_ack_recv=silence, last_data_recv=silence + 5, **fields)
+
+
+SHUT = {"notsent_bytes": 1000, "snd_wnd": 0}
+
+
+@pytest.mark.parametrize(
+    ("sample", "limits", "state", "cause", "look_after"),
+    [
+        # Well: the next look is half an interval after the first probe.
+        (seen(0), LIMITS, State.ALIVE, None, 25),
+        (seen(5), LIMITS, State.ALIVE, None, 20),
+        (seen(5), KERNEL, State.ALIVE, None, 20),
+        (seen(0.1, unacked=3), LIMITS, State.ALIVE, None, 24.9),
+        (seen(3, unacked=1, retransmits=3), LIMITS, State.ALIVE, None, 22),
+        (seen(19.9, probes=1), LIMITS, State.ALIVE, None, 5.1),
+        # Suspect: at least one question unanswered, after the idle time.
+        (seen(25, probes=1), LIMITS, State.SUSPECT, None, 10),
+        (seen(55, probes=4), LIMITS, State.SUSPECT, None, 10),
+        (seen(25, unacked=1, retransmits=5), LIMITS, State.SUSPECT, None, 10),
+        (seen(55, unacked=1, retransmits=6), LIMITS, State.SUSPECT, None, 5),
+        (seen(65, probes=4), LIMITS, State.SUSPECT, None, 10),  # idle: the kernel's to end
+        (seen(65, unacked=1, retransmits=8), KERNEL, State.SUSPECT, None, 10),
+        # Dead by the monitor: data in flight or a shut window, the time is up, and two questions went unanswered.
+        (seen(60, unacked=1, retransmits=7), LIMITS, State.DEAD, Cause.UNACKNOWLEDGED, 0),
+        (seen(60, unacked=1, retransmits=0, probes=4), LIMITS, State.DEAD, Cause.UNACKNOWLEDGED, 0),
+        (seen(60, probes=2, **SHUT), LIMITS, State.DEAD, Cause.ZERO_WINDOW, 0),
+        (seen(60, unacked=1, retransmits=1), LIMITS, State.SUSPECT, None, 10),  # one question is not enough
+        (seen(60, unacked=1), LIMITS, State.ALIVE, None, 10),  # none was asked yet
+        (seen(2, unacked=1, retransmits=1), ONE, State.DEAD, Cause.UNACKNOWLEDGED, 0),  # unless the policy says so
+        # Stalled: alive for as long as it answers; one answer may be withheld by the peer's rate limit.
+        (seen(0.5, **SHUT), LIMITS, State.STALLED, None, 24.5),
+        (seen(40, **SHUT), LIMITS, State.STALLED, None, 10),
+        (seen(55, probes=1, **SHUT), LIMITS, State.STALLED, None, 5),
+        (seen(100, probes=1, **SHUT), LIMITS, State.STALLED, None, 10),
+        (seen(40, probes=2, **SHUT), LIMITS, State.SUSPECT, None, 10),
+        # The kernel's own verdict, and a kernel that tells nothing.
+        (TcpInfo(state=TcpState.CLOSE), LIMITS, State.DEAD, None, 10),
+        (TcpInfo(state=UP), LIMITS, State.ALIVE, None, 25),
+    ],
+)
+def test_the_verdict_on_a_sample(
+    sample: TcpInfo, limits: Limits, state: State, cause: Cause | None, look_after: float
+) -> None:
+    """State, cause and the time of the next look follow from one sample, the policy's times and nothing else."""
+    decision = decide(sample, limits)
+    assert decision.state is state
+    assert decision.cause is cause
+    assert decision.look_after == pytest.approx(look_after)
+
+
+@pytest.mark.parametrize(
+    ("policy", "limits"),
+    [
+        (Keepalive(), Limits(20, 10, 4, 60)),
+        (Keepalive(user_timeout=90), Limits(20, 10, 4, 90)),
+        (Keepalive(user_timeout=None), Limits(20, 10, 4, None)),
+        (Keepalive(stalled="drop"), Limits(20, 10, 4, None)),
+        (Keepalive.OFF, None),
+        (Keepalive.SYSTEM, None),
+        (Keepalive(20, None, 4), None),
+    ],
+)
+def test_what_a_policy_means_for_the_monitor(policy: Keepalive, limits: Limits | None) -> None:
+    """stalled="drop" leaves the user timeout to the kernel; a policy with gaps needs the kernel's values first."""
+    assert limits_of(policy) == limits
