@@ -49,10 +49,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(test).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     complaints: list[dict[str, Any]] = []
+    slow = pyfuncitem.get_closest_marker("slow") is not None
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(45):
+        async with asyncio.timeout(110 if slow else 45):
             await test(**arguments)
 
     with asyncio.Runner(loop_factory=LOOPS[str(pyfuncitem.callspec.params["loop_name"])]) as runner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -238,12 +239,11 @@ async def test_the_peer_is_suspect_before_it_is_dead_and_never_after() -> None:
 
 
 async def test_healed_before_the_last_probe_twenty_times_over() -> None:
-    """Twenty connections at once, each cut until it is suspect and healed before the verdict: suspect and recovered
-    each time, and no death."""
-    policy = kaio.Keepalive(1, 1, 5)
+    """Cut until the last probe but one is lost, and healed before the verdict: suspect and recovered each time, and no
+    death; twenty connections at once, and one twenty times in a row."""
 
     async def once() -> None:
-        async with pair(policy) as (ours, _, their):
+        async with pair(kaio.Keepalive(1, 1, 5)) as (ours, _, their):
             with blackhole(their):
                 await until(lambda: ours.transport.health().probes == 4, within=8)
             await until(lambda: "recovered" in ours.names)
@@ -251,7 +251,20 @@ async def test_healed_before_the_last_probe_twenty_times_over() -> None:
             their.write(b"x")
             await until(lambda: "data" in ours.names)
 
-    await asyncio.gather(*(once() for _ in range(20)))
+    async def in_a_row() -> None:
+        async with pair(kaio.Keepalive(1, 1, 3)) as (ours, _, their):
+            for number in range(1, 21):
+                with blackhole(their):
+                    await until(lambda: ours.transport.health().probes == 2, within=8)
+                    await until(functools.partial(_told, ours, "suspect", number))
+                await until(functools.partial(_told, ours, "recovered", number))
+            assert ours.names == ["made", *["suspect", "recovered"] * 20]
+
+    await asyncio.gather(in_a_row(), *(once() for _ in range(20)))
+
+
+def _told(ours: Watcher, name: str, times: int) -> bool:
+    return ours.names.count(name) == times
 
 
 async def test_peers_that_do_nothing_but_answer_are_alive() -> None:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 SERVER = Routed.SERVER
 PORT = 9000
 SILENCE = 12.0
+LOSSY = 60.0  # seconds of a network that loses packets
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,8 @@ async def test_probes_keep_a_nat_from_forgetting_a_silent_connection(network: Ro
 
 
 async def test_loss_and_an_outage_that_heals_are_no_death(network: Routed) -> None:
-    """One connection's network loses 30 % of the packets, both ways; another's is gone until the last probe but one.
+    """Two connections' network loses 30 % of the packets, both ways, for a minute, while one is idle and one talks;
+    another's is gone until the last probe but one.
 
     The loss follows a fixed pattern, in which at most five probes in a row are lost, or their answers: left to chance,
     it would be all eight in one run of a hundred.
@@ -171,7 +173,9 @@ async def test_loss_and_an_outage_that_heals_are_no_death(network: Routed) -> No
     loop = asyncio.get_running_loop()
     async with serving(network, "off") as served:
         lossy = await connected(network, policy)
+        talks = await connected(network, policy)
         outage = await connected(network, policy)
+        await talks.ask(b"talks")
         await lossy.ask(b"lossy")
         await outage.ask(b"outage")
         ports = {name: far.transport.get_extra_info("peername")[1] for name, far in served.items()}
@@ -182,6 +186,8 @@ async def test_loss_and_an_outage_that_heals_are_no_death(network: Routed) -> No
                     type filter hook forward priority filter; policy accept;
                     tcp sport {ports[b"lossy"]} goto lossy
                     tcp dport {ports[b"lossy"]} goto lossy
+                    tcp sport {ports[b"talks"]} goto lossy
+                    tcp dport {ports[b"talks"]} goto lossy
                 }}
                 chain lossy {{
                     numgen inc mod 20 {{ 0, 1, 2, 3, 5, 12 }} counter name lost drop
@@ -202,10 +208,17 @@ async def test_loss_and_an_outage_that_heals_are_no_death(network: Routed) -> No
         network.rules("flush chain ip bad outage")
         await until(lambda: outage.info.probes == 0, within=3)
         assert outage.transport.health().state is kaio.State.ALIVE
-        while loop.time() < began + SILENCE:
+        said = 0
+        while loop.time() < began + LOSSY:
             suspected = suspected or lossy.transport.health().state is kaio.State.SUSPECT
+            if loop.time() > began + said / 4:
+                talks.transport.write(b".")
+                said += 1
             await asyncio.sleep(0.05)
         assert suspected
+        await until(lambda: talks.heard.count(b".") == said, within=20)
+        assert not {"dead", "lost"} & set(talks.names)
+        talks.transport.abort()
         assert network.counted("bad", "lost") >= 4
         network.rules("flush chain ip bad lossy")
         for end in (lossy, outage):
