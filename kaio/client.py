@@ -22,6 +22,7 @@ from .connection import Connection, StreamProtocol
 from .errors import Cause, DeadPeerError, KeepaliveError
 from .keepalive import cover, logger
 from .listeners import refuse_keepalive
+from .monitor import Event, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import Endpoint, KeepaliveTransport
@@ -319,6 +320,7 @@ async def _connect_tcp(
         dead = _dead_while_connecting(exc, attempts.errors, infos, loop.time() - began, policy)
         if dead is None:
             raise
+        _tell(dead)
         raise dead from dead.__cause__
     try:
         transport, protocol = await loop.create_connection(factory, sock=sock, **tls)
@@ -326,6 +328,7 @@ async def _connect_tcp(
         dead = _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy)
         if dead is None:
             raise
+        _tell(dead)
         raise dead from dead.__cause__
     if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
         # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may be
@@ -334,6 +337,11 @@ async def _connect_tcp(
     elif attempts.bound_by_kernel and not transport.is_closing():
         _end_connect_bound(sock, our_transport(transport, protocol), policy)
     return transport, protocol
+
+
+def _tell(error: DeadPeerError) -> None:
+    """Count a peer that was never reached."""
+    get_monitor().emit(Event("dead", None, None, error))
 
 
 def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy: Keepalive) -> None:

@@ -299,10 +299,10 @@ class Monitor:
     # -- what has happened
 
     def emit(self, event: Event) -> None:
-        """Count an event, log a death, call the hook."""
+        """Count an event, log the death of a connection, call the hook."""
         self.counters.count(event)
         error = event.error
-        if error is not None:
+        if error is not None and error.cause is not Cause.CONNECTING:  # whoever connects is told, and may try again
             logger.warning(
                 "%s",
                 error,

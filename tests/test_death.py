@@ -196,6 +196,7 @@ async def test_connecting_to_silence_is_bounded_by_the_user_timeout() -> None:
         assert isinstance(error.__cause__, OSError)
         assert error.peername == (host, port)
         assert abs(error.silence - took) < 0.5
+    assert kaio.get_monitor().counters.deaths[kaio.Cause.CONNECTING] == len(attempts)
     assert BOUND - 0.2 < took < BOUND + 1.0
 
 
