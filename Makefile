@@ -12,8 +12,8 @@ test: system lint
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check kaio tests examples
-	$(BIN)/ruff format --check kaio tests examples
+	$(BIN)/ruff check kaio tests examples benchmarks
+	$(BIN)/ruff format --check kaio tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. pyright --ignoreexternal --verifytypes kaio

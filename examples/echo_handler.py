@@ -22,7 +22,7 @@ async def echo(connection: kaio.Connection) -> None:
         async for data in connection:
             await connection.send(data)
     except kaio.DeadPeerError as error:
-        # Raised wherever the handler waits: in receive() and in send(). Without this clause the server would log it.
+        # Raised wherever the handler waits: in receive() and in send(). Without this clause the handler just ends.
         print(f"{error}, watched by {error.policy}", flush=True)
     else:
         print("a client has left", flush=True)

@@ -1,6 +1,6 @@
 """kaio: an asyncio server and client framework in which every TCP connection knows whether its peer is still there.
 
-The map; each row imports only from the rows above it:
+The map; each row imports only from the rows above it, and from its own without a cycle:
 
     errors                                the tree of exceptions
     policy addresses tcpinfo verdict      plain data and judgement, no I/O
@@ -10,7 +10,7 @@ The map; each row imports only from the rows above it:
     transports protocols                  what a connection hands to user code
     connection                            the stream
     listeners client server               accept, connect, serve
-    testing/ cli/                         tools; nothing imports them
+    testing/ cli/                         tools; nothing above imports them
 """
 
 from __future__ import annotations

@@ -54,9 +54,11 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
         raise AddressError(text, "must be a string such as '127.0.0.1:9000', '[::1]:9000' or 'unix:/run/app.sock'")
     if text.startswith("unix:"):
         return _unix(text.removeprefix("unix:"), text)
+    if "://" in text:
+        raise AddressError(text, "is a URL; write host:port, such as '127.0.0.1:9000'")
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        raise AddressError(text, "has no port; write host:port, such as '127.0.0.1:9000'")
+        raise AddressError(text, "has no port; write host:port, such as '127.0.0.1:9000', or unix:PATH")
     if host.startswith("[") or host.endswith("]"):
         if not (host.startswith("[") and host.endswith("]")):
             raise AddressError(text, "has a bracket without its twin; write '[::1]:9000'")
@@ -89,8 +91,8 @@ def tcp_address(host: str | None, port: object) -> TcpAddress:
         raise AddressError(host, "the host must be a string or None")
     if isinstance(port, bool) or not isinstance(port, (int, str)):
         raise AddressError(port, "the port must be a whole number from 0 to 65535")
-    if host and ("\0" in host or "[" in host):
-        raise AddressError(host, "cannot be the name of a host; an IPv6 address here has no brackets")
+    if host and ("\0" in host or "[" in host or host.count(":") == 1):
+        raise AddressError(host, "cannot be the name of a host; an IPv6 address here has no brackets, and no port")
     return TcpAddress(None if host in (None, "", "*") else host, _port(str(port), port))
 
 

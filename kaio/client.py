@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import ssl as ssl_module
+import warnings
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -52,13 +53,23 @@ class Pending(Generic[C]):
     def __init__(self, make: Callable[[], Awaitable[C]]) -> None:
         self._make = make
         self._made: C | None = None
+        self._used = False
 
     def __await__(self) -> Generator[Any, Any, C]:
+        self._used = True
         return self._make().__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"there is no {name!r} yet: write `await kaio...(...)`, or `async with`")
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn("connect() or serve() was never awaited", RuntimeWarning, source=self, stacklevel=2)
 
     async def __aenter__(self) -> C:
         if self._made is not None:
             raise RuntimeError("this has been entered already")
+        self._used = True
         self._made = await self._make()
         await self._made.__aenter__()
         return self._made

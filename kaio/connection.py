@@ -24,7 +24,7 @@ from anyio.abc import SocketStream
 from anyio.streams.tls import TLSAttribute
 
 from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
-from .policy import Keepalive, KeepaliveArg
+from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
 from .transports import AliveScope, KeepaliveTransport
 from .verdict import Health
@@ -249,6 +249,12 @@ def _wake(waiting: asyncio.Future[None] | None) -> None:
         waiting.set_result(None)
 
 
+def _as_bytes(item: Any) -> bytes:
+    if not isinstance(item, (bytes, bytearray, memoryview)):
+        raise TypeError(f"send() takes bytes, got {type(item).__name__}")
+    return bytes(item)
+
+
 class Connection(SocketStream):
     """A connection as a stream: an `anyio.abc.SocketStream` that knows whether its peer is still there.
 
@@ -335,7 +341,7 @@ class Connection(SocketStream):
         if self._sent_eof:
             raise ClosedResourceError
         # Anything but bytes could be changed by its owner while the transport still holds it.
-        self._write(item if type(item) is bytes else bytes(item))
+        self._write(item if type(item) is bytes else _as_bytes(item))
         protocol._unturned += 1
         if protocol._writing_paused:
             await protocol.drain()
@@ -396,6 +402,9 @@ class Connection(SocketStream):
     @keepalive.setter
     def keepalive(self, keepalive: KeepaliveArg) -> None:
         self._transport.keepalive = keepalive  # type: ignore[assignment,unused-ignore]
+
+    def _follow(self, policy: Keepalive, state: SocketState) -> None:
+        self._transport._follow(policy, state)
 
     def health(self) -> Health:
         """How the peer is now. Raises `KeepaliveError` when the connection is not TCP or is closed."""

@@ -31,6 +31,10 @@ def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState
     Takes a socket, an asyncio transport or StreamWriter, an anyio stream, a kaio `Connection`. Where the policy says
     None, the socket gets the system's value of now.
 
+    On a socket that is not kaio's, what the kernel does by itself is what there is: keepalive probes, and with
+    stalled="drop" the user timeout. With stalled="keep", data in flight is bounded by the system's retransmissions
+    (about 15 minutes), because it is the monitor of kaio's own connections that enforces the user timeout.
+
     Raises `PolicyError` before anything was changed; `KeepaliveError` when the socket is not TCP or is closed, when the
     platform lacks an option, and when the kernel refuses or disagrees: then the socket has what it had before.
     TypeError for what has no socket.
@@ -51,6 +55,9 @@ def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState
     except OSError as exc:
         _put_back(sock, before)
         raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+    follow = getattr(sock_or_transport, "_follow", None)  # a transport or Connection of kaio's: the monitor follows
+    if follow is not None:
+        follow(policy, after)
     return after
 
 

@@ -1,9 +1,9 @@
 """The monitor: what the kernel and the loop leave out. One for each event loop.
 
-It has two parts. The *wheel* looks at a connection only when it could be in trouble: when half an interval has passed
-since the first probe went out, and once an interval while the peer is suspect. The *error watch* is an epoll instance
-inside the loop's own, in which connections are registered for errors only once the loop may have stopped listening to
-them: when their reading was paused or their peer closed its half.
+It has two parts. The *wheel* looks at a connection when it could be in trouble: half an interval after its first probe
+went out if nothing was heard since the last look, and once an interval while the peer is suspect. The *error watch* is
+an epoll instance inside the loop's own, in which connections are registered for errors only once the loop may have
+stopped listening to them: when their reading was paused or their peer closed its half.
 
 Rules kept here: one timer a loop, not one a connection; no look before its time, so no more of them than connections
 divided by their idle time; a turn ends after a few milliseconds and goes on in the loop's next one; whatever ends is
@@ -24,6 +24,7 @@ import os
 import select
 import socket
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -54,9 +55,9 @@ class Counters:
     silence: dict[float, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SILENCE_BOUNDS, 0))
     """Deaths by the silence before them: upper bound in seconds to number."""
     looks: int = 0
-    """How often the kernel was asked about a connection."""
+    """How often the kernel was asked about a connection; a loop's counters only."""
     wakeups: int = 0
-    """How often the wheel's timer fired."""
+    """How often the wheel's timer fired; a loop's counters only."""
 
     def count(self, event: Event) -> None:
         """Count a suspicion, a recovery or a death."""
@@ -91,6 +92,11 @@ class Link(Protocol):
     _watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
     _suspect: bool
+    _ended: bool
+    _waiting_since: float | None
+    """When data was first seen waiting, on the loop's clock; None: none waits."""
+    _backoff: int | None
+    """What the kernel's longest back-off was before the monitor shortened it; None: it has not."""
     _limits: Limits | None
 
     def _socket(self) -> SocketLike: ...
@@ -120,6 +126,8 @@ class Monitor:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0  # the tick that it is set for
         self._now: set[Link] = set()  # due, and their turn has not come yet
+        self._population = 0  # links in the wheel
+        self._unlogged: deque[DeadPeerError] = deque()  # deaths that are not in the log yet
         self._errors: _ErrorWatch | None = None  # made when first needed, closed when no longer
         self._can_watch_errors = True
         self._can_look = True
@@ -134,12 +142,13 @@ class Monitor:
 
     def watch(self, link: Link) -> None:
         """Begin to look after a connection, or begin anew after its policy has changed."""
+        due = link._due
         self._leave_bucket(link)
-        limits = link._limits
-        if limits is not None and self._can_look:
-            loop = self._loop()
-            if loop is not None:
-                self._enter_bucket(link, loop, loop.time() + limits.first_look)
+        limits, loop = link._limits, self._loop()
+        if limits is not None and self._can_look and loop is not None:
+            at = loop.time() + (limits.interval if link._suspect else limits.first_look)
+            # A policy that is set again and again does not put the look off.
+            self._enter_bucket(link, loop, at if due < 0 else min(at, due / _TICKS))
 
     def forget(self, link: Link) -> None:
         """A connection has ended."""
@@ -149,9 +158,25 @@ class Monitor:
             if not self._errors.links:
                 self._close_errors()
 
+    def close(self) -> None:
+        """Let go of everything; the loop is closed."""
+        self._population = 0
+        self._empty()
+        self._close_errors()
+
+    def _empty(self) -> None:
+        """Nobody is in the wheel: nothing of it need stay, least of all a timer that holds the loop."""
+        self._buckets.clear()
+        self._ticks.clear()
+        self._now.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _enter_bucket(self, link: Link, loop: asyncio.AbstractEventLoop, at: float) -> None:
         tick = int(at * _TICKS) + 1  # not before its time
         link._due = tick
+        self._population += 1
         bucket = self._buckets.get(tick)
         if bucket is not None:
             bucket.add(link)
@@ -166,6 +191,9 @@ class Monitor:
             bucket = self._buckets.get(link._due, self._now)
             bucket.discard(link)
             link._due = -1
+            self._population -= 1
+            if not self._population:
+                self._empty()
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
@@ -189,17 +217,20 @@ class Monitor:
         while self._ticks and self._ticks[0] <= tick:
             bucket = self._buckets.pop(heapq.heappop(self._ticks))
             self._now = self._now | bucket if self._now else bucket
-        while self._now:
-            link = self._now.pop()
-            link._due = -1
-            self._look(link, loop)
-            if loop.time() - began > _BUDGET:
-                break
-        if self._now:
-            self._timer_tick = 0
-            self._timer = loop.call_later(0, self._turn)
-        else:
-            self._set_timer(loop)
+        try:
+            while self._now:
+                link = self._now.pop()
+                link._due = -1
+                self._population -= 1
+                self._look(link, loop)
+                if loop.time() - began > _BUDGET:
+                    break
+        finally:
+            if self._now:
+                self._timer_tick = 0
+                self._timer = loop.call_later(0, self._turn)
+            else:
+                self._set_timer(loop)
 
     def _look(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
         limits = link._limits
@@ -214,21 +245,33 @@ class Monitor:
             return
         except (OSError, ValueError, AttributeError):  # closed, and connection_lost is on its way
             return
-        decision = decide(sample, limits)
+        now = loop.time()
+        since = link._waiting_since
+        decision = decide(sample, limits, 0.0 if since is None else now - since)
+        link._waiting_since = (now if since is None else since) if decision.waiting else None
         if decision.cause is not None:
             timed_out = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             link._condemn(timed_out, decision.cause, sample)
             return
-        self._note(link, decision, sample)
         if decision.state is State.DEAD:
-            # The kernel's verdict is out. A loop that listens reports it; one that does not is helped.
+            # The kernel has ended it. A loop that listens reports that; one that does not is helped.
             if not link._listening():
                 self._take_over(link, sample)
-        elif decision.state in (State.STALLED, State.SUSPECT) and limits.user_timeout is not None:
-            with contextlib.suppress(OSError):
-                platform.cap_backoff(sock, limits.interval)
-        if link._due < 0 and link._limits is not None:  # a callback may have ended it, or changed its policy
-            self._enter_bucket(link, loop, loop.time() + decision.look_after)
+            return
+        if decision.shut and link._backoff is None and limits.user_timeout is not None:
+            link._backoff = platform.cap_backoff(sock, limits.longest_backoff)
+        elif link._backoff is not None and not decision.shut:
+            self.restore_backoff(link)
+        self._note(link, decision, sample)
+        if link._due < 0 and link._limits is limits and not link._ended:  # a callback may have changed that
+            self._enter_bucket(link, loop, now + decision.look_after)
+
+    def restore_backoff(self, link: Link) -> None:
+        """The window is open again, or it is no longer watched: the kernel's own back-off is due."""
+        before, link._backoff = link._backoff, None
+        if before is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                platform.cap_backoff(link._socket(), before / 1000)
 
     def _note(self, link: Link, decision: Decision, sample: TcpInfo) -> None:
         """Tell when a peer has become suspect, or has been heard again."""
@@ -303,6 +346,24 @@ class Monitor:
         self.counters.count(event)
         error = event.error
         if error is not None and error.cause is not Cause.CONNECTING:  # whoever connects is told, and may try again
+            self._unlogged.append(error)
+            loop = self._loop()
+            if len(self._unlogged) == 1 and loop is not None and not loop.is_closed():
+                loop.call_soon(self._log_deaths)
+        if self.hook is not None:
+            try:
+                self.hook(event)
+            except Exception:
+                logger.exception("the monitor's hook failed on %s", event.kind)
+
+    def _log_deaths(self) -> None:
+        """Write the deaths to the log, a few milliseconds' worth in a turn: thousands may come at once."""
+        loop = self._loop()
+        if loop is None:
+            return
+        until = loop.time() + _BUDGET
+        while self._unlogged:
+            error = self._unlogged.popleft()
             logger.warning(
                 "%s",
                 error,
@@ -315,11 +376,9 @@ class Monitor:
                     "errno": error.errno,
                 },
             )
-        if self.hook is not None:
-            try:
-                self.hook(event)
-            except Exception:
-                logger.exception("the monitor's hook failed on %s", event.kind)
+            if loop.time() > until and self._unlogged:
+                loop.call_soon(self._log_deaths)
+                return
 
 
 class _ErrorWatch:
@@ -412,5 +471,9 @@ def get_monitor(loop: asyncio.AbstractEventLoop | None = None) -> Monitor:
     loop = asyncio.get_running_loop() if loop is None else loop
     found = _monitors.get(loop)
     if found is None:
+        for other, monitor in list(_monitors.items()):
+            if other.is_closed():  # with connections that nobody closed
+                monitor.close()
+                del _monitors[other]
         found = _monitors[loop] = Monitor(loop)
     return found

@@ -1,8 +1,8 @@
 """How a connection's peer is watched: `Keepalive`, its text form, and what a socket has of it (`SocketState`).
 
 Rules kept here: plain data, no I/O and no platform. Every policy that exists is valid: what the kernel would refuse,
-and what would kill a live peer after one lost probe, is a `PolicyError` when the policy is made. Times are seconds and
-are rounded up to what the kernel takes: whole seconds, and whole milliseconds for the user timeout.
+and a user timeout that would kill after one lost probe, is a `PolicyError` when the policy is made. Times are seconds
+and are rounded up to what the kernel takes: whole seconds, and whole milliseconds for the user timeout.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Keepalive:
     def detect(cls, within: float) -> Keepalive:
         """The best policy for finding dead peers: its detection time is at most `within` seconds (2 or more).
 
-        A third of the time is silence, then four probes follow; below 5 s there are fewer probes. Of a fraction of a
+        At least a third of the time is silence, then four probes follow; below 5 s there are fewer. Of a fraction of a
         second the whole seconds count. Beyond 98299 s the kernel's limits make the detection time shorter than asked.
         """
         whole = math.floor(_number("within", within))
@@ -333,7 +333,11 @@ def as_policy(keepalive: KeepaliveArg) -> Keepalive:
         return Keepalive() if keepalive else Keepalive.OFF
     if isinstance(keepalive, str):
         return Keepalive.parse(keepalive)
-    raise PolicyError("keepalive", keepalive, "must be a Keepalive, a string such as '20s:10s:4', True, False or None")
+    raise PolicyError(
+        "keepalive",
+        keepalive,
+        "must be a Keepalive, a string such as '20s:10s:4' or 'detect=30s', True, False or None",
+    )
 
 
 # -- checking values

@@ -97,7 +97,8 @@ def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]
         if type(transport) is not KeepaliveTransport:
             return function(self)
         if transport._verdict is not None:
-            return None  # no end of file, but the end of what a dead peer had sent: connection_lost says so
+            transport._drop()  # no end of file, but the end of what a dead peer had sent: connection_lost says so
+            return None
         keep_open = function(self)
         if keep_open:
             transport._saw_eof()

@@ -36,8 +36,8 @@ Handler = Callable[[Connection], Awaitable[object]]
 class Server:
     """Listeners and their live connections; what `serve`, `create_server` and `start_server` return.
 
-    It has the methods of `asyncio.Server`. `async with` closes it: the listeners at once, then the connections, which
-    get `close_timeout` seconds until they are aborted.
+    It has the methods of `asyncio.Server`. `async with` closes it at its end: the listeners; then the handlers are
+    cancelled, and the connections have `close_timeout` seconds for what was written to leave, until they are aborted.
     """
 
     def __init__(
@@ -277,9 +277,12 @@ def serve(
     if listeners is not None:
         if host is not None or port is not None or ssl is not None:
             raise ValueError("host, port and ssl belong to each Listener when listeners= is given")
-        given = list(listeners)
+        given = [listeners] if isinstance(listeners, Listener) else list(listeners)
         if not given:
             raise ValueError("listeners= is empty")
+        for each in given:
+            if not isinstance(each, Listener):
+                raise TypeError(f"listeners= takes kaio.Listener objects, got {each!r}")
         own: KeepaliveArg = None
     else:
         if host is None and port is None:
@@ -321,7 +324,7 @@ async def create_server(
     ssl_shutdown_timeout: float | None = None,
     start_serving: bool = True,
 ) -> Server:
-    """asyncio's `loop.create_server` with a policy.
+    """asyncio's `loop.create_server` with a policy; without `family` and `flags`, which the host says.
 
     Without `keepalive`, the factory's own `keepalive` attribute counts, so pass the protocol class itself where you
     can: from another factory's protocols it is only known when they are made, and each socket is then set by itself.

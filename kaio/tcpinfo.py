@@ -7,11 +7,10 @@ ignored (include/uapi/linux/tcp.h).
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ["TcpInfo", "TcpState"]
 
@@ -34,8 +33,7 @@ class TcpState(enum.IntEnum):
     BOUND_INACTIVE = 13
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TcpInfo:
+class TcpInfo(NamedTuple):
     """A sample of a connection's TCP_INFO. Times in seconds, sizes in bytes, counts in segments.
 
     None: this kernel does not say.
@@ -88,19 +86,17 @@ class TcpInfo:
         """Decode Linux's struct tcp_info by its length. Raises ValueError when there is not even a state."""
         if not data:
             raise ValueError("struct tcp_info is empty")
-        whole, names, units = _decoder(len(data))
-        return cls(
-            **{
-                name: raw if unit is None else raw / unit
-                for name, raw, unit in zip(names, whole.unpack_from(data), units, strict=True)
-            }
-        )
+        whole, units = _decoder(len(data))
+        raw = whole.unpack_from(data)
+        info = cls(*[value if unit is None else value / unit for value, unit in zip(raw, units, strict=True)])
+        return info._replace(min_rtt=None) if info.min_rtt == _NO_RTT else info
 
 
 _MS: Final = 1_000
 _US: Final = 1_000_000
+_NO_RTT: Final = (2**32 - 1) / _US  # none was measured yet
 
-# name, offset, struct code, units a second (None: as it is)
+# name, offset, struct code, units a second (None: as it is); in the order of TcpInfo's fields
 _LAYOUT: Final[tuple[tuple[str, int, str, int | None], ...]] = (
     ("state", 0, "=B", None),
     ("retransmits", 2, "=B", None),
@@ -129,11 +125,11 @@ _LAYOUT: Final[tuple[tuple[str, int, str, int | None], ...]] = (
 
 
 @functools.cache
-def _decoder(size: int) -> tuple[struct.Struct, tuple[str, ...], tuple[int | None, ...]]:
-    """For a struct of that many bytes: what unpacks it in one go, the fields' names, their units a second."""
+def _decoder(size: int) -> tuple[struct.Struct, tuple[int | None, ...]]:
+    """For a struct of that many bytes: what unpacks its fields in one go, and their units a second."""
     code, at = "=", 0
     fields = [field for field in _LAYOUT if field[1] + struct.calcsize(field[2]) <= size]
     for _, offset, kind, _ in fields:
         code += f"{offset - at}x{kind[1]}"
         at = offset + struct.calcsize(kind)
-    return struct.Struct(code), tuple(field[0] for field in fields), tuple(field[3] for field in fields)
+    return struct.Struct(code), tuple(field[3] for field in fields)

@@ -21,11 +21,11 @@ from typing import Any, Final, Literal
 
 from anyio import ClosedResourceError, EndOfStream
 
-from ._sockopt import SocketLike
+from ._sockopt import SocketLike, platform
 from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .keepalive import apply, tcp_info
 from .monitor import Counters, Event, Monitor, get_monitor
-from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
+from .policy import Keepalive, KeepaliveArg, SocketState
 from .tcpinfo import TcpInfo
 from .verdict import DEATHS, Health, Limits, State, cause_of_death, judge, limits_of
 
@@ -35,6 +35,7 @@ if os.name == "posix":
     import fcntl
     import termios
 
+_PATIENCE: Final = 0.5  # seconds for the loop to bring the end by itself
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
 
 # The methods of asyncio.Transport; each is a slot that shadows the base class's until it is bound.
@@ -47,7 +48,6 @@ _METHODS: Final = frozenset(
         "get_write_buffer_size",
         "is_closing",
         "is_reading",
-        "resume_reading",
         "set_write_buffer_limits",
         "write",
         "write_eof",
@@ -111,6 +111,7 @@ class KeepaliveTransport(asyncio.Transport):
 
     __slots__ = (
         "__weakref__",
+        "_backoff",
         "_closed_here",
         "_due",
         "_ended",
@@ -127,6 +128,7 @@ class KeepaliveTransport(asyncio.Transport):
         "_scopes",
         "_suspect",
         "_verdict",
+        "_waiting_since",
         "_watched_fd",
         *sorted(_METHODS),
     )
@@ -144,7 +146,9 @@ class KeepaliveTransport(asyncio.Transport):
     _watched_fd: int  # the monitor's
     _suspect: bool  # the monitor's
     _half_closed: bool  # the peer sends no more, and the loop no longer listens
-    _closed_here: bool  # whether the user has closed it
+    _waiting_since: float | None  # the monitor's
+    _backoff: int | None  # the monitor's
+    _closed_here: object  # the task in which this side has closed it, or True; False: it has not
     _ended: bool  # whether connection_lost has been passed on
     _sample: TcpInfo | None  # TCP_INFO of the dead socket
     _peername: Any  # where a layer between forgets it when it ends
@@ -164,6 +168,7 @@ class KeepaliveTransport(asyncio.Transport):
         self._limits = limits
         self._ended = self._suspect = self._half_closed = self._closed_here = False
         self._sample = self._peername = self._verdict = self._scopes = None
+        self._waiting_since = self._backoff = None
         self._due = self._watched_fd = -1
         self._monitor = monitor = endpoint.monitor if endpoint and endpoint.monitor else get_monitor()
         monitor.counters.watched += 1
@@ -183,19 +188,25 @@ class KeepaliveTransport(asyncio.Transport):
 
         Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
         """
-        self._closed_here = True
+        self._closed_here = self._closed_here or _current_task() or True
         if not self._inner.is_closing():
             self._inner.close()
 
     def abort(self) -> None:
         """Close the connection at once, and drop what has not left, as in asyncio."""
-        self._closed_here = True
+        self._closed_here = self._closed_here or _current_task() or True
         self._inner.abort()
 
     def pause_reading(self) -> None:
         """Stop reading, as in asyncio. The peer's death is reported all the same."""
         self._inner.pause_reading()
         self._monitor.watch_errors(self)
+
+    def resume_reading(self) -> None:
+        """Read again, as in asyncio."""
+        self._inner.resume_reading()
+        if self._verdict is not None and not self._ended:
+            asyncio.get_running_loop().call_later(_PATIENCE, self._drop_when_read)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
@@ -208,6 +219,8 @@ class KeepaliveTransport(asyncio.Transport):
             protocol._kaio = self  # type: ignore[attr-defined]
             self._protocol = protocol
         elif not self._ended:
+            for scope in list(self._scopes or ()):
+                scope.ended(RuntimeError("another protocol has taken the connection over"))
             self._let_go()
         self._inner.set_protocol(protocol)
 
@@ -222,10 +235,16 @@ class KeepaliveTransport(asyncio.Transport):
 
     @keepalive.setter
     def keepalive(self, keepalive: KeepaliveArg) -> None:
-        policy = as_policy(keepalive)
-        self._limits = watched_by(policy, apply(self._inner, policy))
+        apply(self, keepalive)
+
+    def _follow(self, policy: Keepalive, state: SocketState) -> None:
+        """The socket has another policy from now on."""
         self._policy = policy
-        self._monitor.watch(self)
+        self._monitor.restore_backoff(self)
+        if not self._ended:
+            self._limits = limits = watched_by(policy, state)
+            self._suspect = self._suspect and limits is not None
+            self._monitor.watch(self)
 
     @property
     def inner(self) -> asyncio.Transport:
@@ -304,28 +323,55 @@ class KeepaliveTransport(asyncio.Transport):
         self._verdict = self._translate(exc, cause)
         self._monitor.forget(self)
         self._pass_verdict()
-        if self._ended:  # by the callback
-            return
+        if not self._wait_until_read():
+            self._drop()
+
+    def _wait_until_read(self) -> bool:
+        """Whether something of what the peer had sent waits to be read, and the end with it."""
+        inner = self._inner
+        if self._half_closed or inner.is_closing():
+            return False
         sock = self._socket()
         try:
-            # A TLS layer may hold data of its own, which it hands out before the end of file.
-            layered = self._inner.get_extra_info("sslcontext") is not None
-            if not self._listening() and not self._half_closed and (layered or _unread(sock)):
-                _end_reading(sock)
-                return
-            # Nobody is there to take what is left: the kernel need not go on trying.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        except (OSError, ValueError):
-            pass
-        self._inner.abort()
+            # A TLS layer may hold data of its own.
+            if not inner.is_reading() and inner.get_extra_info("sslcontext") is not None:
+                return True
+            if not _unread(sock):
+                return False
+            _end_reading(sock)
+        except (OSError, ValueError, AttributeError):
+            return False
+        if inner.is_reading():
+            asyncio.get_running_loop().call_later(_PATIENCE, self._drop_when_read)
+        return True
 
     def _pass_verdict(self) -> None:
         """Tell who waits that the connection has ended."""
         error = self._verdict
         if isinstance(error, DeadPeerError):
             self._tell("peer_dead", error)
-        for scope in self._scopes or ():
+        for scope in list(self._scopes or ()):
             scope.ended(error)
+
+    def _drop(self) -> None:
+        """End a dead connection in the loop's next turn. Nobody is there to take what is left: the kernel need not go
+        on trying, nor the transport wait for it."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._inner.abort()
+
+    def _drop_when_read(self) -> None:
+        """The application reads again what a dead peer had sent: once all is read, the end is due."""
+        if self._ended or not self._inner.is_reading():  # paused again: the next resume_reading leads here
+            return
+        try:
+            more = _unread(self._socket())
+        except (OSError, ValueError, AttributeError):
+            more = False
+        if more:
+            asyncio.get_running_loop().call_later(_PATIENCE, self._drop_when_read)
+        else:
+            self._drop()
 
     # -- the end, called by the protocol's hooks
 
@@ -365,6 +411,7 @@ class KeepaliveTransport(asyncio.Transport):
     def _let_go(self) -> None:
         """Leave every table."""
         self._ended = True
+        self._limits = None
         self._monitor.forget(self)
         self._monitor.counters.watched -= 1
         endpoint, entry = self._endpoint, self._entry
@@ -377,11 +424,9 @@ class KeepaliveTransport(asyncio.Transport):
         number = exc.errno if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else None
         if number is None or number not in DEATHS:
             return exc
-        if self._sample is None:
-            try:
-                self._sample = tcp_info(self._inner)
-            except (KeepaliveError, AttributeError):
-                pass
+        if self._sample is None and self._policy is not None:  # None: not TCP
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self._sample = platform.tcp_info(self._socket())
         sample = self._sample
         silence = None if sample is None else sample.silence
         error = DeadPeerError(
@@ -437,19 +482,28 @@ class AliveScope:
             assert self._task is not None
             # As in asyncio.timeout: a cancellation from outside, on top of ours, stays one.
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-                assert self._reason is not None
-                raise self._reason from exc
+                reason = self._reason
+                assert reason is not None
+                raise reason.with_traceback(None) from reason.__cause__
 
     def ended(self, error: BaseException | None) -> None:
         """The connection has ended: cancel the block, and remember what to raise."""
-        if self._fired:
+        closed_here = self._transport._closed_here
+        if self._fired or (error is None and closed_here is self._task):  # the block closes its own connection
             return
         self._fired = True
         # Closed by the peer, unless it was this side: then it was closing already.
-        clean: BaseException = ClosedResourceError() if self._transport._closed_here else EndOfStream()
+        clean: BaseException = ClosedResourceError() if closed_here else EndOfStream()
         self._reason = as_stream_error(error) or clean
         assert self._task is not None
         self._task.cancel()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop is running
+        return None
 
 
 def _unread(sock: SocketLike) -> bool:

@@ -108,6 +108,23 @@ class Limits:
         late = self.idle + self.interval / 2
         return late if self.user_timeout is None else min(late, self.user_timeout)
 
+    @property
+    def least_wait(self) -> float:
+        """Seconds for which data must have been seen waiting before it counts against the peer.
+
+        Silence may be long before anything is sent: it counts once two intervals' worth of retransmissions followed.
+        """
+        bound = self.user_timeout or 0.0
+        return bound if self.count == 1 else min(bound, 2 * self.interval)
+
+    @property
+    def longest_backoff(self) -> float:
+        """Seconds between window probes, at most, for the bound to hold.
+
+        Not less than a seventh of the user timeout: the kernel itself gives up after tcp_retries2 (15) of them.
+        """
+        return max(self.interval, (self.user_timeout or 0.0) / 7)
+
 
 @functools.lru_cache(maxsize=256)
 def limits_of(policy: Keepalive) -> Limits | None:
@@ -126,14 +143,20 @@ class Decision(NamedTuple):
     """Set when the peer is to be given up now; a connection that the kernel has ended has none."""
     look_after: float
     """Seconds until the next look."""
+    waiting: bool = False
+    """Whether data is in flight or waits for the window."""
+    shut: bool = False
+    """Whether it is the window that it waits for."""
 
 
-def decide(info: TcpInfo, limits: Limits) -> Decision:
-    """The verdict on one sample: its clocks are the kernel's, so nothing need be remembered between samples.
+def decide(info: TcpInfo, limits: Limits, waited: float) -> Decision:
+    """The verdict on a sample; `waited` is for how long earlier samples have seen data waiting, 0 when none has.
 
     A peer is given up when nothing was heard for the user timeout, while data was in flight or the window was shut,
-    and at least two probes or retransmissions went unanswered (one, when the count is one): silence alone is no proof
-    where the kernel has not asked. An idle peer is left to the kernel's keepalive.
+    and enough questions went unanswered: at least two probes or retransmissions (one, when the count is one and the
+    window open), and the
+    data has waited, or probes had been lost before it was sent. Silence alone is no proof where the kernel has not
+    asked. An idle peer is left to the kernel's keepalive.
     """
     silence = info.silence
     if info.state == TcpState.CLOSE:
@@ -144,15 +167,23 @@ def decide(info: TcpInfo, limits: Limits) -> Decision:
     shut = _window_is_shut(info)
     waiting = bool(info.unacked) or shut
     bound = limits.user_timeout
-    if waiting and bound is not None and silence >= bound and unanswered >= min(2, limits.count):
-        return Decision(State.DEAD, Cause.ZERO_WINDOW if shut else Cause.UNACKNOWLEDGED, 0.0)
+    least = 2 if shut else min(2, limits.count)
     # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
+    if waiting and bound is not None and silence >= bound and unanswered >= least:
+        lost_before = not shut and limits.count > 1 and (info.probes or 0) >= least
+        if waited >= limits.least_wait or lost_before:
+            return Decision(State.DEAD, Cause.ZERO_WINDOW if shut else Cause.UNACKNOWLEDGED, 0.0, waiting, shut)
     suspect = unanswered >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
-    ahead = limits.interval if suspect or silence >= limits.first_look else limits.first_look - silence
-    if waiting and bound is not None and silence < bound:
-        ahead = min(ahead, bound - silence)
+    if suspect or waiting:
+        ahead = limits.interval if silence >= limits.first_look else limits.first_look - silence
+    else:
+        ahead = limits.first_look - silence if silence < limits.first_look else max(limits.interval, limits.first_look)
+    if waiting and bound is not None:
+        due = max(bound - silence, limits.least_wait - waited)
+        if due > 0:
+            ahead = min(ahead, due)
     state = State.SUSPECT if suspect else State.STALLED if shut else State.ALIVE
-    return Decision(state, None, ahead)
+    return Decision(state, None, ahead, waiting, shut)
 
 
 def cause_of_death(number: int, info: TcpInfo | None) -> Cause:

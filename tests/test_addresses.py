@@ -75,7 +75,7 @@ def test_text_of_an_address_parses_to_the_same_address(text: str) -> None:
         ("::1:9000", "has more than one colon; write an IPv6 address in brackets"),
         ("2001:db8::1:443", "has more than one colon"),
         ("tcp:localhost:80", "has more than one colon"),
-        ("http://localhost:80", "has more than one colon"),
+        ("http://localhost:80", "is a URL"),
         ("[::1:9000", "has a bracket without its twin"),
         ("::1]:9000", "has a bracket without its twin"),
         ("[]:9000", "'' in brackets is not an IPv6 address"),

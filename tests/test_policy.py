@@ -746,7 +746,12 @@ def test_keepalive_arguments_take_nothing_else(value: Any) -> None:
     """Numbers are refused too: 20 of what?"""
     with pytest.raises(PolicyError) as caught:
         as_policy(value)
-    check(caught.value, "keepalive", value, "must be a Keepalive, a string such as '20s:10s:4', True, False or None")
+    check(
+        caught.value,
+        "keepalive",
+        value,
+        "must be a Keepalive, a string such as '20s:10s:4' or 'detect=30s', True, False or None",
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import struct
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ RECORD = struct.pack("=8B 24I 4Q 6I 4Q 2I 2Q 6I 2HI", *WORDS.values())
 
 MILLISECONDS = ("last_data_sent", "last_data_recv", "last_ack_recv")
 MICROSECONDS = ("rto", "rtt", "rttvar", "min_rtt")
-FIELDS = [field.name for field in dataclasses.fields(TcpInfo)]
+FIELDS = list(TcpInfo._fields)
 
 
 def expected(field: str) -> float:

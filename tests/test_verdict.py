@@ -126,45 +126,49 @@ SHUT = {"notsent_bytes": 1000, "snd_wnd": 0}
 
 
 @pytest.mark.parametrize(
-    ("sample", "limits", "state", "cause", "look_after"),
+    ("sample", "limits", "waited", "state", "cause", "look_after"),
     [
         # Well: the next look is half an interval after the first probe.
-        (seen(0), LIMITS, State.ALIVE, None, 25),
-        (seen(5), LIMITS, State.ALIVE, None, 20),
-        (seen(5), KERNEL, State.ALIVE, None, 20),
-        (seen(0.1, unacked=3), LIMITS, State.ALIVE, None, 24.9),
-        (seen(3, unacked=1, retransmits=3), LIMITS, State.ALIVE, None, 22),
-        (seen(19.9, probes=1), LIMITS, State.ALIVE, None, 5.1),
+        (seen(0), LIMITS, 30, State.ALIVE, None, 25),
+        (seen(5), LIMITS, 30, State.ALIVE, None, 20),
+        (seen(5), KERNEL, 30, State.ALIVE, None, 20),
+        (seen(0.1, unacked=3), LIMITS, 30, State.ALIVE, None, 24.9),
+        (seen(3, unacked=1, retransmits=3), LIMITS, 30, State.ALIVE, None, 22),
+        (seen(19.9, probes=1), LIMITS, 30, State.ALIVE, None, 5.1),
         # Suspect: at least one question unanswered, after the idle time.
-        (seen(25, probes=1), LIMITS, State.SUSPECT, None, 10),
-        (seen(55, probes=4), LIMITS, State.SUSPECT, None, 10),
-        (seen(25, unacked=1, retransmits=5), LIMITS, State.SUSPECT, None, 10),
-        (seen(55, unacked=1, retransmits=6), LIMITS, State.SUSPECT, None, 5),
-        (seen(65, probes=4), LIMITS, State.SUSPECT, None, 10),  # idle: the kernel's to end
-        (seen(65, unacked=1, retransmits=8), KERNEL, State.SUSPECT, None, 10),
+        (seen(25, probes=1), LIMITS, 30, State.SUSPECT, None, 10),
+        (seen(55, probes=4), LIMITS, 30, State.SUSPECT, None, 10),
+        (seen(25, unacked=1, retransmits=5), LIMITS, 30, State.SUSPECT, None, 10),
+        (seen(55, unacked=1, retransmits=6), LIMITS, 30, State.SUSPECT, None, 5),
+        (seen(65, probes=4), LIMITS, 30, State.SUSPECT, None, 10),  # idle: the kernel's to end
+        (seen(65, unacked=1, retransmits=8), KERNEL, 30, State.SUSPECT, None, 10),
         # Dead by the monitor: data in flight or a shut window, the time is up, and two questions went unanswered.
-        (seen(60, unacked=1, retransmits=7), LIMITS, State.DEAD, Cause.UNACKNOWLEDGED, 0),
-        (seen(60, unacked=1, retransmits=0, probes=4), LIMITS, State.DEAD, Cause.UNACKNOWLEDGED, 0),
-        (seen(60, probes=2, **SHUT), LIMITS, State.DEAD, Cause.ZERO_WINDOW, 0),
-        (seen(60, unacked=1, retransmits=1), LIMITS, State.SUSPECT, None, 10),  # one question is not enough
-        (seen(60, unacked=1), LIMITS, State.ALIVE, None, 10),  # none was asked yet
-        (seen(2, unacked=1, retransmits=1), ONE, State.DEAD, Cause.UNACKNOWLEDGED, 0),  # unless the policy says so
+        (seen(60, unacked=1, retransmits=7), LIMITS, 30, State.DEAD, Cause.UNACKNOWLEDGED, 0),
+        (seen(60, unacked=1, retransmits=0, probes=4), LIMITS, 30, State.DEAD, Cause.UNACKNOWLEDGED, 0),
+        (seen(60, probes=2, **SHUT), LIMITS, 30, State.DEAD, Cause.ZERO_WINDOW, 0),
+        (seen(60, unacked=1, retransmits=1), LIMITS, 30, State.SUSPECT, None, 10),  # one question is not enough
+        (seen(60, unacked=1), LIMITS, 30, State.ALIVE, None, 10),  # none was asked yet
+        (seen(60, unacked=1, retransmits=7), LIMITS, 5, State.SUSPECT, None, 10),  # sent only now
+        (seen(60, unacked=1, retransmits=7), LIMITS, 15, State.SUSPECT, None, 5),
+        (seen(60, unacked=1, retransmits=2, probes=4), LIMITS, 0, State.DEAD, Cause.UNACKNOWLEDGED, 0),
+        (seen(4, unacked=1, retransmits=2), ONE, 1, State.SUSPECT, None, 1),
+        (seen(2, unacked=1, retransmits=1), ONE, 30, State.DEAD, Cause.UNACKNOWLEDGED, 0),  # unless the policy says so
         # Stalled: alive for as long as it answers; one answer may be withheld by the peer's rate limit.
-        (seen(0.5, **SHUT), LIMITS, State.STALLED, None, 24.5),
-        (seen(40, **SHUT), LIMITS, State.STALLED, None, 10),
-        (seen(55, probes=1, **SHUT), LIMITS, State.STALLED, None, 5),
-        (seen(100, probes=1, **SHUT), LIMITS, State.STALLED, None, 10),
-        (seen(40, probes=2, **SHUT), LIMITS, State.SUSPECT, None, 10),
+        (seen(0.5, **SHUT), LIMITS, 30, State.STALLED, None, 24.5),
+        (seen(40, **SHUT), LIMITS, 30, State.STALLED, None, 10),
+        (seen(55, probes=1, **SHUT), LIMITS, 30, State.STALLED, None, 5),
+        (seen(100, probes=1, **SHUT), LIMITS, 30, State.STALLED, None, 10),
+        (seen(40, probes=2, **SHUT), LIMITS, 30, State.SUSPECT, None, 10),
         # The kernel's own verdict, and a kernel that tells nothing.
-        (TcpInfo(state=TcpState.CLOSE), LIMITS, State.DEAD, None, 10),
-        (TcpInfo(state=UP), LIMITS, State.ALIVE, None, 25),
+        (TcpInfo(state=TcpState.CLOSE), LIMITS, 30, State.DEAD, None, 10),
+        (TcpInfo(state=UP), LIMITS, 30, State.ALIVE, None, 25),
     ],
 )
 def test_the_verdict_on_a_sample(
-    sample: TcpInfo, limits: Limits, state: State, cause: Cause | None, look_after: float
+    sample: TcpInfo, limits: Limits, waited: float, state: State, cause: Cause | None, look_after: float
 ) -> None:
     """State, cause and the time of the next look follow from one sample, the policy's times and nothing else."""
-    decision = decide(sample, limits)
+    decision = decide(sample, limits, waited)
     assert decision.state is state
     assert decision.cause is cause
     assert decision.look_after == pytest.approx(look_after)

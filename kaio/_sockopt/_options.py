@@ -63,8 +63,11 @@ class Platform(Protocol):
         """Let connect() give up after that many seconds, None: no longer. False where the platform cannot."""
         ...
 
-    def cap_backoff(self, sock: SocketLike, seconds: float) -> bool:
-        """Let retransmissions and window probes come at least that often; False where the platform cannot."""
+    def cap_backoff(self, sock: SocketLike, seconds: float) -> int | None:
+        """Let retransmissions and window probes come at least that often; None where the platform cannot.
+
+        Returns what the bound was before, in milliseconds.
+        """
         ...
 
     def tcp_info(self, sock: SocketLike) -> TcpInfo:

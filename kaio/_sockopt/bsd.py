@@ -118,8 +118,8 @@ def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     return True
 
 
-def cap_backoff(sock: SocketLike, seconds: float) -> bool:
-    return False
+def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
+    return None
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:

@@ -78,12 +78,13 @@ def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     return True
 
 
-def cap_backoff(sock: SocketLike, seconds: float) -> bool:
+def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     try:
+        before = sock.getsockopt(_TCP, _TCP_RTO_MAX_MS)
         sock.setsockopt(_TCP, _TCP_RTO_MAX_MS, min(120_000, max(1_000, milliseconds(seconds))))
     except OSError:  # before Linux 6.15; MPTCP
-        return False
-    return True
+        return None
+    return before
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:

@@ -63,8 +63,8 @@ def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
     return False  # TCP_MAXRTMS would do, but cannot be set back to the system's default afterwards
 
 
-def cap_backoff(sock: SocketLike, seconds: float) -> bool:
-    return False
+def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
+    return None
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:

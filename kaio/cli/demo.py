@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib.util
+import logging
 import os
 import shutil
 import socket
@@ -472,6 +473,7 @@ def demo(loop: str, plain: bool) -> None:
     if reason is not None:
         click.echo(f"kaio demo: {reason}", err=True)
         sys.exit(2)
+    logging.getLogger("kaio").setLevel(logging.ERROR)  # the screen tells of the deaths
     peers = [Peer(role) for role in ROLES]
     screen: Screen = Plain(peers, loop) if plain or _plain_wanted() else Lively(peers, loop, Console())
     try:
