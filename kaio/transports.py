@@ -274,8 +274,8 @@ class KeepaliveTransport(asyncio.Transport):
         """A scope, like `asyncio.timeout`, whose block is cancelled when the connection ends meanwhile.
 
         It then raises `DeadPeerError` when the peer died, `ResetError` when it reset the connection,
-        `anyio.EndOfStream` when it closed it, and `anyio.ClosedResourceError` when this side did. A peer that only says
-        that it sends no more (EOF) does not end the block. Scopes nest, also with asyncio's and anyio's.
+        `anyio.EndOfStream` when it closed it, and `anyio.ClosedResourceError` when another task of this side did. A
+        peer that only says that it sends no more (EOF) ends no block. Scopes nest, also with asyncio's and anyio's.
         """
         return AliveScope(self)
 

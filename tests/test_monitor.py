@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -462,7 +464,11 @@ async def test_while_alive_says_how_it_ended_otherwise() -> None:
         writer.transport.abort()
 
     await ended_by(reset_it, kaio.ResetError)
-    await ended_by(lambda ours, _: ours.transport.close(), anyio.ClosedResourceError)
+    loop = asyncio.get_running_loop()
+    await ended_by(lambda ours, _: loop.call_soon(ours.transport.close), anyio.ClosedResourceError)
+    async with pair(KEEP) as (ours, _, writer), ours.transport.while_alive():
+        ours.transport.close()  # by the block itself: it goes on
+        await ours.lost
     async with pair(KEEP) as (ours, _, writer), ours.transport.while_alive():
         writer.write_eof()
         await until(lambda: "eof" in ours.names)
@@ -540,3 +546,125 @@ async def test_a_paused_stream_delivers_what_came_before_the_death() -> None:
             assert bytes(got) == sent
             assert again.value is caught.value
         writer.transport.abort()
+
+
+# -- what was once wrong
+
+
+async def test_long_user_timeouts_and_shut_windows_are_not_cut_short() -> None:
+    """The monitor never shortens the kernel's own patience below the policy's: cut for 20 s of 42, all live on."""
+    policy = kaio.Keepalive(2, 1, 40)
+    async with pair(policy) as (sends, _, one), pair(policy) as (full, reader, other):
+        await stalled(full, reader, other)
+        await asyncio.sleep(3)  # the monitor has seen it
+        with blackhole(one, other):
+            sends.transport.write(b"x")
+            await asyncio.sleep(20)
+        for ours in (sends, full):
+            assert not {"dead", "lost"} & set(ours.names)
+        other.transport.resume_reading()  # type: ignore[attr-defined]
+        received = 0
+        while received < 16 << 20:
+            received += len(await reader.read(1 << 20))
+        sock = full.transport.get_extra_info("socket")
+        await until(lambda: sock.getsockopt(socket.IPPROTO_TCP, 44) == 120_000, within=8)  # TCP_RTO_MAX_MS
+
+
+async def test_unsent_megabytes_do_not_keep_a_dead_connection() -> None:
+    """Paused with data waiting, or closing, and more written than goes out: connection_lost comes after peer_dead."""
+
+    async def case(closing: bool) -> None:
+        async with pair(KEEP) as (ours, _, writer):
+            await paused_with_data(ours, _, writer)
+            with blackhole(writer):
+                ours.transport.write(bytes(16 << 20))
+                if closing:
+                    ours.transport.close()
+                await until(lambda: "dead" in ours.names, within=6)
+                if not closing:
+                    ours.transport.resume_reading()
+                async with asyncio.timeout(3):
+                    assert isinstance(await ours.lost, kaio.DeadPeerError)
+            assert ("data", b"read me later") in ours.events or closing
+
+    await asyncio.gather(case(False), case(True))
+
+
+async def test_tls_that_was_paused_with_unsent_data_ends_too(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """A TLS layer that will not flush to a dead peer is aborted once reading has resumed."""
+    async with pair(KEEP, server_tls, client_tls) as (ours, _, writer):
+        ours.transport.pause_reading()
+        with blackhole(writer):
+            ours.transport.write(bytes(8 << 20))
+            await until(lambda: "dead" in ours.names, within=8)
+            ours.transport.resume_reading()
+            async with asyncio.timeout(3):
+                assert isinstance(await ours.lost, kaio.DeadPeerError)
+
+
+async def test_long_silence_before_a_write_does_not_count_against_the_peer() -> None:
+    """count=1, a user timeout far below the idle time, quiet for longer than that, then an outage of 0.9 s: alive."""
+    policy = kaio.Keepalive(30, 1, 1, user_timeout=3)
+    async with pair(policy) as (ours, _, writer):
+        await asyncio.sleep(4)
+        with blackhole(writer):
+            ours.transport.write(b"x")
+            await asyncio.sleep(0.9)
+        await asyncio.sleep(1.5)
+        assert not {"dead", "lost"} & set(ours.names)
+
+
+async def test_setting_the_policy_again_and_again_does_not_put_death_off() -> None:
+    """A configuration that is reloaded every second leaves the bound where it was."""
+    async with pair("2s:1s:2") as (ours, _, writer):
+        with blackhole(writer):
+            ours.transport.write(b"x")
+            for _ in range(6):
+                await asyncio.sleep(1)
+                if "dead" in ours.names:
+                    break
+                ours.transport.keepalive = "2s:1s:2"
+            await asyncio.sleep(0.5)
+            assert "dead" in ours.names
+
+
+async def test_the_scope_leaves_the_error_its_cause() -> None:
+    """__cause__ of what while_alive() raises is the OSError, for whoever else has the same error."""
+    async with pair(KEEP) as (ours, _, writer):
+        with blackhole(writer), pytest.raises(kaio.DeadPeerError) as caught:
+            async with ours.transport.while_alive():
+                await asyncio.Event().wait()
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_loops_go_away_with_their_monitors() -> None:
+    """Loop after loop, each with a connection: none is kept alive, and no descriptor stays."""
+
+    async def main() -> None:
+        async with pair(KEEP) as (ours, _, _writer):
+            ours.transport.pause_reading()
+
+    refs = []
+    for _ in range(5):
+        loop = asyncio.SelectorEventLoop()
+        refs.append(weakref.ref(loop))
+        loop.run_until_complete(main())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        del loop
+    gc.collect()
+    assert [ref() for ref in refs] == [None] * 5
+
+
+async def test_apply_on_a_connection_is_followed() -> None:
+    """kaio.apply on a transport of kaio's is the same as setting its keepalive."""
+    async with pair("1h:1h:4") as (ours, _, writer):
+        kaio.apply(ours.transport, KEEP)
+        assert ours.transport.keepalive == KEEP
+        with blackhole(writer):
+            ours.transport.write(b"x")
+            error = await ours.lost
+        assert isinstance(error, kaio.DeadPeerError)
+        assert error.policy == KEEP
