@@ -148,7 +148,7 @@ class Monitor:
         if limits is not None and self._can_look and loop is not None:
             at = loop.time() + (limits.interval if link._suspect else limits.first_look)
             # A policy that is set again and again does not put the look off.
-            self._enter_bucket(link, loop, at if due < 0 else min(at, due / _TICKS))
+            self._enter_bucket(link, loop, at if due < 0 else min(at, (due - 1) / _TICKS))
 
     def forget(self, link: Link) -> None:
         """A connection has ended."""

@@ -154,9 +154,8 @@ def decide(info: TcpInfo, limits: Limits, waited: float) -> Decision:
 
     A peer is given up when nothing was heard for the user timeout, while data was in flight or the window was shut,
     and enough questions went unanswered: at least two probes or retransmissions (one, when the count is one and the
-    window open), and the
-    data has waited, or probes had been lost before it was sent. Silence alone is no proof where the kernel has not
-    asked. An idle peer is left to the kernel's keepalive.
+    window open), and the data has waited, or probes had been lost before it was sent. Silence alone is no proof where
+    the kernel has not asked. An idle peer is left to the kernel's keepalive.
     """
     silence = info.silence
     if info.state == TcpState.CLOSE:
