@@ -26,30 +26,25 @@ def one_ended() -> None:
         done.set()
 
 
-class Bare(asyncio.Protocol):
+class Echo:
+    """Sends back what comes."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        one_ended()
+
+
+class Bare(Echo, asyncio.Protocol):
     """What the others are compared with."""
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        one_ended()
-
-
-class Ours(kaio.KeepaliveProtocol):
+class Ours(Echo, kaio.KeepaliveProtocol):
     """The same as a KeepaliveProtocol."""
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        one_ended()
 
 
 async def handler(connection: kaio.Connection) -> None:
