@@ -84,10 +84,12 @@ async def serving(network: Routed, keepalive: str | kaio.Keepalive) -> AsyncIter
         server.abort_clients()
 
 
-async def connected(network: Routed, keepalive: str | kaio.Keepalive, host: str = SERVER) -> Heard:
+async def connected(
+    network: Routed, keepalive: str | kaio.Keepalive, host: str = SERVER, client: str = Routed.CLIENT
+) -> Heard:
     """A kaio connection from the client host."""
     with network.client.entered():
-        _, protocol = await kaio.create_connection(Heard, host, PORT, keepalive=keepalive)
+        _, protocol = await kaio.create_connection(Heard, host, PORT, keepalive=keepalive, local_addr=(client, 0))
     return protocol
 
 
@@ -275,16 +277,26 @@ ROUTES = {
 
 
 async def test_what_a_router_answers_names_the_cause(network: Routed) -> None:
-    """The router's route is gone while data is in flight. It says so by ICMP, unless the route is a black hole."""
+    """The router's route is gone while data is in flight. It says so by ICMP, unless the route is a black hole.
+
+    Each connection has a client address of its own: Linux sends one address five such answers, then one a second (the
+    sysctls net.ipv4.route.error_burst and error_cost), and the first is lost on a socket that is busy sending.
+    """
     policy = kaio.Keepalive(1, 1, 2, stalled="drop")
     loop = asyncio.get_running_loop()
     hosts = {kind: f"198.51.100.{last}" for last, kind in enumerate(ROUTES, 10)}
+    clients = {kind: f"192.0.2.{last}" for last, kind in enumerate(ROUTES, 10)}
     network.server.ip(*(f"address add {host}/24 dev router" for host in hosts.values()))
+    network.client.ip(*(f"address add {client}/24 dev router" for client in clients.values()))
     network.router.ip(
-        *(f"neighbour replace {host} lladdr 02:00:00:00:02:02 nud permanent dev server" for host in hosts.values())
+        *(f"neighbour replace {host} lladdr 02:00:00:00:02:02 nud permanent dev server" for host in hosts.values()),
+        *(
+            f"neighbour replace {client} lladdr 02:00:00:00:01:02 nud permanent dev client"
+            for client in clients.values()
+        ),
     )
     with listening(network.server):
-        ends = {kind: await connected(network, policy, host) for kind, host in hosts.items()}
+        ends = {kind: await connected(network, policy, host, clients[kind]) for kind, host in hosts.items()}
         network.router.ip(*(f"route add {kind} {host}/32" for kind, host in hosts.items()))
         sent_at = loop.time()
         for end in ends.values():
