@@ -10,6 +10,8 @@ The map; each row imports only from the rows above it, and from its own without 
     transports protocols                  what a connection hands to user code
     connection                            the stream
     listeners client server               accept, connect, serve
+    loops                                 the event loop that covers the sockets of any library
+    system processes                      the kernel's defaults; sockets of running processes
     testing/ cli/                         tools; nothing above imports them
 """
 
