@@ -6,30 +6,42 @@ The map; each row imports only from the rows above it, and from its own without 
     policy addresses tcpinfo verdict      plain data and judgement, no I/O
     _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
     keepalive                             apply, inspect, health on any socket
+    covering descriptors sweeping         sockets that others make: whose options they have, and giving them the policy
     monitor                               one per loop: looks after connections that may be in trouble
+    links                                 other people's connections as the monitor knows them
     transports protocols                  what a connection hands to user code
     connection                            the stream
     listeners client server               accept, connect, serve
-    loops                                 the event loop that covers the sockets of any library
-    system processes                      the kernel's defaults; sockets of running processes
+    mixin loops                           the event loop that covers the sockets of any library
+    system plans middleboxes              the kernel's own defaults; what a policy means
+    processes sources connections         sockets of running processes; what source code leaves uncovered
+    bootstrap _bootstrap/                 what `kaio run` does inside the program that it runs
     testing/ cli/                         tools; nothing above imports them
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from . import loops as _loops
 from .addresses import TcpAddress, UnixAddress
 from .client import connect, create_connection, open_connection
 from .connection import Connection
 from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
 from .keepalive import apply, health, inspect
 from .listeners import Listener
+from .loops import install, loop_factory, new_event_loop, report, run
 from .monitor import Counters, Event, Monitor, get_monitor
 from .policy import AUTO, Keepalive, SocketState, Step
 from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
 from .server import Server, create_server, serve, start_server
+from .sweeping import Report, sweep
 from .tcpinfo import TcpInfo, TcpState
 from .transports import AliveScope, KeepaliveTransport
 from .verdict import Health, State
+
+if TYPE_CHECKING:
+    from .loops import EventLoopPolicy
 
 __all__ = [
     "AUTO",
@@ -41,6 +53,7 @@ __all__ = [
     "Counters",
     "DeadPeerError",
     "Event",
+    "EventLoopPolicy",
     "Health",
     "KaioError",
     "Keepalive",
@@ -50,6 +63,7 @@ __all__ = [
     "Listener",
     "Monitor",
     "PolicyError",
+    "Report",
     "ResetError",
     "Server",
     "SocketState",
@@ -66,9 +80,22 @@ __all__ = [
     "get_monitor",
     "health",
     "inspect",
+    "install",
+    "loop_factory",
+    "new_event_loop",
     "open_connection",
+    "report",
+    "run",
     "serve",
     "start_server",
+    "sweep",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`EventLoopPolicy` is made when it is first asked for: policies are deprecated from Python 3.14 on."""
+    if name == "EventLoopPolicy":
+        return _loops.EventLoopPolicy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

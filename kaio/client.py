@@ -23,7 +23,7 @@ from .connection import Connection, StreamProtocol
 from .errors import Cause, DeadPeerError, KeepaliveError
 from .keepalive import cover, logger
 from .listeners import refuse_keepalive
-from .monitor import Event, get_monitor
+from .monitor import Event, bare, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import Endpoint, KeepaliveTransport
@@ -178,7 +178,7 @@ async def create_connection(
         else:
             refuse_keepalive(UnixAddress(str(sock.getsockname())), keepalive)
             endpoint.policy = None
-        made = await asyncio.get_running_loop().create_connection(factory, sock=sock, **tls)
+        made = await bare(asyncio.get_running_loop()).create_connection(factory, sock=sock, **tls)
     else:
         made = await _connect_tcp(
             factory,
@@ -303,7 +303,7 @@ async def _connect_tcp(
     bound = policy.effective_user_timeout if policy.enabled else None
     if bound is not None:
         bound = min(bound, MAX_USER_TIMEOUT_MS / 1000)
-    attempts = _Attempts(loop, bound)
+    attempts = _Attempts(bare(loop), bound)
 
     def make_socket(info: Any) -> socket.socket:
         sock = socket.socket(info[0], info[1], info[2])
@@ -334,7 +334,7 @@ async def _connect_tcp(
         _tell(dead)
         raise dead from dead.__cause__
     try:
-        transport, protocol = await loop.create_connection(factory, sock=sock, **tls)
+        transport, protocol = await bare(loop).create_connection(factory, sock=sock, **tls)
     except OSError as exc:
         dead = _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy)
         if dead is None:

@@ -20,7 +20,7 @@ from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
 from .tcpinfo import TcpInfo
 from .verdict import Health, judge
 
-__all__ = ["apply", "health", "inspect", "raw_socket", "tcp_info"]
+__all__ = ["apply", "cover", "describe", "health", "inspect", "raw_socket", "system_state", "tcp_info", "wanted"]
 
 logger: Final = logging.getLogger("kaio")
 
@@ -42,19 +42,19 @@ def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState
     policy = as_policy(keepalive)
     sock = raw_socket(sock_or_transport)
     before = _read(sock)
-    wanted = _wanted(policy, sock)
-    lacking = platform.missing(wanted)
+    values = wanted(policy, sock)
+    lacking = platform.missing(values)
     if lacking:
         raise KeepaliveError(
-            errno.EOPNOTSUPP, f"{_describe(sock)}: {platform.NAME} has no {', '.join(lacking)} of a socket's own"
+            errno.EOPNOTSUPP, f"{describe(sock)}: {platform.NAME} has no {', '.join(lacking)} of a socket's own"
         )
     try:
-        platform.write(sock, wanted)
+        platform.write(sock, values)
         after = platform.read(sock)
-        _compare(platform.takes(wanted), after)
+        _compare(platform.takes(values), after)
     except OSError as exc:
         _put_back(sock, before)
-        raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+        raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
     follow = getattr(sock_or_transport, "_follow", None)  # a transport or Connection of kaio's: the monitor follows
     if follow is not None:
         follow(policy, after)
@@ -87,7 +87,7 @@ def tcp_info(sock_or_transport: Any) -> TcpInfo:
     except KeepaliveError:
         raise
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"{_describe(sock)}: TCP_INFO: {exc.strerror or exc}") from exc
+        raise KeepaliveError(exc.errno, f"{describe(sock)}: TCP_INFO: {exc.strerror or exc}") from exc
 
 
 def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState | None:
@@ -130,17 +130,13 @@ def raw_socket(obj: Any) -> SocketLike:
     return found  # type: ignore[no-any-return]
 
 
-def _wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
-    """The values that make up a policy."""
+def wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
+    """The values that make up a policy on a socket. Raises `KeepaliveError` when the system's cannot be read."""
     if not policy.enabled:
         return SocketState(enabled=False)
     if policy.idle is None or policy.interval is None or policy.count is None:
-        # A fresh socket has the system's values of now. Those are set too: a socket may have others from before.
-        try:
-            with socket.socket(sock.family) as fresh:
-                system = platform.read(fresh)
-        except OSError as exc:
-            raise KeepaliveError(exc.errno, f"the system's values cannot be read: {exc.strerror}") from exc
+        # Those are set too: a socket may have others from before.
+        system = system_state(sock)
         policy = policy.filled(idle=system.idle, interval=system.interval, count=system.count)
     return SocketState(
         enabled=True,
@@ -151,16 +147,25 @@ def _wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
     )
 
 
+def system_state(sock: SocketLike) -> SocketState:
+    """What a fresh socket of the same family has: the system's values of now. Raises `KeepaliveError`."""
+    try:
+        with socket.socket(sock.family) as fresh:
+            return platform.read(fresh)
+    except OSError as exc:
+        raise KeepaliveError(exc.errno, f"the system's values cannot be read: {exc.strerror}") from exc
+
+
 def _require_tcp(sock: SocketLike) -> None:
     if sock.fileno() < 0:
         raise KeepaliveError(errno.EBADF, "the socket is closed")
     try:
         tcp = platform.is_tcp(sock)
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+        raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
     if not tcp:
         raise KeepaliveError(
-            errno.EOPNOTSUPP, f"{_describe(sock)} is not a TCP socket: keepalive and TCP_INFO are of TCP only"
+            errno.EOPNOTSUPP, f"{describe(sock)} is not a TCP socket: keepalive and TCP_INFO are of TCP only"
         )
 
 
@@ -169,13 +174,13 @@ def _read(sock: SocketLike) -> SocketState:
     try:
         return platform.read(sock)
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"{_describe(sock)}: {exc.strerror or exc}") from exc
+        raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
 
 
-def _compare(wanted: SocketState, got: SocketState) -> None:
-    fields = ("enabled", "idle", "interval", "count", "user_timeout") if wanted.enabled else ("enabled", "user_timeout")
+def _compare(asked_for: SocketState, got: SocketState) -> None:
+    fields = ("enabled", "user_timeout", *(("idle", "interval", "count") if asked_for.enabled else ()))
     for field in fields:
-        asked, has = getattr(wanted, field), getattr(got, field)
+        asked, has = getattr(asked_for, field), getattr(got, field)
         if asked != has and not (asked is None and field != "user_timeout"):
             raise KeepaliveError(errno.EINVAL, f"{field}: asked for {asked}, the kernel has {has}")
 
@@ -189,10 +194,10 @@ def _put_back(sock: SocketLike, before: SocketState) -> None:
                 return
         except OSError:
             pass
-        logger.warning("%s could not be given back what it had (%s): %s", _describe(sock), before, exc.strerror)
+        logger.warning("%s could not be given back what it had (%s): %s", describe(sock), before, exc.strerror)
 
 
-def _describe(sock: Any) -> str:
+def describe(sock: Any) -> str:
     """A socket in a message: by its peer, else by its own address, else by its descriptor."""
     for get in ("getpeername", "getsockname"):
         try:

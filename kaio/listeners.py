@@ -28,7 +28,7 @@ from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, parse_address
 from .errors import AddressError, KaioError, KeepaliveError, PolicyError
 from .keepalive import apply, cover
-from .monitor import get_monitor
+from .monitor import bare, get_monitor
 from .policy import Keepalive, KeepaliveArg, as_policy
 from .transports import Endpoint
 
@@ -236,7 +236,7 @@ class Listener:
                 await self._start_native(loop, sock)
             else:
                 sock.listen(self._backlog)
-                loop.add_reader(sock, self._accept, sock)
+                bare(loop).add_reader(sock, self._accept, sock)
 
     def close(self) -> None:
         """Stop listening. What is in the queue is refused; what was accepted goes on."""
@@ -250,7 +250,7 @@ class Listener:
             server.close()
         for sock in sockets:
             if sock.fileno() >= 0 and self._loop is not None and not native and not self._loop.is_closed():
-                self._loop.remove_reader(sock)
+                bare(self._loop).remove_reader(sock)
             sock.close()
         if self._unlink is not None:
             path, inode = self._unlink
@@ -322,7 +322,7 @@ class Listener:
     # -- accepting by the loop
 
     async def _start_native(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        create: Any = loop.create_unix_server if isinstance(self._address, UnixAddress) else loop.create_server
+        create: Any = loop.create_unix_server if isinstance(self._address, UnixAddress) else bare(loop).create_server
         factory = self._native_factory(loop)
         self._native.append(
             await create(factory, sock=sock, ssl=self._ssl, backlog=self._backlog, **self._tls_timeouts)
@@ -423,7 +423,7 @@ class Listener:
             conn.close()
             return
         try:
-            await loop.connect_accepted_socket(lambda: protocol, conn, ssl=self._ssl, **self._tls_timeouts)
+            await bare(loop).connect_accepted_socket(lambda: protocol, conn, ssl=self._ssl, **self._tls_timeouts)
         except (OSError, asyncio.CancelledError) as exc:
             logger.debug("%s: a connection failed before it stood: %r", self._address, exc)
         except Exception:
@@ -436,12 +436,12 @@ class Listener:
             what = "descriptors are free" if exc.errno in _OUT_OF_DESCRIPTORS else "it works again"
             logger.warning("%s: accepting waits, and connections with it, until %s: %s", self._address, what, exc)
         if not _loop_accepts(loop) and sock not in self._retries:
-            loop.remove_reader(sock)
+            bare(loop).remove_reader(sock)
             self._retries[sock] = loop.call_later(_RETRY, self._resume_accepting, sock)
 
     def _resume_accepting(self, sock: socket.socket) -> None:
         del self._retries[sock]
-        asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+        bare(asyncio.get_running_loop()).add_reader(sock, self._accept, sock)
 
 
 class _TurnAway(asyncio.Protocol):

@@ -22,7 +22,6 @@ import logging
 import math
 import os
 import select
-import socket
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
 from .verdict import Decision, Health, Limits, State, decide, judge
 
-__all__ = ["Counters", "Event", "Link", "Monitor", "get_monitor"]
+__all__ = ["Counters", "Event", "Link", "Monitor", "bare", "get_monitor"]
 
 logger: Final = logging.getLogger("kaio")
 
@@ -99,10 +98,16 @@ class Link(Protocol):
     """What the kernel's longest back-off was before the monitor shortened it; None: it has not."""
     _limits: Limits | None
 
-    def _socket(self) -> SocketLike: ...
+    def _socket(self) -> SocketLike:
+        """Its socket. Raises OSError, ValueError, AttributeError once it is closed."""
+        ...
 
-    def _listening(self) -> bool:
-        """Whether the loop would hear of the connection's death."""
+    def _looked(self, sock: SocketLike, decision: Decision) -> None:
+        """The monitor has looked, and lets it live."""
+        ...
+
+    def _kernel_ended(self, sample: TcpInfo | None) -> None:
+        """The kernel has ended the connection, or may have: let its owner hear of it if the loop does not listen."""
         ...
 
     def _tell(self, name: str, argument: object) -> None:
@@ -140,13 +145,17 @@ class Monitor:
 
     # -- the wheel
 
-    def watch(self, link: Link) -> None:
-        """Begin to look after a connection, or begin anew after its policy has changed."""
+    def watch(self, link: Link, since: float | None = None) -> None:
+        """Begin to look after a connection, or begin anew after its policy has changed.
+
+        `since` is when the connection was made, on the loop's clock; None: now.
+        """
         due = link._due
         self._leave_bucket(link)
         limits, loop = link._limits, self._loop()
         if limits is not None and self._can_look and loop is not None:
-            at = loop.time() + (limits.interval if link._suspect else limits.first_look)
+            now = loop.time() if since is None else since
+            at = now + (limits.interval if link._suspect else limits.first_look)
             # A policy that is set again and again does not put the look off.
             self._enter_bucket(link, loop, at if due < 0 else min(at, (due - 1) / _TICKS))
 
@@ -254,14 +263,13 @@ class Monitor:
             link._condemn(timed_out, decision.cause, sample)
             return
         if decision.state is State.DEAD:
-            # The kernel has ended it. A loop that listens reports that; one that does not is helped.
-            if not link._listening():
-                self._take_over(link, sample)
+            link._kernel_ended(sample)
             return
         if decision.shut and link._backoff is None and limits.user_timeout is not None:
             link._backoff = platform.cap_backoff(sock, limits.longest_backoff)
         elif link._backoff is not None and not decision.shut:
             self.restore_backoff(link)
+        link._looked(sock, decision)
         self._note(link, decision, sample)
         if link._due < 0 and link._limits is limits and not link._ended:  # a callback may have changed that
             self._enter_bucket(link, loop, now + decision.look_after)
@@ -319,20 +327,7 @@ class Monitor:
 
     def _on_errors(self, links: list[Link]) -> None:
         for link in links:
-            if not link._listening():
-                self._take_over(link, None)
-
-    def _take_over(self, link: Link, sample: TcpInfo | None) -> None:
-        """The loop does not listen to a connection that the kernel may have ended: take the error and deliver it.
-
-        Reading SO_ERROR takes the error from the transport, so it is read only here.
-        """
-        try:
-            number = link._socket().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except (OSError, ValueError, AttributeError):
-            return
-        if number:
-            link._condemn(OSError(number, os.strerror(number)), None, sample)
+            link._kernel_ended(None)
 
     def _close_errors(self) -> None:
         if self._errors is not None:
@@ -389,7 +384,7 @@ class _ErrorWatch:
         self.links: dict[int, Link] = {}
         self._poll: Any = _Epoll() if hasattr(select, "epoll") else _Kqueue()
         try:
-            loop.add_reader(self._poll.fileno(), self._ready)
+            bare(loop).add_reader(self._poll.fileno(), self._ready)
         except BaseException:
             self._poll.close()
             raise
@@ -409,7 +404,7 @@ class _ErrorWatch:
 
     def close(self, loop: asyncio.AbstractEventLoop | None) -> None:
         if loop is not None and not loop.is_closed():
-            loop.remove_reader(self._poll.fileno())
+            bare(loop).remove_reader(self._poll.fileno())
         self._poll.close()
 
     def _ready(self) -> None:
@@ -461,6 +456,11 @@ class _Kqueue:
 
     def ready(self) -> list[int]:
         return [event.ident for event in self._kqueue.control(None, 1024, 0)]
+
+
+def bare(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """The methods of a loop without what kaio's own loop adds: kaio's own connections have their policy already."""
+    return getattr(loop, "_kaio_bare", loop)
 
 
 _monitors: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Monitor]] = weakref.WeakKeyDictionary()

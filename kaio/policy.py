@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 from .errors import PolicyError
 
-__all__ = ["AUTO", "Auto", "Keepalive", "KeepaliveArg", "SocketState", "Stalled", "Step", "as_policy"]
+__all__ = ["AUTO", "Auto", "Keepalive", "KeepaliveArg", "SocketState", "Stalled", "Step", "as_policy", "parse_time"]
 
 # Linux, include/net/tcp.h: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT; the user timeout is an int of ms.
 MAX_SECONDS: Final = 32767
@@ -256,8 +256,8 @@ class Keepalive:
             )
         idle, interval, count = (part.strip() for part in parts)
         return cls(
-            _seconds("idle", idle) if idle else None,
-            _seconds("interval", interval) if interval else None,
+            parse_time("idle", idle) if idle else None,
+            parse_time("interval", interval) if interval else None,
             _integer("count", count) if count else None,
         )
 
@@ -285,7 +285,7 @@ class Keepalive:
         for field, variable in _LIBKEEPALIVE.items():
             text = env.get(variable, "").strip()
             if text:
-                given[field] = _integer(variable, text) if field == "count" else _seconds(variable, text)
+                given[field] = _integer(variable, text) if field == "count" else parse_time(variable, text)
         try:
             return cls(**given)
         except PolicyError as exc:
@@ -397,7 +397,8 @@ _MAX_TEXT: Final = 200
 _LIBKEEPALIVE: Final = {"idle": "KEEPIDLE", "interval": "KEEPINTVL", "count": "KEEPCNT"}
 
 
-def _seconds(field: str, text: str) -> float:
+def parse_time(field: str, text: str) -> float:
+    """Seconds from text such as "20s", "1m30s", "500ms", "7". Raises `PolicyError`, which names the field."""
     if len(text) <= _MAX_TEXT:
         if _BARE.fullmatch(text):
             return _tidy(Decimal(text))
@@ -436,15 +437,15 @@ def _parse_named(cls: type[Keepalive], word: str, text: str) -> Keepalive:
         if shortcut in given:
             if len(given) > 1 or policy:
                 raise PolicyError("keepalive", text, f"{shortcut}= stands alone")
-            return make(_seconds(shortcut, given[shortcut]))
+            return make(parse_time(shortcut, given[shortcut]))
     for name, value in given.items():
         if name in ("idle", "interval"):
-            policy[name] = None if value == "system" else _seconds(name, value)
+            policy[name] = None if value == "system" else parse_time(name, value)
         elif name == "count":
             policy[name] = None if value == "system" else _integer(name, value)
         elif name == "user_timeout":
             words: dict[str, Auto | None] = {"auto": AUTO, "none": None}
-            policy[name] = words[value] if value in words else _seconds(name, value)
+            policy[name] = words[value] if value in words else parse_time(name, value)
         elif name == "stalled":
             policy[name] = value
         else:

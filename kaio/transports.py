@@ -27,7 +27,7 @@ from .keepalive import apply, tcp_info
 from .monitor import Counters, Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .tcpinfo import TcpInfo
-from .verdict import DEATHS, Health, Limits, State, cause_of_death, judge, limits_of
+from .verdict import DEATHS, Decision, Health, Limits, State, cause_of_death, judge, limits_of
 
 __all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
 
@@ -284,8 +284,22 @@ class KeepaliveTransport(asyncio.Transport):
     def _socket(self) -> SocketLike:
         return self._inner.get_extra_info("socket")  # type: ignore[no-any-return]
 
-    def _listening(self) -> bool:
-        return not self._half_closed and self._inner.is_reading()
+    def _looked(self, sock: SocketLike, decision: Decision) -> None:
+        """Nothing more is to be done."""
+
+    def _kernel_ended(self, sample: TcpInfo | None) -> None:
+        """A loop that listens reports that; from one that does not, the error is taken and delivered.
+
+        Reading SO_ERROR takes the error from the inner transport, so it is read only here.
+        """
+        if not self._half_closed and self._inner.is_reading():
+            return
+        try:
+            number = self._socket().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except (OSError, ValueError, AttributeError):
+            return
+        if number:
+            self._condemn(OSError(number, os.strerror(number)), None, sample)
 
     def _tell(self, name: str, argument: object) -> None:
         protocol = self._protocol

@@ -12,10 +12,23 @@ import functools
 from typing import Final, NamedTuple
 
 from .errors import Cause
-from .policy import Keepalive
+from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo, TcpState
 
-__all__ = ["DEATHS", "Decision", "Health", "Limits", "State", "cause_of_death", "decide", "judge", "limits_of"]
+__all__ = [
+    "DEATHS",
+    "Decision",
+    "Health",
+    "Limits",
+    "State",
+    "cause_of_death",
+    "decide",
+    "fell_silent",
+    "judge",
+    "limits_of",
+    "limits_of_state",
+    "window_is_shut",
+]
 
 _UNREACHABLE: Final = frozenset(
     getattr(errno, name)
@@ -69,7 +82,7 @@ def judge(info: TcpInfo) -> Health:
         state = State.DEAD
     elif info.probes or info.retransmits:
         state = State.SUSPECT
-    elif _window_is_shut(info):
+    elif window_is_shut(info):
         state = State.STALLED
     else:
         state = State.ALIVE
@@ -85,7 +98,8 @@ def judge(info: TcpInfo) -> Health:
     )
 
 
-def _window_is_shut(info: TcpInfo) -> bool:
+def window_is_shut(info: TcpInfo) -> bool:
+    """Whether data waits for the peer to take it."""
     return bool(info.notsent_bytes) and info.snd_wnd == 0 and not info.unacked
 
 
@@ -135,6 +149,33 @@ def limits_of(policy: Keepalive) -> Limits | None:
     return Limits(policy.idle, policy.interval, policy.count, bound)
 
 
+def limits_of_state(policy: Keepalive, state: SocketState) -> Limits | None:
+    """How a connection is watched that has what a socket of somebody else's has; None when keepalive is off.
+
+    Where it has the policy's times, the policy says it. Where the application chose others, they say it, and data in
+    flight is bounded by the detection time that they make, unless the kernel has a user timeout of its own.
+    """
+    idle, interval, count = state.idle, state.interval, state.count
+    if not state.enabled or idle is None or interval is None or count is None:
+        return None
+    filled = policy.filled(idle=idle, interval=interval, count=count) if policy.enabled else policy
+    if (filled.idle, filled.interval, filled.count) == (idle, interval, count) and filled.enabled:
+        return limits_of(filled)
+    return Limits(idle, interval, count, None if state.user_timeout else idle + interval * count)
+
+
+def fell_silent(info: TcpInfo, state: SocketState) -> bool:
+    """Whether a connection that the kernel has ended had a peer that no longer answered; else it was reset or closed.
+
+    A reset that answers a probe comes within a round trip of it, so before the last interval is half over.
+    """
+    bounds = [bound for bound in (state.detection_time, state.user_timeout) if bound]
+    silence = info.silence
+    if info.state != TcpState.CLOSE or silence is None or not bounds:
+        return False
+    return silence >= min(bounds) - (state.interval or 0) / 2
+
+
 class Decision(NamedTuple):
     """What is to be thought of a peer, and when to look again."""
 
@@ -163,7 +204,7 @@ def decide(info: TcpInfo, limits: Limits, waited: float) -> Decision:
     if silence is None:
         return Decision(State.ALIVE, None, limits.first_look)
     unanswered = (info.probes or 0) + (info.retransmits or 0)
-    shut = _window_is_shut(info)
+    shut = window_is_shut(info)
     waiting = bool(info.unacked) or shut
     bound = limits.user_timeout
     least = 2 if shut else min(2, limits.count)

@@ -23,12 +23,14 @@ ROWS = [
     ["policy", "addresses", "tcpinfo", "verdict"],
     ["_sockopt"],
     ["keepalive"],
+    ["covering", "descriptors", "sweeping"],
     ["monitor"],
+    ["links"],
     ["transports", "protocols"],
     ["connection"],
-    ["listeners", "client", "server", "loops"],
+    ["listeners", "client", "server", "mixin", "loops"],
     ["kaio"],  # the package's own names
-    ["testing", "cli", "system", "processes"],
+    ["testing", "cli", "system", "plans", "middleboxes", "processes", "sources", "connections", "bootstrap", "_bootstrap"],
     ["__main__"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

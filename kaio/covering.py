@@ -1,0 +1,59 @@
+"""Sockets that others make: whose options they have, and giving them the policy where nobody chose.
+
+Rules kept here: what the application chose wins, as a whole and not option by option: keepalive on, and any time
+different from the system's, and the socket keeps all that it has. Keepalive alone, without times, gets the policy. A
+socket is judged by what the kernel says of it, never by who made it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from typing import Final
+
+from ._sockopt import SocketLike, platform
+from .keepalive import apply, system_state, wanted
+from .policy import Keepalive, SocketState
+
+__all__ = ["Standing", "adopt", "standing", "tally"]
+
+
+class Standing(enum.StrEnum):
+    """Whose options a socket has."""
+
+    POLICY = "policy"
+    """It has the policy's times."""
+    OWN = "own"
+    """Keepalive is on with a time that is not the system's: the application chose, and all of it stands."""
+    UNCOVERED = "uncovered"
+    """Keepalive is off, or on with the system's two hours."""
+
+
+def standing(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState]:
+    """Whose options a TCP socket has, and which. Raises OSError, `KeepaliveError`."""
+    state = platform.read(sock)
+    if not policy.enabled:
+        chosen = state.enabled and _times(state) != _times(system_state(sock))
+        return Standing.OWN if chosen else Standing.POLICY, state
+    if not state.enabled:
+        return Standing.UNCOVERED, state
+    if _times(state) == _times(wanted(policy, sock)):
+        return Standing.POLICY, state
+    return Standing.UNCOVERED if _times(state) == _times(system_state(sock)) else Standing.OWN, state
+
+
+tally: Final[Counter[Standing]] = Counter()
+"""How many sockets were judged in this process, by whose options they have now; those that inherit theirs are not."""
+
+
+def adopt(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState]:
+    """Give a TCP socket the policy unless the application chose for it. Raises OSError, `KeepaliveError`."""
+    found, state = standing(sock, policy)
+    if found is Standing.UNCOVERED:
+        found, state = Standing.POLICY, apply(sock, policy)
+    tally[found] += 1
+    return found, state
+
+
+def _times(state: SocketState) -> tuple[float | None, float | None, int | None]:
+    return state.idle, state.interval, state.count

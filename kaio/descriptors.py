@@ -1,0 +1,142 @@
+"""The sockets of this process by their descriptors, whoever opened them. Linux only.
+
+Rules kept here: a look at a descriptor changes nothing of it, and holds nothing open.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ._sockopt import platform
+from .errors import KeepaliveError
+from .keepalive import describe
+
+__all__ = ["Descriptor", "descriptors"]
+
+_SO_DOMAIN: Final = 39
+_AF_UNKNOWN: Final = -1
+
+
+class Descriptor:
+    """A socket of this process by its number: what libraries in C open and what only its owner has an object of.
+
+    Making a `socket.socket` of it would be no mere look: under `socket.setdefaulttimeout` that makes the descriptor
+    non-blocking, for its owner too. Linux only.
+    """
+
+    __slots__ = ("_fd", "family", "inode", "type")
+
+    def __init__(self, fd: int, inode: int) -> None:
+        self._fd = fd
+        self.inode: int = inode  # tells it from others that have its number later
+        self.family: int = self._int(socket.SOL_SOCKET, _SO_DOMAIN, _AF_UNKNOWN)
+        self.type: int = self._int(socket.SOL_SOCKET, socket.SO_TYPE, 0)
+
+    @classmethod
+    def of(cls, fd: int) -> Descriptor:
+        """Raises OSError when there is no such descriptor; ENOTSOCK when it is none of a socket."""
+        return cls(fd, os.fstat(fd).st_ino)
+
+    def fileno(self) -> int:
+        """Its number; -1 once that is another's."""
+        try:
+            return self._fd if os.fstat(self._fd).st_ino == self.inode else -1
+        except OSError:
+            return -1
+
+    @property
+    def is_tcp(self) -> bool:
+        """Whether keepalive means anything on it."""
+        return platform.is_tcp(self)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it accepts connections."""
+        return bool(self.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
+        """As `socket.socket.getsockopt`."""
+        if buflen is None:
+            return self._int(level, optname, None)
+        buffer = ctypes.create_string_buffer(buflen)
+        return buffer.raw[: self._get(level, optname, buffer, buflen)]
+
+    def setsockopt(self, level: int, optname: int, value: Any, /) -> None:
+        """As `socket.socket.setsockopt`, for integers."""
+        number = ctypes.c_int(value)
+        if _libc().setsockopt(self._fd, level, optname, ctypes.byref(number), ctypes.sizeof(number)) != 0:
+            raise _os_error()
+
+    def getsockname(self) -> tuple[Any, ...]:
+        """Its own address."""
+        return self._address(_libc().getsockname)
+
+    def getpeername(self) -> tuple[Any, ...]:
+        """Its peer's address."""
+        return self._address(_libc().getpeername)
+
+    def _address(self, call: Any) -> tuple[Any, ...]:
+        """struct sockaddr_in and sockaddr_in6: ip(7), ipv6(7)."""
+        buffer = ctypes.create_string_buffer(28)
+        length = ctypes.c_uint(28)
+        if call(self._fd, buffer, ctypes.byref(length)) != 0:
+            raise _os_error()
+        raw = buffer.raw
+        port = int.from_bytes(raw[2:4], "big")
+        if self.family == socket.AF_INET:
+            return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
+        flow, scope = int.from_bytes(raw[4:8], "big"), int.from_bytes(raw[24:28], sys.byteorder)
+        return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, scope
+
+    def _int(self, level: int, option: int, otherwise: int | None) -> int:
+        number = ctypes.c_int()
+        try:
+            self._get(level, option, ctypes.byref(number), ctypes.sizeof(number))
+        except OSError as exc:
+            if otherwise is None or exc.errno in (errno.EBADF, errno.ENOTSOCK):
+                raise
+            return otherwise
+        return number.value
+
+    def _get(self, level: int, option: int, buffer: Any, size: int) -> int:
+        length = ctypes.c_uint(size)
+        if _libc().getsockopt(self._fd, level, option, buffer, ctypes.byref(length)) != 0:
+            raise _os_error()
+        return length.value
+
+    def __repr__(self) -> str:
+        return f"<Descriptor {self._fd} {describe(self)}>"
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _os_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def descriptors() -> Iterator[Descriptor]:
+    """Every TCP socket of this process, whoever opened it. Raises `KeepaliveError` on systems without /proc."""
+    if not sys.platform.startswith("linux"):
+        raise KeepaliveError(errno.EOPNOTSUPP, f"a process's own sockets cannot be listed on {sys.platform}")
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/self/fd/{name}"))
+            if found is None:
+                continue
+            descriptor = Descriptor(int(name), int(found[1]))
+            if descriptor.is_tcp:
+                yield descriptor
+        except OSError:  # closed meanwhile
+            continue

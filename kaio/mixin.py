@@ -1,0 +1,524 @@
+"""What is put over an event loop, so that whatever a library opens or accepts through it gets the policy.
+
+Rules kept here: the loop is its base to the letter, but for the options of TCP sockets and for how soon a death is
+heard. Listening sockets get their options before they listen, so that what they accept costs nothing; outgoing ones
+before they connect; a socket that a library made itself when the loop first sees its descriptor. What the application
+chose itself stands (`covering`). Nothing is added to a message, and a connection is known to the monitor only once it
+has lived for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohappyeyeballs
+
+from ._sockopt import SocketLike, platform
+from .covering import Standing, adopt
+from .descriptors import Descriptor
+from .errors import KeepaliveError
+from .keepalive import logger
+from .links import DescriptorLink, TransportLink
+from .monitor import get_monitor
+from .policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
+from .protocols import Watched
+from .verdict import limits_of
+
+__all__ = ["Covering", "loop_class", "take_over"]
+
+_INTRODUCTION: Final = 5.0  # seconds, at most, after which the monitor is told of a connection that still stands
+_BUDGET: Final = 0.005  # seconds that one turn may take
+
+if TYPE_CHECKING:
+    _Base = asyncio.SelectorEventLoop
+else:
+    _Base = object
+
+
+class _Cover:
+    """What one loop knows of its sockets."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:
+        self._loop = weakref.ref(loop)
+        self.policy: Keepalive = policy
+        self.active: bool = policy.enabled
+        bound = policy.effective_user_timeout if policy.enabled else None
+        self.connect_bound: float | None = None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
+        self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
+        self._bare: dict[int, DescriptorLink] = {}  # those of them that the monitor watches
+        self._transports: list[Callable[[], asyncio.Transport | None]] = []  # made, and not yet known to the monitor
+        self._descriptors: list[tuple[Descriptor, SocketState]] = []
+        self._since = 0.0  # when the first of them was made; 0: there is none
+        # servers that were handed a queue of connections without the policy
+        self.unsure: weakref.WeakKeyDictionary[Any, _Accepting] = weakref.WeakKeyDictionary()
+        self._complained = False
+
+    # -- options
+
+    def adopt(self, sock: SocketLike) -> tuple[Standing, SocketState] | None:
+        """Give a socket the policy, unless the application chose for it; None when it is not TCP or is closed."""
+        try:
+            if not platform.is_tcp(sock):
+                return None
+            return adopt(sock, self.policy)
+        except KeepaliveError as exc:
+            if sock.fileno() >= 0 and not self._complained:  # once: thousands would say the same
+                self._complained = True
+                logger.warning("the policy %s cannot be had: %s", self.policy, exc.strerror)
+        except (OSError, ValueError):
+            pass
+        return None
+
+    def queued(self, sock: SocketLike) -> int:
+        """How many connections wait at a listening socket: they have what it had when they came."""
+        try:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return platform.tcp_info(sock).unacked or 0  # net/ipv4/tcp.c: tcpi_unacked is sk_ack_backlog there
+        except (OSError, KeepaliveError):
+            pass
+        return 0
+
+    @contextlib.asynccontextmanager
+    async def connecting(self, sock: SocketLike) -> AsyncIterator[None]:
+        """Within the block, the policy's user timeout bounds the handshake, where the application has none."""
+        found = self.adopt(sock)
+        bound = self.connect_bound
+        if found is None or found[0] is not Standing.POLICY or found[1].user_timeout or bound is None:
+            yield
+            return
+        try:
+            bounded = platform.bound_connect(sock, bound)
+        except KeepaliveError:  # MPTCP
+            bounded = False
+        try:
+            yield
+        finally:
+            if bounded:
+                with contextlib.suppress(OSError, KeepaliveError, ValueError):
+                    platform.bound_connect(sock, None)
+
+    # -- first sight
+
+    def sight(self, fileobj: Any) -> None:
+        """A library waits for a socket by itself: cover it, if it was not seen before."""
+        try:
+            fd = fileobj if type(fileobj) is int else fileobj.fileno()
+            inode = os.fstat(fd).st_ino
+        except (OSError, AttributeError, TypeError, ValueError):  # the loop says what is wrong
+            return
+        if self._seen.get(fd) != inode:
+            self._seen[fd] = inode
+            self.meet(fd, inode)
+
+    def meet(self, fd: int, inode: int) -> None:
+        """Cover a descriptor that the loop has not seen."""
+        if not sys.platform.startswith("linux"):
+            return
+        try:
+            descriptor = Descriptor(fd, inode)
+            found = self.adopt(descriptor)
+            if found is not None and not descriptor.is_listening:
+                self._begin()
+                self._descriptors.append((descriptor, found[1]))
+        except OSError:  # a pipe, say
+            return
+
+    # -- the monitor
+
+    def made(self, transport: asyncio.Transport) -> None:
+        """A connection stands."""
+        try:
+            self._transports.append(weakref.ref(transport))
+        except TypeError:  # uvloop's TLS transports
+            self._transports.append(functools.partial(_itself, transport))
+        if not self._since:
+            self._begin()
+
+    def _begin(self) -> None:
+        loop = self._loop()
+        if not self._since and loop is not None:
+            self._since = loop.time()
+            limits = limits_of(self.policy)
+            delay = _INTRODUCTION if limits is None else min(limits.first_look / 2, _INTRODUCTION)
+            loop.call_later(delay, self._introduce_all)
+
+    def _introduce_all(self) -> None:
+        """Those who have lived long enough are the monitor's from now on; most of a busy server's have not."""
+        loop = self._loop()
+        if loop is not None:
+            self._work_on(loop, self._introductions(loop, self._transports, self._descriptors, self._since))
+            self._transports, self._descriptors, self._since = [], [], 0.0
+
+    def _work_on(self, loop: asyncio.AbstractEventLoop, steps: Iterator[None]) -> None:
+        until = loop.time() + _BUDGET
+        for _ in steps:
+            if loop.time() > until:
+                loop.call_soon(self._work_on, loop, steps)
+                return
+
+    def _introductions(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transports: list[Callable[[], asyncio.Transport | None]],
+        descriptors: list[tuple[Descriptor, SocketState]],
+        since: float,
+    ) -> Iterator[None]:
+        """The transports first: a descriptor may have become one's meanwhile."""
+        monitor = get_monitor(loop)
+        taken: set[int] = set()
+        for find in transports:
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # it has ended
+                transport = find()
+                sock = None if transport is None else transport.get_extra_info("socket")
+                if sock is not None and sock.fileno() >= 0 and platform.is_tcp(sock):
+                    taken.add(sock.fileno())
+                    self._retire(sock.fileno())
+                    monitor.watch(TransportLink(find, self.policy, platform.read(sock), monitor), since)
+            yield
+        for descriptor, state in descriptors:
+            fd = descriptor.fileno()
+            if fd >= 0 and fd not in taken:
+                self._retire(fd)
+                self._bare[fd] = link = DescriptorLink(descriptor, self.policy, state, monitor)
+                monitor.watch(link, since)
+            yield
+
+    def _retire(self, fd: int) -> None:
+        """A descriptor is a transport's now, or another connection's."""
+        link = self._bare.pop(fd, None)
+        if link is not None:
+            link.retire()
+
+
+def _itself(transport: asyncio.Transport) -> asyncio.Transport:
+    return transport
+
+
+class _Introduction(asyncio.Protocol):
+    """Stands in for a protocol until its transport is there, on loops that do not show the transports they accept."""
+
+    __slots__ = ("_by_hand", "_cover", "_protocol")
+
+    def __init__(self, cover: _Cover, protocol: Any, by_hand: bool) -> None:
+        self._cover = cover
+        self._protocol = protocol
+        self._by_hand = by_hand  # it waited in the queue before the listening socket had the policy
+
+    def connection_made(self, transport: Any) -> None:
+        protocol = self._protocol
+        if self._by_hand:
+            self._cover.adopt(transport.get_extra_info("socket"))
+        self._cover.made(transport)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+class Covering(_Base):
+    """What is put over any loop class."""
+
+    _kaio: _Cover
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._kaio = _Cover(self, as_policy(None))
+
+    @property
+    def _kaio_bare(self) -> Any:
+        return super()
+
+    @property
+    def keepalive(self) -> Keepalive:
+        """The policy that sockets get."""
+        return self._kaio.policy
+
+    # -- by hand
+
+    async def sock_connect(self, sock: Any, address: Any) -> None:
+        cover = self._kaio
+        if not cover.active:
+            await super().sock_connect(sock, address)
+            return
+        async with cover.connecting(sock):
+            await super().sock_connect(sock, address)
+        cover.sight(sock)
+
+    async def sock_accept(self, sock: Any) -> Any:
+        cover = self._kaio
+        if not cover.active:
+            return await super().sock_accept(sock)
+        cover.sight(sock)
+        conn, address = await super().sock_accept(sock)
+        cover.sight(conn)
+        return conn, address
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
+        if self._kaio.active:
+            self._kaio.sight(fd)
+        return super().add_reader(fd, callback, *args)
+
+    def add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
+        if self._kaio.active:
+            self._kaio.sight(fd)
+        return super().add_writer(fd, callback, *args)
+
+    # -- servers
+
+    async def create_server(
+        self,
+        protocol_factory: Any,
+        host: Any = None,
+        port: Any = None,
+        *,
+        keep_alive: bool | None = None,
+        start_serving: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        cover = self._kaio
+        accepting = _Accepting(cover, protocol_factory) if cover.active else None
+        server = await super().create_server(
+            self._accept_with(accepting) or protocol_factory, host, port, start_serving=False, **kwargs
+        )
+        try:
+            for sock in server.sockets:
+                if keep_alive and platform.is_tcp(sock):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if accepting is not None and keep_alive is not False:
+                    accepting.by_hand += cover.queued(sock)
+                    cover.adopt(sock)
+            if accepting is not None and accepting.by_hand:
+                cover.unsure[server] = accepting
+            if start_serving:
+                await server.start_serving()
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def _accept_with(self, accepting: _Accepting | None) -> Any:
+        """The factory by which this loop's servers are to make protocols; None: the application's own."""
+        return None
+
+
+class _Accepting:
+    """The protocol factory of a server whose transports only the protocols are shown."""
+
+    def __init__(self, cover: _Cover, factory: Any) -> None:
+        self._cover = cover
+        self._factory = factory
+        self.by_hand: int = 0  # connections that waited before the listening socket had the policy
+
+    def take(self) -> bool:
+        """Whether the next connection is one of those."""
+        if self.by_hand:
+            self.by_hand -= 1
+            return True
+        return False
+
+    def __call__(self) -> Any:
+        protocol = self._factory()
+        by_hand = self.by_hand > 0 and self.take()
+        return protocol if isinstance(protocol, Watched) else _Introduction(self._cover, protocol, by_hand)
+
+
+class _CoveringSelector(Covering):
+    """Over asyncio's selector loops, which make every transport by methods of their own."""
+
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
+        sock = kwargs.get("sock")
+        if sock is not None and self._kaio.active:
+            self._kaio.adopt(sock)
+        return await super().create_connection(protocol_factory, host, port, **kwargs)
+
+    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
+        if self._kaio.active:
+            self._kaio.adopt(sock)
+        return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
+
+    def _make_socket_transport(self, sock: Any, protocol: Any, *args: Any, **kwargs: Any) -> Any:
+        transport = super()._make_socket_transport(sock, protocol, *args, **kwargs)  # type: ignore[misc]
+        self._made(sock, protocol, transport, kwargs)
+        return transport
+
+    def _make_ssl_transport(self, rawsock: Any, protocol: Any, *args: Any, **kwargs: Any) -> Any:
+        transport = super()._make_ssl_transport(rawsock, protocol, *args, **kwargs)  # type: ignore[misc]
+        self._made(rawsock, protocol, transport, kwargs)
+        return transport
+
+    def _made(self, sock: Any, protocol: Any, transport: Any, options: dict[str, Any]) -> None:
+        cover = self._kaio
+        if not cover.active:
+            return
+        if cover.unsure:
+            accepting = cover.unsure.get(options.get("server"))
+            if accepting is not None and accepting.take():
+                cover.adopt(sock)
+        if not isinstance(protocol, Watched):
+            cover.made(transport)
+
+
+class _CoveringOther(Covering):
+    """Over uvloop and its kin, whose transports are made where no method of ours is called."""
+
+    def _accept_with(self, accepting: _Accepting | None) -> Any:
+        return accepting
+
+    async def create_connection(
+        self,
+        protocol_factory: Any,
+        host: Any = None,
+        port: Any = None,
+        *,
+        sock: Any = None,
+        happy_eyeballs_delay: float | None = None,
+        interleave: int | None = None,
+        all_errors: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        cover = self._kaio
+        named = sock is None and (host is not None or port is not None)
+        if named and (cover.active or happy_eyeballs_delay is not None):
+            return await self._connect(
+                protocol_factory, host, port, happy_eyeballs_delay, interleave, all_errors, kwargs
+            )
+        if sock is not None and cover.active:
+            cover.adopt(sock)
+        made = await super().create_connection(protocol_factory, host, port, sock=sock, **kwargs)
+        return self._known(*made)
+
+    async def _connect(
+        self,
+        protocol_factory: Any,
+        host: Any,
+        port: Any,
+        delay: float | None,
+        interleave: int | None,
+        all_errors: bool,
+        options: dict[str, Any],
+    ) -> Any:
+        """The base would make the socket where no option can be set before it connects."""
+        tls = _tls_options(host, options)
+        protocol = protocol_factory()
+        family, proto, flags = (options.pop(name, 0) for name in ("family", "proto", "flags"))
+        local_addr = options.pop("local_addr", None)
+        infos = await self._resolve(host, port, family, proto, flags)
+        local = None
+        if local_addr is not None:
+            if not isinstance(local_addr, (tuple, list)) or len(local_addr) != 2:
+                raise ValueError("local_addr must be a tuple of host and port")
+            local = await self._resolve(local_addr[0], local_addr[1], family, proto, flags)
+        attempts = _Attempts(self)
+        try:
+            sock = await aiohappyeyeballs.start_connection(
+                infos,
+                local_addr_infos=local,
+                happy_eyeballs_delay=delay,
+                interleave=interleave,
+                loop=attempts,  # type: ignore[arg-type]
+            )
+        except OSError as exc:
+            raise attempts.summary(exc, all_errors) from None
+        transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **tls, **options)
+        if transport.is_closing():
+            # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may
+            # be another's by the time that the object would close it once more.
+            sock.detach()
+        return self._known(transport, protocol)
+
+    async def _resolve(self, host: Any, port: Any, family: int, proto: int, flags: int) -> list[Any]:
+        infos = await self.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, proto=proto, flags=flags)
+        if not infos:
+            raise OSError("getaddrinfo() returned empty list")
+        return list(infos)
+
+    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
+        if self._kaio.active:
+            self._kaio.adopt(sock)
+        return self._known(*await super().connect_accepted_socket(protocol_factory, sock, **kwargs))
+
+    def _known(self, transport: Any, protocol: Any) -> tuple[Any, Any]:
+        if self._kaio.active and not isinstance(protocol, Watched):
+            self._kaio.made(transport)
+        return transport, protocol
+
+
+def _tls_options(host: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """asyncio's rules for TLS arguments, kept before there is a socket; they leave `options`."""
+    names = ("server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
+    ssl, tls = options.pop("ssl", None), {name: options.pop(name, None) for name in names}
+    if not ssl:
+        for name, value in tls.items():
+            if value is not None:
+                raise ValueError(f"{name} is only meaningful with ssl")
+        return {}
+    if tls["server_hostname"] is None:
+        if not host:
+            raise ValueError("You must set server_hostname when using ssl without a host")
+        tls["server_hostname"] = host
+    return {"ssl": ssl, **tls}
+
+
+class _Attempts:
+    """The loop as happy eyeballs sees it: it remembers how each attempt failed, for asyncio's own summary of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.errors: list[OSError] = []
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        try:
+            await self._loop.sock_connect(sock, address)
+        except OSError as exc:
+            self.errors.append(exc)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def summary(self, exc: OSError, all_errors: bool) -> Exception:
+        """What create_connection raises."""
+        errors = self.errors
+        if all_errors:
+            return ExceptionGroup("create_connection failed", errors or [exc])
+        if not errors:
+            return exc
+        if all(str(error) == str(errors[0]) for error in errors):
+            return errors[0]
+        return OSError(f"Multiple exceptions: {', '.join(map(str, errors))}")
+
+
+# -- classes
+
+_classes: Final[weakref.WeakKeyDictionary[type, type]] = weakref.WeakKeyDictionary()
+
+
+def loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEventLoop]:
+    """A loop class over another one, with that one's constructor. Its loops have the default policy."""
+    if issubclass(base, Covering):
+        return base
+    made = _classes.get(base)
+    if made is not None:
+        return made
+    selector = issubclass(base, asyncio.SelectorEventLoop)
+    mixed = _CoveringSelector if selector else _CoveringOther
+    return type(
+        f"Kaio{base.__name__}", (mixed, base), {"__doc__": f"{base.__name__} whose TCP sockets have keepalive."}
+    )
+
+
+def take_over(loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:
+    """Make a loop that its base has just made one of kaio's. Raises TypeError for a loop that lets nobody."""
+    if not isinstance(loop, Covering):
+        try:
+            loop.__class__ = loop_class(type(loop))
+        except TypeError as exc:
+            raise TypeError(f"kaio cannot cover the sockets of {loop!r}: {exc}") from None
+    assert isinstance(loop, Covering)
+    loop._kaio = _Cover(loop, policy)
