@@ -230,6 +230,16 @@ class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
 def attaching(factory: Callable[[], P], endpoint: Endpoint) -> Callable[[], P]:
     """A factory whose protocols know the endpoint that they come from."""
 
+    kind: Any = factory
+    if isinstance(kind, type) and issubclass(kind, Watched):
+
+        def make_new() -> P:  # a new object, which has no connection yet
+            protocol: Any = factory()
+            protocol._kaio = endpoint
+            return protocol  # type: ignore[no-any-return]
+
+        return make_new
+
     def make() -> P:
         protocol = factory()
         if isinstance(protocol, Watched):

@@ -1,16 +1,23 @@
 """`Connection`: a TCP or Unix connection as a stream, for handlers and clients.
 
-Rules kept here: a byte that arrived is delivered, before any error and in spite of any cancellation, because a waiting
-receiver is only ever woken, never handed the bytes. What a dead peer raises is one `DeadPeerError`, the same object
-everywhere. Both directions have backpressure. Closing takes no longer than its timeout.
+Rules kept here: a byte that arrived is delivered, before any error and in spite of any cancellation. What a dead peer
+raises is one `DeadPeerError`, the same object everywhere. Both directions have backpressure. Closing takes no longer
+than its timeout.
+
+A task that waits for data waits for the protocol itself, and goes on inside `data_received`: a future, its callback and
+the loop's next turn would cost as much as all else together. It is handed the bytes only there, where nothing can come
+between; otherwise it is woken in the loop's next turn, and takes what is in the buffer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import types
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Generator, Mapping
+from contextvars import Context
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from anyio import (
     BrokenResourceError,
@@ -19,6 +26,7 @@ from anyio import (
     DelimiterNotFound,
     EndOfStream,
     IncompleteRead,
+    TypedAttributeProvider,
 )
 from anyio.abc import SocketStream
 from anyio.streams.tls import TLSAttribute
@@ -35,6 +43,7 @@ CLOSE_TIMEOUT: Final = 10.0
 """Seconds that closing waits for what was sent to leave, unless told otherwise."""
 
 _HIGH_WATER: Final = 128 * 1024  # bytes received and not yet asked for, above which reading is paused
+_ALL: Final = 1 << 62  # as many as there are
 _TURN: Final = 64  # sends without waiting, after which the loop gets a turn
 _LOW_WATER: Final = 32 * 1024  # and below which it is resumed
 
@@ -43,44 +52,62 @@ class StreamProtocol(KeepaliveProtocol):
     """The loop's side of a `Connection`: its buffer, and who waits for what."""
 
     __slots__ = (
+        "_asyncio_future_blocking",
+        "_callback",
         "_chunks",
         "_closed",
         "_consumed",
+        "_context",
         "_drained",
         "_eof",
         "_error",
+        "_handed",
+        "_loop",
         "_lost",
         "_lost_waiter",
         "_made",
         "_needed",
         "_reading_paused",
-        "_received",
+        "_receivable",
+        "_sendable",
+        "_sent_eof",
         "_size",
         "_transport",
         "_unturned",
+        "_woken",
         "_writing_paused",
         "connection",
+        "result",
     )
 
     def __init__(self, made: Callable[[Connection], None] | None = None) -> None:
         self._made = made  # called with the connection once it stands
-        self._chunks: deque[bytes | bytearray] = deque()  # received and not yet asked for
+        self._chunks: deque[bytes | bytearray] = _EMPTY  # received and not yet asked for
         self._consumed = 0  # bytes of the first chunk that are gone already
         self._size = 0  # bytes that are left in all chunks
-        self._needed = 1  # how many the receiver waits for
-        self._received: asyncio.Future[None] | None = None  # the receiver that waits
+        self._needed = 0  # how many the receiver waits for; 0: as many as come next
+        self._woken = False  # whether the task that waited is to go on in the loop's next turn
+        self._callback: Callable[[Any], object] | None = None  # wakes the task that waits; None: none waits
+        self._context: Context | None = None  # in which it is woken
+        self.result: Callable[[], None] = _NOTHING  # what it is woken with
+        self._handed: bytes | None = None  # what it was handed
+        self._asyncio_future_blocking = False
         self._drained: asyncio.Future[None] | None = None  # the sender that waits
         self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
         self._unturned = 0  # sends since one had to wait
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer will send no more
+        self._sent_eof = False  # we will send no more
         self._closed = False  # we have closed it
         self._lost = False  # connection_lost has come
         self._error: BaseException | None = None  # what it came with, as it is raised
+        self._receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
+        self._sendable = True  # whether a sender need only write
 
     def _live_entry(self, transport: KeepaliveTransport) -> Connection:
         self._transport = transport
+        self._loop = asyncio.get_running_loop()
         self.connection: Connection = Connection(transport, self)
         return self.connection
 
@@ -89,43 +116,124 @@ class StreamProtocol(KeepaliveProtocol):
             self._made(self.connection)
 
     def data_received(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._size += len(data)
-        waiting = self._received
-        if waiting is not None:
-            if self._size >= self._needed and not waiting.done():
-                waiting.set_result(None)
+        callback = self._callback
+        if callback is not None and not self._needed:
+            self._callback = None
+            self._handed = data
+            try:
+                self._context.run(callback, self)  # type: ignore[union-attr]
+                return
+            except RuntimeError:  # not while another task runs: then this was called by hand, in that task
+                self._handed = None
+                self._callback = callback
+        self.keep(data)
+        if callback is not None:
+            if self._size >= self._needed:
+                self._wake()
         elif self._size > _HIGH_WATER and not self._reading_paused and not self._closed:
             self._reading_paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
-        _wake(self._received)
+        self._receivable = False
+        callback = self._callback
+        if callback is not None:
+            self._callback = None
+            try:
+                self._context.run(callback, self)  # type: ignore[union-attr]
+            except RuntimeError:  # as in data_received
+                self._callback = callback
+                self._wake()
         # True keeps our half open. TLS has no halves and warns when asked to.
         return self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._sendable = False
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self.settle()
         _wake(self._drained)
 
     def peer_dead(self, error: DeadPeerError) -> None:
         # A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
         self._error = error
+        self._sendable = False
         _wake(self._drained)
-        if self._reading_paused and self._received is not None:
+        if self._reading_paused and self.receiving:
             self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._eof = True
+        self._receivable = self._sendable = False
         self._error = as_stream_error(exc)
-        for waiting in (self._received, self._drained, self._lost_waiter):
-            _wake(waiting)
+        self._wake()
+        _wake(self._drained)
+        _wake(self._lost_waiter)
         del self.connection  # so that what has ended goes away without the garbage collector's help
         self._made = None
+
+    def settle(self) -> None:
+        """Something has changed: see what the short ways have to know."""
+        self._receivable = not (self._size or self._eof or self._closed or self._reading_paused or self.receiving)
+        self._sendable = not (
+            self._lost
+            or self._closed
+            or self._sent_eof
+            or self._writing_paused
+            or self._error is not None
+            or self._drained is not None
+        )
+
+    # -- the task that waits for data: to asyncio this is the future for which it waits
+
+    @types.coroutine
+    def wait(self, needed: int) -> Generator[Any, None, bytes | None]:
+        """Wait for the next data, which is handed over, or until the buffer has that many bytes or its end is here."""
+        self._needed = needed
+        self._unturned = 0  # the loop has its turn
+        self._receivable = False
+        self._asyncio_future_blocking = True
+        try:
+            yield self
+        finally:
+            self._needed = 0
+            self.goes_on()
+        handed, self._handed = self._handed, None
+        return handed
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a task waits for data, or was woken and has not gone on yet."""
+        return self._callback is not None or self._woken
+
+    def goes_on(self) -> None:
+        """The task that waited does not wait any more."""
+        self._callback = None
+        self._woken = False
+        self.settle()
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
+        """The task says how it is to be woken."""
+        self._callback = callback
+        self._context = context
+
+    def cancel(self, msg: Any = None) -> bool:
+        """The task is cancelled."""
+        if self._callback is None:  # it is woken already: then it cancels itself when it goes on
+            return False
+        self.result = _Cancelled(self, msg)
+        self._wake()
+        return True
+
+    def _wake(self) -> None:
+        """Let the task go on in the loop's next turn."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._woken = True
+            self._loop.call_soon(callback, self, context=self._context)
 
     # -- for Connection
 
@@ -133,29 +241,48 @@ class StreamProtocol(KeepaliveProtocol):
         """Raise what stands in the way of receiving."""
         if self._closed:
             raise ClosedResourceError
-        if self._received is not None:
+        if self.receiving:
             raise BusyResourceError("receiving from")
+
+    def check_more(self) -> None:
+        """Before waiting: raise EndOfStream or the error when no more will come."""
+        if self._closed:
+            raise ClosedResourceError
+        if self._lost and self._error is not None:
+            raise self._error.with_traceback(None)
+        if self._eof and self._error is None:
+            raise EndOfStream
+        if self._reading_paused:
+            self._resume_reading()
 
     async def more(self, needed: int) -> None:
         """Wait until that many bytes are here; raise EndOfStream or the error when they will not come."""
         while self._size < needed:
-            if self._closed:
-                raise ClosedResourceError
-            if self._lost and self._error is not None:
-                raise self._error.with_traceback(None)
-            if self._eof and self._error is None:
-                raise EndOfStream
-            if self._reading_paused:
-                self._resume_reading()
-            self._needed = needed
-            self._received = asyncio.get_running_loop().create_future()
-            try:
-                await self._received
-            finally:
-                self._received = None
+            self.check_more()
+            await self.wait(needed)
+
+    async def next(self, most: int) -> bytes:
+        """Wait for data, and take at most that many bytes of it."""
+        while not self._size:
+            self.check_more()
+            data = await self.wait(0)
+            if data is not None:
+                if len(data) <= most:
+                    return data
+                self.keep(data)
+        return self.take(most)
+
+    def keep(self, data: bytes) -> None:
+        """What nobody has taken."""
+        if self._chunks is _EMPTY:  # a deque is large, and most connections never need one
+            self._chunks = deque()
+        self._chunks.append(data)
+        self._size += len(data)
+        self._receivable = False
 
     def _resume_reading(self) -> None:
         self._reading_paused = False
+        self.settle()
         if not self._lost and not self._closed:
             self._transport.resume_reading()
 
@@ -173,6 +300,8 @@ class StreamProtocol(KeepaliveProtocol):
         self._size -= len(data)
         if self._reading_paused and self._size <= _LOW_WATER:
             self._resume_reading()
+        elif not self._size:
+            self.settle()
         return data if type(data) is bytes else bytes(data)
 
     def take_exactly(self, count: int) -> bytes:
@@ -214,6 +343,8 @@ class StreamProtocol(KeepaliveProtocol):
             raise ClosedResourceError
         if self._lost:
             raise BrokenResourceError
+        if self._sent_eof:
+            raise ClosedResourceError
         if self._drained is not None:
             raise BusyResourceError("sending to")
 
@@ -227,14 +358,22 @@ class StreamProtocol(KeepaliveProtocol):
                 await self._drained
             finally:
                 self._drained = None
+                self.settle()
         if self._lost or self._closed or self._error is not None:
             self.check_send()
 
     def closing(self) -> None:
         """We close: whoever waits is told."""
         self._closed = True
-        _wake(self._received)
+        self._receivable = self._sendable = False
+        self._wake()
         _wake(self._drained)
+
+    def abort_after(self, timeout: float) -> None:
+        """Let what was sent leave for so many seconds."""
+        handle = self._loop.call_later(timeout, self._transport.abort)
+        waiting = self._lost_waiter = self._loop.create_future()
+        waiting.add_done_callback(lambda _: handle.cancel())
 
     async def lost(self) -> None:
         """Wait for connection_lost."""
@@ -242,6 +381,24 @@ class StreamProtocol(KeepaliveProtocol):
             if self._lost_waiter is None or self._lost_waiter.done():
                 self._lost_waiter = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._lost_waiter)
+
+
+_EMPTY: Final[deque[bytes | bytearray]] = deque(maxlen=0)  # of those that have never kept anything
+_NOTHING: Final = type(None)  # called, it returns None: the quickest function to do so
+
+
+class _Cancelled:
+    """What a task that is cancelled while it waits is woken with, once."""
+
+    __slots__ = ("_message", "_protocol")
+
+    def __init__(self, protocol: StreamProtocol, message: Any) -> None:
+        self._protocol = protocol
+        self._message = message
+
+    def __call__(self) -> None:
+        self._protocol.result = _NOTHING
+        raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
 
 
 def _wake(waiting: asyncio.Future[None] | None) -> None:
@@ -255,7 +412,15 @@ def _as_bytes(item: Any) -> bytes:
     return bytes(item)
 
 
-class Connection(SocketStream):
+# An anyio stream to isinstance() and to type checkers, without what each object of anyio's classes holds: a dictionary,
+# which makes 264 bytes on CPython 3.11.
+if TYPE_CHECKING:
+    _Stream = SocketStream
+else:
+    _Stream = object
+
+
+class Connection(_Stream):
     """A connection as a stream: an `anyio.abc.SocketStream` that knows whether its peer is still there.
 
     Every method that waits raises `DeadPeerError` when the peer dies, `ResetError` when it resets the connection (both
@@ -266,11 +431,12 @@ class Connection(SocketStream):
     works long on each of many small messages yields by itself, with `await asyncio.sleep(0)`.
     """
 
+    __slots__ = ("__weakref__", "_protocol", "_transport", "_write")
+
     def __init__(self, transport: KeepaliveTransport, protocol: StreamProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         self._write = transport.write
-        self._sent_eof = False
 
     # -- receiving
 
@@ -280,13 +446,37 @@ class Connection(SocketStream):
         Raises `anyio.EndOfStream` when the peer will send no more.
         """
         protocol = self._protocol
-        if protocol._closed or protocol._received is not None:
-            protocol.check_receive()
+        protocol.check_receive()
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes}: must be at least 1")
-        if not protocol._size:
-            await protocol.more(1)
-        return protocol.take(max_bytes)
+        return protocol.take(max_bytes) if protocol._size else await protocol.next(max_bytes)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    @types.coroutine
+    def __anext__(self) -> Generator[Any, None, bytes]:
+        protocol = self._protocol
+        if protocol._receivable:  # `protocol.wait`, the short way
+            protocol._receivable = False
+            protocol._unturned = 0
+            protocol._asyncio_future_blocking = True
+            try:
+                yield protocol
+            except BaseException:
+                protocol.goes_on()
+                raise
+            data = protocol._handed
+            if data is not None:
+                protocol._handed = None
+                protocol._receivable = True
+                return data
+            protocol.goes_on()
+        protocol.check_receive()
+        try:
+            return (yield from protocol.next(_ALL).__await__())
+        except EndOfStream:
+            raise StopAsyncIteration from None
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive exactly that many bytes.
@@ -336,30 +526,31 @@ class Connection(SocketStream):
         A send that is cancelled while it waits has been taken whole, and goes out.
         """
         protocol = self._protocol
-        if protocol._lost or protocol._closed or protocol._error is not None or protocol._drained is not None:
+        if not protocol._sendable:
             protocol.check_send()
-        if self._sent_eof:
-            raise ClosedResourceError
         # Anything but bytes could be changed by its owner while the transport still holds it.
         self._write(item if type(item) is bytes else _as_bytes(item))
-        protocol._unturned += 1
-        if protocol._writing_paused:
+        protocol._unturned = unturned = protocol._unturned + 1
+        if not protocol._sendable:
             await protocol.drain()
-        elif protocol._unturned >= _TURN:
+        elif unturned >= _TURN:
             # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
             await asyncio.sleep(0)
             protocol._unturned = 0
-            if protocol._lost or protocol._closed or protocol._error is not None:
+            if not protocol._sendable:
                 protocol.check_send()
 
     async def send_eof(self) -> None:
         """Say that no more will be sent, and go on receiving. Raises NotImplementedError with TLS, which cannot."""
-        self._protocol.check_send()
+        protocol = self._protocol
+        if protocol._sent_eof:
+            return
+        protocol.check_send()
         if not self._transport.can_write_eof():
             raise NotImplementedError("TLS cannot send an end of file and go on receiving")
-        if not self._sent_eof:
-            self._sent_eof = True
-            self._transport.write_eof()
+        protocol._sent_eof = True
+        protocol.settle()
+        self._transport.write_eof()
 
     # -- the end
 
@@ -383,6 +574,23 @@ class Connection(SocketStream):
         except BaseException:
             self._transport.abort()
             raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def finish(self, timeout: float) -> None:
+        """Close without waiting for it: what was sent has so many seconds to leave. For servers."""
+        protocol, transport = self._protocol, self._transport
+        protocol.closing()
+        if not protocol._lost:
+            transport.close()
+            if transport.get_write_buffer_size():
+                protocol.abort_after(timeout)
 
     def abort(self) -> None:
         """Close at once, and drop what has not left yet."""
@@ -438,9 +646,11 @@ class Connection(SocketStream):
             raise ClosedResourceError
         return sock
 
+    extra = TypedAttributeProvider.extra  # type: ignore[misc]
+
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        attributes = dict(super().extra_attributes)
+        attributes = dict(_anyios_attributes(self))
         tls = self._transport.get_extra_info("ssl_object")
         if tls is not None:
             more: list[tuple[Any, Callable[[], Any]]] = [
@@ -467,3 +677,7 @@ class Connection(SocketStream):
             except KeepaliveError:
                 state = "open"
         return f"<Connection to {format_address(self.peername)} keepalive={str(self.keepalive)!r} {state}>"
+
+
+_anyios_attributes: Final[Any] = SocketStream.extra_attributes.fget  # type: ignore[attr-defined]
+SocketStream.register(Connection)

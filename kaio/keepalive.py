@@ -12,7 +12,7 @@ import socket
 from typing import Any, Final
 
 from anyio import ClosedResourceError, TypedAttributeProvider
-from anyio.abc import SocketAttribute
+from anyio.abc import SocketAttribute, SocketStream
 
 from ._sockopt import SocketLike, platform
 from .errors import KeepaliveError, format_address
@@ -109,7 +109,7 @@ def raw_socket(obj: Any) -> SocketLike:
     if isinstance(obj, socket.socket):
         return obj
     found: Any = None
-    if isinstance(obj, TypedAttributeProvider):
+    if isinstance(obj, (TypedAttributeProvider, SocketStream)):
         try:
             found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
         except ClosedResourceError:

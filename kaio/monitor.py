@@ -5,6 +5,8 @@ went out if nothing was heard since the last look, and once an interval while th
 an epoll instance inside the loop's own, in which connections are registered for errors only once the loop may have
 stopped listening to them: when their reading was paused or their peer closed its half.
 
+A connection enters the wheel once it has lived for a second; most of a busy server's do not.
+
 Rules kept here: one timer a loop, not one a connection; no look before its time, so no more of them than connections
 divided by their idle time; a turn ends after a few milliseconds and goes on in the loop's next one; whatever ends is
 out of every table at once.
@@ -38,6 +40,7 @@ logger: Final = logging.getLogger("kaio")
 
 _TICKS: Final = 4  # of the wheel, a second
 _BUDGET: Final = 0.005  # seconds that one turn may take
+_CHILDHOOD: Final = 1.0  # seconds; no policy asks for a look before, but for a user timeout that is shorter
 SILENCE_BOUNDS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, math.inf)
 """Upper bounds of the histogram of silence at death, in seconds."""
 
@@ -132,6 +135,10 @@ class Monitor:
         self._timer_tick = 0  # the tick that it is set for
         self._now: set[Link] = set()  # due, and their turn has not come yet
         self._population = 0  # links in the wheel
+        self._newcomers: set[Link] = set()  # not in the wheel yet
+        self._newest_since = 0.0  # when the first of them came
+        self._unheard: set[Link] = set()  # not in the error watch yet
+        self._growing: asyncio.TimerHandle | None = None  # puts them there
         self._unlogged: deque[DeadPeerError] = deque()  # deaths that are not in the log yet
         self._errors: _ErrorWatch | None = None  # made when first needed, closed when no longer
         self._can_watch_errors = True
@@ -151,6 +158,7 @@ class Monitor:
         `since` is when the connection was made, on the loop's clock; None: now.
         """
         due = link._due
+        self._newcomers.discard(link)
         self._leave_bucket(link)
         limits, loop = link._limits, self._loop()
         if limits is not None and self._can_look and loop is not None:
@@ -159,9 +167,45 @@ class Monitor:
             # A policy that is set again and again does not put the look off.
             self._enter_bucket(link, loop, at if due < 0 else min(at, (due - 1) / _TICKS))
 
+    def welcome(self, link: Link) -> None:
+        """Begin to look after a connection that was just made."""
+        self._newcomers.add(link)
+        if self._growing is None:
+            self._wait_a_moment()
+
+    def _wait_a_moment(self) -> None:
+        loop = self._loop()
+        if loop is not None:
+            self._newest_since = loop.time()
+            self._growing = loop.call_later(_CHILDHOOD, self._grow_up)
+
+    def _grow_up(self) -> None:
+        """The newcomers that are still there go into the wheel, a few milliseconds' worth in a turn."""
+        loop = self._loop()
+        if loop is None:
+            return
+        began = loop.time()
+        while self._newcomers or self._unheard:
+            if self._newcomers:
+                self.watch(self._newcomers.pop(), self._newest_since)
+            else:
+                self.watch_errors(self._unheard.pop())
+            if loop.time() - began > _BUDGET:
+                self._growing = loop.call_later(0, self._grow_up)
+                return
+        self._growing = None
+
     def forget(self, link: Link) -> None:
         """A connection has ended."""
-        self._leave_bucket(link)
+        if self._unheard:
+            self._unheard.discard(link)
+        if link._due >= 0:
+            self._leave_bucket(link)
+        else:
+            self._newcomers.discard(link)
+        if self._growing is not None and not self._newcomers and not self._unheard:
+            self._growing.cancel()  # it would hold the loop
+            self._growing = None
         if link._watched_fd >= 0 and self._errors is not None:
             self._errors.discard(link)
             if not self._errors.links:
@@ -170,6 +214,11 @@ class Monitor:
     def close(self) -> None:
         """Let go of everything; the loop is closed."""
         self._population = 0
+        self._newcomers.clear()
+        self._unheard.clear()
+        if self._growing is not None:
+            self._growing.cancel()
+            self._growing = None
         self._empty()
         self._close_errors()
 
@@ -303,6 +352,13 @@ class Monitor:
         )
 
     # -- the error watch
+
+    def watch_errors_soon(self, link: Link) -> None:
+        """The loop does not listen to this connection any more, which mostly ends in a moment: its peer has closed."""
+        if link._watched_fd < 0:
+            self._unheard.add(link)
+            if self._growing is None:
+                self._wait_a_moment()
 
     def watch_errors(self, link: Link) -> None:
         """The loop may not listen to this connection from now on: hear of its errors."""

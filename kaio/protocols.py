@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 from .errors import DeadPeerError, KeepaliveError
 from .keepalive import cover, logger, raw_socket
-from .policy import KeepaliveArg, as_policy
+from .policy import Keepalive, KeepaliveArg, as_policy
 from .transports import Endpoint, KeepaliveTransport, watched_by
-from .verdict import Health
+from .verdict import Health, Limits
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
 
@@ -79,11 +79,13 @@ def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     def connection_made(self: Any, transport: Any) -> None:
         if type(transport) is not KeepaliveTransport:  # through super() it is ours already
             endpoint = getattr(self, "_kaio", None)
-            if type(endpoint) is Endpoint and endpoint.refusing:
+            if type(endpoint) is not Endpoint:  # made by a bare loop, or a protocol that is used again
+                endpoint = None
+            elif endpoint.refusing:
                 self._kaio = None
                 transport.abort()
                 return
-            transport = _adopt(self, transport)
+            transport = _adopt(self, transport, endpoint)
         function(self, transport)
 
     connection_made._kaio_hook = True  # type: ignore[attr-defined]
@@ -113,8 +115,17 @@ class _Lost:
     the socket can be asked why it died (see `KeepaliveTransport._examine`)."""
 
     def __init__(self, function: Callable[[Any, BaseException | None], None]) -> None:
+        @functools.wraps(function)
+        def connection_lost(protocol: Any, exc: BaseException | None) -> None:
+            transport = getattr(protocol, "_kaio", function)
+            if transport is None:  # turned away before it was made
+                return
+            if type(transport) is KeepaliveTransport and not transport._ended:
+                exc = transport._end(exc)
+            function(protocol, exc)
+
         functools.update_wrapper(self, function)
-        self._function = function
+        self._function = connection_lost
 
     def __get__(self, protocol: Any, owner: type | None = None) -> Any:
         if protocol is None:
@@ -122,40 +133,40 @@ class _Lost:
         transport = getattr(protocol, "_kaio", None)
         if type(transport) is KeepaliveTransport and not transport._ended:
             transport._examine(protocol)
-        return MethodType(self, protocol)
+        return MethodType(self._function, protocol)
 
     def __call__(self, protocol: Any, exc: BaseException | None) -> None:
-        transport = getattr(protocol, "_kaio", self)
-        if transport is None:  # turned away before it was made
-            return
-        if type(transport) is KeepaliveTransport and not transport._ended:
-            exc = transport._end(exc)
         self._function(protocol, exc)
 
 
-def _adopt(protocol: Any, inner: asyncio.Transport) -> KeepaliveTransport:
+def _adopt(protocol: Any, inner: asyncio.Transport, endpoint: Endpoint | None) -> KeepaliveTransport:
     """Make the transport that a protocol gets, with the policy that it is to have."""
-    endpoint = getattr(protocol, "_kaio", None)
-    if type(endpoint) is not Endpoint:  # made by a bare loop, or a protocol that is used again
-        endpoint = None
     own: KeepaliveArg = protocol.keepalive
-    if endpoint is not None and (endpoint.explicit or own is endpoint.source or endpoint.policy is None):
-        policy, limits, to_set = endpoint.policy, endpoint.limits, endpoint.by_hand
+    if endpoint is None:
+        policy, limits = _give(protocol, inner, as_policy(own), ours=False)
+    elif not (endpoint.explicit or own is endpoint.source or endpoint.policy is None):
+        policy, limits = _give(protocol, inner, as_policy(own), ours=True)
+    elif endpoint.by_hand and endpoint.policy is not None:
+        policy, limits = _give(protocol, inner, endpoint.policy, ours=True)
     else:
-        policy, limits, to_set = as_policy(own), None, True
-    if policy is not None and to_set:
-        try:
-            limits = watched_by(policy, cover(raw_socket(inner), policy, explicit=True))
-        except KeepaliveError as exc:
-            if own is not None or endpoint is not None:
-                logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)
-            policy = limits = None
-    transport = KeepaliveTransport(inner, protocol, endpoint, policy, limits)
-    protocol._kaio = transport
+        policy, limits = endpoint.policy, endpoint.limits
+    protocol._kaio = transport = KeepaliveTransport(inner, protocol, endpoint, policy, limits)
     transport._entry = entry = protocol._live_entry(transport)
     if endpoint is not None:
         endpoint.live.add(entry)
     return transport
+
+
+def _give(
+    protocol: Any, inner: asyncio.Transport, policy: Keepalive, *, ours: bool
+) -> tuple[Keepalive | None, Limits | None]:
+    """Set a policy on a connection that does not have it yet."""
+    try:
+        return policy, watched_by(policy, cover(raw_socket(inner), policy, explicit=True))
+    except KeepaliveError as exc:
+        if ours or protocol.keepalive is not None:
+            logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)
+        return None, None
 
 
 class KeepaliveProtocol(Watched, asyncio.Protocol):

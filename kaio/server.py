@@ -53,7 +53,7 @@ class Server:
         self._handler = handler
         self._close_timeout = close_timeout
         self._loop = asyncio.get_running_loop()
-        self._tasks: dict[asyncio.Task[None], Connection] = {}  # handlers that run
+        self._tasks: dict[asyncio.Task[object], Connection] = {}  # handlers that run
         self._serving = False
         self._closed = False
         self._forever: asyncio.Future[None] | None = None
@@ -203,28 +203,29 @@ class Server:
         return StreamProtocol(self._start_handler)
 
     def _start_handler(self, connection: Connection) -> None:
-        task = self._loop.create_task(self._handle(connection))
+        assert self._handler is not None
+        try:
+            handling = self._handler(connection)
+        except Exception as exc:
+            _log_failure(connection, exc)
+            connection.finish(self._close_timeout)
+            return
+        task = self._loop.create_task(handling if asyncio.iscoroutine(handling) else _wait_for(handling))
         self._tasks[task] = connection
         task.add_done_callback(self._handler_done)
 
-    def _handler_done(self, task: asyncio.Task[None]) -> None:
+    def _handler_done(self, task: asyncio.Task[object]) -> None:
         connection = self._tasks.pop(task)
-        if not connection._protocol._closed:  # cancelled before its first step
-            connection._protocol.closing()
-            connection.transport.close()
+        exc = None if task.cancelled() else task.exception()
+        if isinstance(exc, Exception):
+            _log_failure(connection, exc)
+        connection.finish(self._close_timeout)
         if not self._tasks:
             self._check_ended()
 
-    async def _handle(self, connection: Connection) -> None:
-        assert self._handler is not None
-        try:
-            await self._handler(connection)
-        except asyncio.CancelledError:
-            raise
-        except Exception as exc:
-            _log_failure(connection, exc)
-        finally:
-            await connection.aclose(self._close_timeout)
+
+async def _wait_for(handling: Awaitable[object]) -> None:
+    await handling
 
 
 _ENDS: Final = (BrokenResourceError, EndOfStream, IncompleteRead)  # DeadPeerError and ResetError are the first

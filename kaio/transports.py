@@ -1,8 +1,7 @@
 """The transport that protocols get, and the endpoint that it came from.
 
-Rules kept here: nothing stands between user code and the inner transport. A method of the inner transport is bound to
-ours when it is first asked for, and from then on a call costs what it costs on the bare loop. The kernel is asked
-about a connection only after the loop has reported its death.
+Rules kept here: nothing is added to what is done for each message: `write` is the inner transport's own method. The
+kernel is asked about a connection only after the loop has reported its death.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Literal
 
@@ -38,22 +37,7 @@ if os.name == "posix":
 _PATIENCE: Final = 0.5  # seconds for the loop to bring the end by itself
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
 
-# The methods of asyncio.Transport; each is a slot that shadows the base class's until it is bound.
-_METHODS: Final = frozenset(
-    {
-        "can_write_eof",
-        "get_extra_info",
-        "get_protocol",
-        "get_write_buffer_limits",
-        "get_write_buffer_size",
-        "is_closing",
-        "is_reading",
-        "set_write_buffer_limits",
-        "write",
-        "write_eof",
-        "writelines",
-    }
-)
+_without_layers: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
 
 
 class Endpoint:
@@ -88,12 +72,6 @@ class Endpoint:
         """From now on they start with this policy; `state` is what the kernel made of it."""
         self.policy = policy
         self.limits = watched_by(policy, state)
-
-    def discard(self, entry: Any) -> None:
-        """A connection has ended."""
-        self.live.discard(entry)
-        if not self.live and self.on_empty is not None:
-            self.on_empty()
 
 
 def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
@@ -130,7 +108,7 @@ class KeepaliveTransport(asyncio.Transport):
         "_verdict",
         "_waiting_since",
         "_watched_fd",
-        *sorted(_METHODS),
+        "write",
     )
 
     _inner: asyncio.Transport  # the loop's own
@@ -162,6 +140,7 @@ class KeepaliveTransport(asyncio.Transport):
         limits: Limits | None,
     ) -> None:
         self._inner = inner
+        self.write = inner.write
         self._protocol = protocol
         self._endpoint = endpoint
         self._policy = policy
@@ -173,15 +152,42 @@ class KeepaliveTransport(asyncio.Transport):
         self._monitor = monitor = endpoint.monitor if endpoint and endpoint.monitor else get_monitor()
         monitor.counters.watched += 1
         if limits is not None:
-            monitor.watch(self)
+            monitor.welcome(self)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_inner":  # copy and pickle ask for these before there is one
-            raise AttributeError(name)
-        value = getattr(self._inner, name)
-        if name in _METHODS:
-            setattr(self, name, value)
-        return value
+    # -- asyncio's
+
+    write: Callable[[bytes | bytearray | memoryview], None]  # type: ignore[assignment]
+    """The inner transport's own method, as it is."""
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._inner.writelines(list_of_data)
+
+    def write_eof(self) -> None:
+        self._inner.write_eof()
+
+    def can_write_eof(self) -> bool:
+        return self._inner.can_write_eof()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._inner.get_extra_info(name, default)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._inner.get_protocol()
+
+    def is_closing(self) -> bool:
+        return self._inner.is_closing()
+
+    def is_reading(self) -> bool:
+        return self._inner.is_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self._inner.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._inner.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._inner.set_write_buffer_limits(high, low)
 
     def close(self) -> None:
         """Close the connection once what was written has left; harmless when it is closing already.
@@ -392,7 +398,7 @@ class KeepaliveTransport(asyncio.Transport):
     def _saw_eof(self) -> None:
         """The peer sends no more and the protocol keeps the connection: the loop no longer listens."""
         self._half_closed = True
-        self._monitor.watch_errors(self)
+        self._monitor.watch_errors_soon(self)
 
     def _examine(self, protocol: asyncio.BaseProtocol) -> None:
         """Read what tells why the connection died, if a layer between will close the socket before we are told.
@@ -401,10 +407,11 @@ class KeepaliveTransport(asyncio.Transport):
         only the look-up comes early enough.
         """
         inner = self._inner
-        if self._verdict is not None:
+        if self._verdict is not None or (type(inner) in _without_layers and inner.get_protocol() is protocol):
             return
         try:
             if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
+                _without_layers.add(type(inner))
                 return
             self._peername = inner.get_extra_info("peername")
             sample = tcp_info(inner)
@@ -415,9 +422,9 @@ class KeepaliveTransport(asyncio.Transport):
 
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """The connection is gone: what its protocol is to be told."""
-        self._ended = True
-        if self._verdict is None:
+        if self._verdict is None and (exc is not None or self._scopes):
             self._verdict = self._translate(exc, None)
+            self._ended = True
             self._pass_verdict()
         self._let_go()
         return self._verdict
@@ -431,7 +438,9 @@ class KeepaliveTransport(asyncio.Transport):
         endpoint, entry = self._endpoint, self._entry
         self._endpoint = self._entry = self._protocol = self._scopes = None
         if endpoint is not None:
-            endpoint.discard(entry)
+            endpoint.live.discard(entry)
+            if not endpoint.live and endpoint.on_empty is not None:
+                endpoint.on_empty()
 
     def _translate(self, exc: BaseException | None, cause: Cause | None) -> BaseException | None:
         """What ended the connection, as kaio says it; a death is counted and logged here."""

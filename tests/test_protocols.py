@@ -136,7 +136,6 @@ async def test_nothing_stands_between_data_and_user_code() -> None:
     transport, protocol, their = await connected(Recorder)
     inner = transport._inner
     assert transport.write == inner.write
-    assert transport.writelines == inner.writelines
     assert type(protocol).data_received is Recorder.data_received
     assert inner.get_protocol() is protocol
     assert transport.get_protocol() is protocol
