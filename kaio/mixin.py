@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import gc
 import os
 import socket
 import sys
@@ -73,14 +73,14 @@ class _Cover:
             if sock.fileno() >= 0 and not self._complained:  # once: thousands would say the same
                 self._complained = True
                 logger.warning("the policy %s cannot be had: %s", self.policy, exc.strerror)
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError, TypeError):  # closed, or no socket at all: the base says so
             pass
         return None
 
     def queued(self, sock: SocketLike) -> int:
         """How many connections wait at a listening socket: they have what it had when they came."""
         try:
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if platform.is_tcp(sock) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return platform.tcp_info(sock).unacked or 0  # net/ipv4/tcp.c: tcpi_unacked is sk_ack_backlog there
         except (OSError, KeepaliveError):
             pass
@@ -114,7 +114,7 @@ class _Cover:
             inode = os.fstat(fd).st_ino
         except (OSError, AttributeError, TypeError, ValueError):  # the loop says what is wrong
             return
-        if self._seen.get(fd) != inode:
+        if type(fd) is int and self._seen.get(fd) != inode:
             self._seen[fd] = inode
             self.meet(fd, inode)
 
@@ -136,9 +136,14 @@ class _Cover:
     def made(self, transport: asyncio.Transport) -> None:
         """A connection stands."""
         try:
-            self._transports.append(weakref.ref(transport))
-        except TypeError:  # uvloop's TLS transports
-            self._transports.append(functools.partial(_itself, transport))
+            reference = weakref.ref(transport)
+        except TypeError:
+            below = _below(transport)
+            if below is None:
+                self.sight(transport.get_extra_info("socket"))
+                return
+            reference = weakref.ref(below)
+        self._transports.append(reference)
         if not self._since:
             self._begin()
 
@@ -198,8 +203,14 @@ class _Cover:
             link.retire()
 
 
-def _itself(transport: asyncio.Transport) -> asyncio.Transport:
-    return transport
+def _below(transport: Any) -> asyncio.Transport | None:
+    """The TCP transport below one of uvloop's TLS transports, which no weak reference can be made to, and which do not
+    say what they stand on: what refers to what, the garbage collector knows."""
+    for layer in gc.get_referents(transport):
+        for found in gc.get_referents(layer) if type(layer).__name__ == "SSLProtocol" else ():
+            if isinstance(found, asyncio.Transport) and type(found) is not type(transport):
+                return found
+    return None
 
 
 class _Introduction(asyncio.Protocol):
@@ -333,7 +344,7 @@ class _CoveringSelector(Covering):
 
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
         sock = kwargs.get("sock")
-        if sock is not None and self._kaio.active:
+        if sock is not None and host is None and port is None and self._kaio.active:
             self._kaio.adopt(sock)
         return await super().create_connection(protocol_factory, host, port, **kwargs)
 
@@ -388,7 +399,7 @@ class _CoveringOther(Covering):
             return await self._connect(
                 protocol_factory, host, port, happy_eyeballs_delay, interleave, all_errors, kwargs
             )
-        if sock is not None and cover.active:
+        if sock is not None and host is None and port is None and cover.active:
             cover.adopt(sock)
         made = await super().create_connection(protocol_factory, host, port, sock=sock, **kwargs)
         return self._known(*made)
@@ -425,6 +436,8 @@ class _CoveringOther(Covering):
             )
         except OSError as exc:
             raise attempts.summary(exc, all_errors) from None
+        finally:
+            attempts.errors = []  # they hold this frame, by their tracebacks
         transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **tls, **options)
         if transport.is_closing():
             # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may
@@ -509,7 +522,9 @@ def loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEv
     selector = issubclass(base, asyncio.SelectorEventLoop)
     mixed = _CoveringSelector if selector else _CoveringOther
     return type(
-        f"Kaio{base.__name__}", (mixed, base), {"__doc__": f"{base.__name__} whose TCP sockets have keepalive."}
+        f"Kaio{base.__name__}",
+        (mixed, base),
+        {"__doc__": f"{base.__name__} whose TCP sockets have keepalive.", "__module__": base.__module__},
     )
 
 
