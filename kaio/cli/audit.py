@@ -1,0 +1,167 @@
+"""`kaio audit`: what is uncovered, in running processes or in Python source."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from kaio.errors import KaioError, format_address
+from kaio.plans import duration
+from kaio.processes import ProcessSocket, sockets, survey, uncovered
+from kaio.sources import audit as audit_sources
+from kaio.tcpinfo import TcpState
+
+from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table
+from .attach import other_end
+
+__all__ = ["audit"]
+
+COLUMNS = ("", "process", "fd", "local", "peer", "options", "idle", "in flight", "shut", "worst case")
+
+
+@click.command()
+@click.argument("subjects", nargs=-1, metavar="[PID | PATH]...")
+@click.option("--all", "everything", is_flag=True, help="Every process that may be looked at.")
+@json_option
+def audit(subjects: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """See which TCP sockets of running processes are uncovered, or which places in Python source.
+
+    Of a process (a number): each socket, its options, and when a peer would be found dead: while the connection is
+    idle, while sent data is unacknowledged, while the peer's window is shut. Uncovered, and marked with "!", is what
+    takes more than an hour to find an idle peer dead. Of a file or directory: each place that makes a socket, a client
+    or a server, and whether keepalive is set there.
+
+    Exits with 0 when all is covered, 1 when something is not.
+    """
+    pids = [int(subject) for subject in subjects if subject.isascii() and subject.isdigit()]
+    paths = [subject for subject in subjects if not (subject.isascii() and subject.isdigit())]
+    if everything + bool(pids) + bool(paths) != 1:
+        fail("audit takes process numbers, or paths, or --all", MISTAKE)
+    if paths:
+        sys.exit(_audit_paths(paths, as_json))
+    try:
+        found, refused = survey() if everything else (_sockets_of(pids), [])
+    except KaioError as exc:
+        fail(str(exc))
+    sys.exit(_show(found, [str(error) for error in refused], as_json))
+
+
+# -- running processes
+
+
+def _sockets_of(pids: Sequence[int]) -> list[ProcessSocket]:
+    return [found for pid in dict.fromkeys(pids) for found in sockets(pid)]
+
+
+def _show(found: Sequence[ProcessSocket], refused: Sequence[str], as_json: bool) -> int:
+    bad = {(one.pid, one.inode) for pid in {one.pid for one in found} for one in uncovered(_of(found, pid))}
+    marks = [(one.pid, one.inode) in bad for one in found]
+    if as_json:
+        documents = [_document(one, mark) for one, mark in zip(found, marks, strict=True)]
+        print_json({"sockets": documents, "uncovered": sum(marks), "refused": list(refused)})
+        return NO if any(marks) else YES
+    if found:
+        programs = {pid: _program(pid) for pid in {one.pid for one in found}}
+        rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
+        styles = ["red" if mark else "" for mark in marks]
+        print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles)
+    click.echo(f"TCP sockets: {len(found)}, of them uncovered: {sum(marks)}")
+    if refused:
+        click.echo(f"kaio: processes that may not be looked at: {len(refused)}; the first: {refused[0]}", err=True)
+    return NO if any(marks) else YES
+
+
+def _of(found: Sequence[ProcessSocket], pid: int) -> list[ProcessSocket]:
+    return [one for one in found if one.pid == pid]
+
+
+def _row(found: ProcessSocket, program: str, mark: bool) -> tuple[str, ...]:
+    detections = (found.idle_detection, found.in_flight_detection, found.window_shut_detection)
+    return (
+        "!" if mark else "",
+        f"{found.pid} {program}".rstrip(),
+        str(found.fd),
+        format_address(found.local),
+        other_end(found),
+        str(found.state),
+        *map(_rounded, detections),
+        worst_case(found, mark),
+    )
+
+
+def worst_case(found: ProcessSocket, mark: bool) -> str:
+    """What is worst about a socket, in words."""
+    if not found.covered and not mark:
+        return "no peer yet" if found.tcp_state == TcpState.CLOSE else "the program covers what it accepts"
+    if math.isinf(found.idle_detection):
+        return "never found out while idle"
+    if not found.covered:
+        return f"only after {_rounded(found.idle_detection)} while idle"
+    if found.one_lost_probe_kills:
+        return "a single lost probe ends it: the user timeout is too short"
+    if found.state.user_timeout is None:
+        return f"about {_rounded(found.in_flight_detection)} for data in flight"
+    return f"at most {_rounded(max(found.idle_detection, found.in_flight_detection))}"
+
+
+def _rounded(seconds: float) -> str:
+    """To the minute where it is many."""
+    return duration(seconds if seconds < 600 or math.isinf(seconds) else round(seconds / 60) * 60)
+
+
+def _program(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _document(found: ProcessSocket, mark: bool) -> dict[str, Any]:
+    idle = found.idle_detection
+    return {
+        "pid": found.pid,
+        "program": _program(found.pid),
+        "fd": found.fd,
+        "family": found.family.name,
+        "mptcp": found.mptcp,
+        "local": format_address(found.local),
+        "peer": None if found.peer is None else format_address(found.peer),
+        "listening": found.listening,
+        "state": TcpState(found.tcp_state).name if found.tcp_state in set(TcpState) else found.tcp_state,
+        "options": dataclasses.asdict(found.state),
+        "chosen": found.chosen,
+        "uncovered": mark,
+        "found_after": {
+            "idle": None if math.isinf(idle) else idle,
+            "in_flight": found.in_flight_detection,
+            "window_shut": found.window_shut_detection,
+        },
+        "worst_case": worst_case(found, mark),
+    }
+
+
+# -- source
+
+
+def _audit_paths(paths: Sequence[str], as_json: bool) -> int:
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        fail(f"{missing[0]}: neither a process number nor a path that exists", MISTAKE)
+    findings = audit_sources(paths)
+    bare = sum(not finding.covered for finding in findings)
+    if as_json:
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings], "uncovered": bare})
+        return NO if bare else YES
+    for finding in findings:
+        mark = " " if finding.covered else "!"
+        call = f"{finding.call}: " if finding.call else ""
+        click.echo(f"{mark} {finding.path}:{finding.line}: {call}{finding.why}")
+    click.echo(f"places: {len(findings)}, of them uncovered: {bare}")
+    return NO if bare else YES

@@ -1,0 +1,81 @@
+"""Asks the kernel for its TCP connections: NETLINK_SOCK_DIAG (sock_diag(7)), by way of pyroute2.
+
+Rules kept here: pyroute2 encodes the request, sends it and receives; what it receives is decoded by `_answer`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Container, Generator, Iterator
+from typing import Any, Final
+
+from pyroute2.netlink import (  # type: ignore[import-untyped]
+    NETLINK_SOCK_DIAG,
+    NLM_F_DUMP,
+    NLM_F_MULTI,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+)
+from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, inet_diag_req  # type: ignore[import-untyped]
+from pyroute2.netlink.marshal import Marshal  # type: ignore[import-untyped]
+from pyroute2.netlink.nlsocket import NetlinkSocket  # type: ignore[import-untyped]
+
+from ..tcpinfo import TcpState
+from ._answer import INET_DIAG_INFO, Answer, decode
+
+__all__ = ["Diag"]
+
+_STATES: Final = sum(
+    1 << state
+    for state in (
+        TcpState.ESTABLISHED,
+        TcpState.SYN_SENT,
+        TcpState.FIN_WAIT1,
+        TcpState.FIN_WAIT2,
+        TcpState.CLOSE_WAIT,
+        TcpState.LAST_ACK,
+        TcpState.CLOSING,
+    )
+)
+
+
+class Diag:
+    """Asks the kernel about a network namespace; None is our own. Raises OSError."""
+
+    def __init__(self, network: str | None) -> None:
+        self._socket = NetlinkSocket(family=NETLINK_SOCK_DIAG, netns=network)
+        self._socket.bind()
+
+    def ask(self, unwanted: Container[int] = ()) -> Iterator[Answer]:
+        """Every connection, but those of some inodes."""
+        self._socket.set_marshal(_Decoder(unwanted))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = inet_diag_req()
+            request["sdiag_family"] = family
+            request["sdiag_protocol"] = socket.IPPROTO_TCP
+            request["idiag_states"] = _STATES
+            request["idiag_ext"] = 1 << (INET_DIAG_INFO - 1)
+            for message in self._socket.nlm_request(request, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP):
+                yield from message["answers"]
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close()
+
+
+class _Decoder(Marshal):  # type: ignore[misc]
+    """What pyroute2 has decode what it received: makes one message of all that came at once, and one of the end."""
+
+    def __init__(self, unwanted: Container[int]) -> None:
+        super().__init__()
+        self._unwanted = unwanted
+
+    def parse(
+        self, data: bytes, seq: int | None = None, callback: Any = None, skip_alien_seq: bool = False
+    ) -> Generator[Any, None, None]:
+        """pyroute2 stops at a header of the type DONE, and raises what one has as its error."""
+        part = decode(data, self._unwanted)
+        header = {"type": SOCK_DIAG_BY_FAMILY, "flags": NLM_F_MULTI, "error": None}
+        yield {"header": header, "answers": part.answers}
+        if part.done:
+            yield {"header": {**header, "type": NLMSG_DONE, "error": part.error}}

@@ -1,0 +1,72 @@
+"""The kernel's own values, in the network namespace that a socket is in.
+
+Rules kept here: no thread of the program's ever leaves its network namespace: another one's values are read by a
+thread that ends there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import threading
+from typing import Final
+
+from ..system import Defaults
+from ..system import read as read_here
+
+__all__ = ["Systems"]
+
+_SO_NETNS_COOKIE: Final = 71  # Linux 5.14
+_SIOCGSKNS: Final = 0x894C  # linux/sockios.h: a descriptor of a socket's network namespace
+_CLONE_NEWNET: Final = 0x40000000
+
+
+class Systems:
+    """The values of each socket's network namespace; each namespace is asked once. Raises `SysctlError`, OSError."""
+
+    def __init__(self) -> None:
+        with socket.socket() as ours:
+            self._known = {_cookie(ours): read_here()}
+
+    def of(self, sock: socket.socket) -> Defaults:
+        """The values where a socket is."""
+        cookie = _cookie(sock)
+        if cookie not in self._known:
+            self._known[cookie] = _read_there(sock)
+        return self._known[cookie]
+
+
+def _cookie(sock: socket.socket) -> int:
+    """What tells network namespaces apart; 0 on kernels before 5.14, where all count as our own."""
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+    except OSError as exc:
+        if exc.errno == errno.ENOPROTOOPT:
+            return 0
+        raise
+
+
+def _read_there(sock: socket.socket) -> Defaults:
+    """Those of a socket's network namespace. It takes root to enter one: otherwise, what every new one starts with."""
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    found = [Defaults()]
+
+    def look() -> None:
+        try:
+            namespace = fcntl.ioctl(sock, _SIOCGSKNS)
+            try:
+                # os.setns is Python 3.12's
+                if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) == 0:
+                    found[0] = read_here()
+            finally:
+                os.close(namespace)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=look, name="kaio-namespace")
+    thread.start()
+    thread.join()
+    return found[0]

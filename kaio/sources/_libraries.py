@@ -1,0 +1,185 @@
+"""What is known of the calls that make TCP connections: what sets keepalive in them, and what to do when nothing does.
+
+Rules kept here: data only. A row is for calls of other names in the same libraries; what a library does by itself was
+read in its source (the releases are named where they differ) and is said in the words that a finding has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import Final
+
+__all__ = ["TABLE", "Rule"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What is known of a call that makes connections."""
+
+    advice: str = ""
+    """What to do when nothing sets keepalive; empty when something always does."""
+    argument: str | None = None
+    """The argument that sets it; also looked for in the text of addresses (`redis://...?socket_keepalive=1`)."""
+    position: int | None = None
+    """The argument's place, where it is not always given by name."""
+    mentions: str | None = None
+    """What the argument's value must have in it."""
+    itself: str | None = None
+    """What sets keepalive where no argument is given."""
+    elsewhere: frozenset[str] = frozenset()
+    """Arguments that bring a connection, a pool or a transport, which has a place of its own."""
+    on_loop: bool = False
+    """Whether its sockets go through asyncio's loop, so that kaio's loop covers them."""
+
+
+_RUN: Final = "run on kaio's loop (kaio.run)"
+
+
+def _on_loop(rule: Rule) -> Rule:
+    """The same by way of asyncio's loop."""
+    advice = f"{rule.advice}; or {_RUN}" if rule.advice else ""
+    return replace(rule, advice=advice, on_loop=True)
+
+
+def _without(library: str, *elsewhere: str) -> Rule:
+    """A library of asyncio's that has no option for it."""
+    return Rule(advice=f"{library} has no option for it: {_RUN}", elsewhere=frozenset(elsewhere), on_loop=True)
+
+
+def _asyncio(twin: str) -> Rule:
+    """`keep_alive` is the servers', of Python 3.13."""
+    advice = f"{_RUN}, or use {twin}"
+    return Rule(advice=advice, argument="keep_alive", elsewhere=frozenset({"sock"}), on_loop=True)
+
+
+def _pings(itself: str, argument: str) -> Rule:
+    return Rule(
+        advice=f"turned off here: leave out {argument}=",
+        argument=argument,
+        itself=itself,
+        elsewhere=frozenset({"sock"}),
+    )
+
+
+_SOCKET: Final = Rule(advice="call kaio.apply on the socket")
+_LISTENING: Final = Rule(advice="call kaio.apply on the socket, from which accepted ones inherit it on Linux")
+_SERVER: Final = Rule(advice="call kaio.apply on its .socket, from which accepted ones inherit it on Linux")
+_HTTP_CLIENT: Final = Rule(advice="call kaio.apply on its .sock after connect()")
+_URLOPEN: Final = Rule(advice="use a client that takes socket options, or call kaio.sweep() when it is open")
+_KAIO: Final = Rule(
+    advice="turned off here: leave out keepalive=", argument="keepalive", itself="kaio gives it a policy"
+)
+_BY_ITSELF: Final = Rule(itself="turned on by the library, with the system's times")
+_REDIS: Final = Rule(  # 7.4: off, 8.0: on
+    advice="pass socket_keepalive=True: redis-py before 8.0 leaves it off",
+    argument="socket_keepalive",
+    elsewhere=frozenset({"connection_pool"}),
+)
+_LIBPQ: Final = Rule(
+    advice="turned off here: leave out keepalives=0",
+    argument="keepalives",
+    itself="turned on by libpq, with the system's times where keepalives_idle= says nothing",
+)
+_MONGO: Final = Rule(itself="set by pymongo, to at most 120 s, 10 s and 9 probes")
+_HTTPX: Final = Rule(
+    advice="pass a transport= with SO_KEEPALIVE in its socket_options=", elsewhere=frozenset({"transport"})
+)
+_OPTIONS: Final = Rule(advice="put SO_KEEPALIVE in socket_options=", argument="socket_options", mentions="SO_KEEPALIVE")
+_REQUESTS: Final = Rule(advice="mount requests_toolbelt's TCPKeepAliveAdapter on a Session")
+_GRPC: Final = Rule(
+    advice='pass options=[("grpc.keepalive_time_ms", ...)]', argument="options", mentions="grpc.keepalive_time_ms"
+)
+_WEBSOCKETS: Final = _pings("sends pings of its own, every 20 s", "ping_interval")
+_NATS: Final = _pings("sends pings of its own, every 120 s", "ping_interval")
+_AMQP: Final = _pings("sends heartbeats of its own, every 30 s", "heartbeat")
+_PAHO: Final = Rule(itself="sends pings of its own, every 60 s where keepalive= of connect() says nothing")
+_AIOMQTT: Final = _pings("sends pings of its own, every 60 s", "keepalive")
+_ASYNCSSH: Final = _pings("turned on by asyncssh, with the system's times", "tcp_keepalive")
+_UVICORN: Final = Rule(
+    advice='pass loop="kaio:new_event_loop"', argument="loop", mentions="kaio", elsewhere=frozenset({"uds", "fd"})
+)
+_WEB: Final = replace(_BY_ITSELF, elsewhere=frozenset({"sock", "path"}), on_loop=True)
+
+_REDIS_NAMES: Final = " ".join(
+    f"{name} {name}.from_url"
+    for name in ("Redis", "StrictRedis", "ConnectionPool", "BlockingConnectionPool", "RedisCluster")
+)
+_VERBS: Final = "get post put patch delete head options request"
+
+# (rule, modules, names in each of them)
+_ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
+    (_SOCKET, "socket", "socket SocketType create_connection"),
+    (_LISTENING, "socket", "create_server"),
+    (_asyncio("kaio.open_connection"), "asyncio asyncio.streams", "open_connection"),
+    (_asyncio("kaio.start_server"), "asyncio asyncio.streams", "start_server"),
+    (_asyncio("kaio.create_connection"), "loop", "create_connection"),
+    (_asyncio("kaio.create_server"), "loop", "create_server"),
+    (_asyncio("kaio.connect"), "anyio", "connect_tcp"),
+    (_asyncio("kaio.serve"), "anyio", "create_tcp_listener"),
+    (_HTTP_CLIENT, "http.client", "HTTPConnection HTTPSConnection"),
+    (_URLOPEN, "urllib.request", "urlopen"),
+    (_SERVER, "socketserver", "TCPServer ThreadingTCPServer ForkingTCPServer"),
+    (_SERVER, "http.server", "HTTPServer ThreadingHTTPServer"),
+    (_KAIO, "kaio", "connect open_connection create_connection serve start_server create_server"),
+    (_REDIS, "redis redis.client redis.cluster redis.connection", f"from_url {_REDIS_NAMES}"),
+    (_REDIS, "redis redis.sentinel", "Sentinel"),
+    (
+        _on_loop(_REDIS),
+        "redis.asyncio redis.asyncio.client redis.asyncio.cluster redis.asyncio.connection",
+        f"from_url {_REDIS_NAMES}",
+    ),
+    (_on_loop(_REDIS), "redis.asyncio redis.asyncio.sentinel", "Sentinel"),
+    (_without("asyncpg"), "asyncpg", "connect create_pool"),
+    (_LIBPQ, "psycopg", "connect Connection.connect"),
+    (_LIBPQ, "psycopg2", "connect"),
+    (_LIBPQ, "psycopg_pool", "ConnectionPool"),
+    (_on_loop(_LIBPQ), "psycopg", "AsyncConnection.connect"),
+    (_on_loop(_LIBPQ), "psycopg_pool", "AsyncConnectionPool"),
+    (_BY_ITSELF, "pymysql", "connect"),
+    (_on_loop(_BY_ITSELF), "aiomysql", "connect create_pool"),
+    (_MONGO, "pymongo pymongo.mongo_client", "MongoClient"),
+    (_MONGO, "pymongo pymongo.asynchronous.mongo_client", "AsyncMongoClient"),
+    (_MONGO, "motor.motor_asyncio", "AsyncIOMotorClient"),
+    (_without("aiohttp", "connector"), "aiohttp aiohttp.client", "ClientSession request"),
+    (_without("aiohttp", "socket_factory"), "aiohttp aiohttp.connector", "TCPConnector"),
+    (_WEB, "aiohttp.web", "run_app TCPSite"),
+    (_HTTPX, "httpx", f"Client stream {_VERBS}"),
+    (_on_loop(_HTTPX), "httpx", "AsyncClient"),
+    (_OPTIONS, "httpx", "HTTPTransport"),
+    (_on_loop(_OPTIONS), "httpx", "AsyncHTTPTransport"),
+    (_REQUESTS, "requests requests.sessions", f"Session session {_VERBS}"),
+    (_OPTIONS, "urllib3 urllib3.poolmanager", "PoolManager ProxyManager"),
+    (_OPTIONS, "urllib3 urllib3.connectionpool", "HTTPConnectionPool HTTPSConnectionPool"),
+    (replace(_GRPC, position=1), "grpc grpc.aio", "insecure_channel"),
+    (replace(_GRPC, position=2), "grpc grpc.aio", "secure_channel"),
+    (replace(_GRPC, position=3), "grpc grpc.aio", "server"),
+    (
+        _on_loop(_WEBSOCKETS),
+        "websockets websockets.client websockets.asyncio.client websockets.legacy.client",
+        "connect",
+    ),
+    (
+        _on_loop(_WEBSOCKETS),
+        "websockets websockets.server websockets.asyncio.server websockets.legacy.server",
+        "serve",
+    ),
+    (_WEBSOCKETS, "websockets.sync.client", "connect"),
+    (_WEBSOCKETS, "websockets.sync.server", "serve"),
+    (_on_loop(_AMQP), "aio_pika", "connect connect_robust"),
+    (_on_loop(_AMQP), "aiormq", "connect"),
+    (_on_loop(_NATS), "nats", "connect"),
+    (_on_loop(_NATS), "nats.aio.client", "Client"),
+    (_without("aiokafka"), "aiokafka", "AIOKafkaProducer AIOKafkaConsumer"),
+    (_PAHO, "paho.mqtt.client", "Client"),
+    (_on_loop(_AIOMQTT), "aiomqtt aiomqtt.client", "Client"),
+    (_on_loop(_ASYNCSSH), "asyncssh", "connect create_connection listen create_server"),
+    (_UVICORN, "uvicorn", "run"),
+    (_on_loop(_UVICORN), "uvicorn", "Config"),
+    (_without("hypercorn"), "hypercorn.asyncio", "serve"),
+)
+
+TABLE: Final = {
+    f"{module}.{name}": rule for rule, modules, names in _ROWS for module in modules.split() for name in names.split()
+}
+"""The rules by the full names of the calls; `loop` stands for any event loop of asyncio's."""

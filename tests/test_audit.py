@@ -1,0 +1,214 @@
+"""`kaio audit`: what is uncovered, in running processes and in source."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kaio.cli import cli
+from kaio.processes import lacking, sockets
+
+from .programs import Puppet, puppet, run_alone
+
+pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+
+
+@pytest.fixture
+def other() -> Iterator[Puppet]:
+    """Another process."""
+    with puppet() as process:
+        yield process
+
+
+def audit(*arguments: str) -> Result:
+    """Run the command, in this process."""
+    return CliRunner().invoke(cli, ["audit", *arguments], prog_name="kaio")
+
+
+# -- running processes
+
+# Keepalive, idle, interval, count, user timeout in ms; None: not touched. Then: whether it is uncovered, and the words.
+MIXTURES = [
+    ((0, None, None, None, None), True, "never found out while idle"),
+    ((0, 5, 5, 5, None), True, "never found out while idle"),
+    ((0, None, None, None, 9000), True, "never found out while idle"),
+    ((1, None, None, None, None), True, "only after 2 h 11 min while idle"),
+    ((1, 300, 100, 3, None), False, "about 15 min for data in flight"),
+    ((1, 30, 5, 3, 45000), False, "at most 45 s"),
+    ((1, 20, 10, 4, 60000), False, "at most 1 min"),
+    ((1, 300, 100, 3, 3000), False, "a single lost probe ends it: the user timeout is too short"),
+    ((1, 10, 10, 1, 20000), False, "at most 20 s"),
+    ((1, 32767, 75, 9, None), True, "only after 9 h 17 min while idle"),
+]
+
+MAKE = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+v4 = socket.create_server(("127.0.0.1", 0), backlog=1000)
+v6 = socket.create_server(("::1", 0), family=socket.AF_INET6, backlog=1000)
+held, it = [v4, v6], []
+def give(s, number):
+    keepalive, idle, interval, count, user_timeout = MIXTURES[number % len(MIXTURES)]
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
+    for option, value in ((4, idle), (5, interval), (6, count), (18, user_timeout)):
+        if value is not None: s.setsockopt(TCP, option, value)
+    held.append(s)
+    it.append([s.fileno(), number % len(MIXTURES), s.getsockname()[1], s.getpeername()[1]])
+for number in range(500):
+    listener = (v4, v6)[number % 2]
+    client = socket.create_connection(listener.getsockname()[:2])
+    give(client, number)
+    give(listener.accept()[0], number * 7)
+"""
+
+
+def test_a_thousand_sockets_are_judged_each_as_it_is(other: Puppet) -> None:
+    """Whatever mixture of options they have: the library and the command are right about every one."""
+    made = other(f"MIXTURES = {[mixture for mixture, _, _ in MIXTURES]!r}\n{MAKE}")
+    found = {one.fd: one for one in sockets(other.pid)}
+    result = audit(str(other.pid), "--json")
+    document = json.loads(result.stdout)
+    rows = {row["fd"]: row for row in document["sockets"]}
+    assert len(made) == 1000
+    assert len(found) == len(rows) == 1002  # two listeners
+    for fd, number, local, peer in made:
+        (keepalive, idle, interval, count, user_timeout), uncovered, words = MIXTURES[number]
+        one, row = found[fd], rows[fd]
+        expected = {
+            "enabled": bool(keepalive),
+            "idle": idle or 7200,
+            "interval": interval or 75,
+            "count": count or 9,
+            "user_timeout": user_timeout / 1000 if user_timeout else None,
+        }
+        assert row["options"] == expected
+        assert one.state.enabled == bool(keepalive)
+        assert (one.local[1], one.peer[1]) == (local, peer)
+        assert row["local"].endswith(f":{local}")
+        assert row["peer"].endswith(f":{peer}")
+        assert (one.covered, row["uncovered"], row["worst_case"]) == (not uncovered, uncovered, words)
+        assert one.chosen == row["chosen"] == (bool(keepalive) and idle is not None)
+        assert row["state"] == "ESTABLISHED"
+        assert row["found_after"]["in_flight"] == (user_timeout / 1000 if user_timeout else 924.6)
+    listeners = [row for row in rows.values() if row["listening"]]
+    assert [row["uncovered"] for row in listeners] == [True, True]  # not all that they accepted is covered
+    expected_uncovered = sum(MIXTURES[number][1] for _, number, _, _ in made) + 2
+    assert document["uncovered"] == expected_uncovered
+    assert result.exit_code == 1
+    lines = audit(str(other.pid)).output.splitlines()
+    assert len(lines) == 1004
+    assert sum(line.startswith("!") for line in lines) == expected_uncovered
+    assert lines[-1] == f"TCP sockets: 1002, of them uncovered: {expected_uncovered}"
+
+
+def test_the_table_and_the_exit_code(other: Puppet) -> None:
+    """1 when something is uncovered, 0 when nothing is; each socket in a line, in words."""
+    result = audit(str(other.pid))
+    assert (result.exit_code, result.output) == (0, "TCP sockets: 0, of them uncovered: 0\n")
+    address = other("""
+listener = socket.create_server(("127.0.0.1", 0)); fresh = socket.socket()
+it = "%s:%s" % listener.getsockname()
+""")
+    result = audit(str(other.pid))
+    assert result.exit_code == 1
+    heading, first, second, summary = result.output.splitlines()
+    assert heading.split() == (
+        ["process", "fd", "local", "peer", "options", "idle", "in", "flight", "shut", "worst", "case"]
+    )
+    assert first.startswith(f"!  {other.pid} ")
+    assert f"{address}  (listening)" in first
+    assert first.endswith("never     15 min  15 min  never found out while idle")
+    assert second.startswith("   ")
+    assert "(not connected)" in second
+    assert second.endswith("no peer yet")
+    assert summary == "TCP sockets: 2, of them uncovered: 1"
+    other("""
+client = socket.create_connection(listener.getsockname()); accepted = listener.accept()[0]
+for each in (client, accepted):
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1); each.setsockopt(TCP, socket.TCP_KEEPIDLE, 60)
+""")
+    result = audit(str(other.pid))
+    assert result.exit_code == 0
+    assert "the program covers what it accepts" in result.output
+    both = audit(str(other.pid), str(os.getpid()), str(other.pid), "--json")
+    assert len([row for row in json.loads(both.stdout)["sockets"] if row["pid"] == other.pid]) == 4
+
+
+ALL = """
+import os, pwd, sys
+import kaio.cli.audit
+from kaio.cli import cli
+from tests.programs import puppet
+
+with puppet() as one, puppet() as two:
+    one("s = socket.create_server(('127.0.0.1', 0))")
+    two("s = socket.socket()")
+    if {uid}:
+        os.setgroups([]); os.setgid({uid}); os.setuid({uid})
+    try:
+        cli(["audit", "--all", *{arguments}], prog_name="kaio")
+    finally:
+        sys.stdout.flush()
+        if {uid}:
+            os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace of processes needs root")
+def test_all_processes_at_once() -> None:
+    """One table; the processes that may not be looked at are counted on standard error."""
+    done = run_alone(ALL.format(uid=0, arguments=["--json"]))
+    document = json.loads(done.stdout)
+    rows = [(row["listening"], row["uncovered"]) for row in document["sockets"]]
+    assert (rows, document["refused"]) == ([(True, True), (False, False)], [])
+    assert done.returncode == 1
+    done = run_alone(ALL.format(uid=65533, arguments=[]))
+    assert done.stdout == "TCP sockets: 0, of them uncovered: 0\n"
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("kaio: processes that may not be looked at: 2; the first: process ")
+    assert "it belongs to another user (root): run as" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["999999999"], 3, "process 999999999: there is no such process"),
+        (["no/such/path"], 2, "no/such/path: neither a process number nor a path that exists"),
+        ([], 2, "audit takes process numbers, or paths, or --all"),
+        (["--all", "1"], 2, "audit takes process numbers, or paths, or --all"),
+        (["1", "."], 2, "audit takes process numbers, or paths, or --all"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments: list[str], code: int, complaint: str) -> None:
+    """On standard error."""
+    result = audit(*arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"kaio: {complaint}\n")
+
+
+# -- source
+
+
+def test_source_is_audited_where_a_path_is_given(tmp_path: Path) -> None:
+    """Each place that makes a socket; 1 where one is uncovered."""
+    bare, covered = tmp_path / "bare.py", tmp_path / "covered.py"
+    bare.write_text("import socket\ns = socket.create_connection(('db', 1))\n")
+    covered.write_text("import kaio\nasync def main():\n    await kaio.connect('db', 1)\n")
+    result = audit(str(tmp_path))
+    assert result.exit_code == 1
+    assert f"! {bare}:2: socket.create_connection: " in result.output
+    assert f"  {covered}:3: kaio.connect: " in result.output
+    assert result.output.endswith("places: 2, of them uncovered: 1\n")
+    document = json.loads(audit(str(bare), str(covered), "--json").stdout)
+    assert [(row["path"], row["line"], row["covered"]) for row in document["findings"]] == [
+        (str(bare), 2, False),
+        (str(covered), 3, True),
+    ]
+    assert document["uncovered"] == 1
+    result = audit(str(covered))
+    assert result.exit_code == 0
+    assert result.output.endswith("places: 1, of them uncovered: 0\n")

@@ -1,0 +1,152 @@
+"""`kaio check`: the test program of the TCP Keepalive HOWTO, on sockets of this kernel."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kaio.cli import cli
+from kaio.testing import blackhole
+
+
+def check(*arguments: str) -> Result:
+    """`kaio check`, in this process."""
+    return CliRunner().invoke(cli, ["check", *arguments])
+
+
+def cells(output: str) -> dict[str, list[str]]:
+    """The table by its first column."""
+    return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Something that listens; its kernel shakes hands whether it accepts or not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def address(sock: socket.socket) -> str:
+    """As it is written on a command line."""
+    return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_a_fresh_socket_is_off_and_then_on() -> None:
+    """A real process; plain lines, without control codes."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "kaio", "check", "--keepalive", "180s:60s:20"],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    rows = cells(done.stdout)
+    assert rows["SO_KEEPALIVE"] == ["OFF", "ON"]
+    assert rows["TCP_KEEPIDLE"][2:] == ["180", "s"]
+    assert rows["TCP_KEEPINTVL"][2:] == ["60", "s"]
+    assert rows["TCP_KEEPCNT"][1:] == ["20"]
+    assert "unacknowledged for 23 min; kaio sees to it" in done.stdout
+
+
+def test_the_fresh_socket_has_the_systems_times() -> None:
+    """Read before anything was written (tcp(7))."""
+    rows = cells(check().stdout)
+    for option, name in (("TCP_KEEPIDLE", "tcp_keepalive_time"), ("TCP_KEEPINTVL", "tcp_keepalive_intvl")):
+        assert rows[option][0] == pathlib.Path(f"/proc/sys/net/ipv4/{name}").read_text().strip()
+
+
+def test_off_stays_off() -> None:
+    """As asked."""
+    done = check("--keepalive", "off")
+    assert done.exit_code == 0
+    assert cells(done.stdout)["SO_KEEPALIVE"] == ["OFF", "OFF"]
+    assert "unacknowledged" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("spec", "bound"), [("on", None), ("1:2:3,stalled=drop", 7.0), ("1:1:2,user_timeout=4500ms,stalled=drop", 4.5)]
+)
+def test_the_user_timeout_is_the_kernels_where_it_drops(spec: str, bound: float | None) -> None:
+    """As the kernel gives it back, in seconds."""
+    done = check("--keepalive", spec, "--json")
+    state = json.loads(done.stdout)["with_policy"]
+    assert (state["enabled"], state["user_timeout"]) == (True, bound)
+    shown = check("--keepalive", spec).stdout
+    assert cells(shown)["TCP_USER_TIMEOUT"] == ["none", *(["none"] if bound is None else [f"{bound:g}", "s"])]
+
+
+def test_a_connection_and_its_peers_health(listener: socket.socket) -> None:
+    """The same options there, and that the peer is alive."""
+    done = check(address(listener), "--keepalive", "detect=30s")
+    assert (done.exit_code, done.stderr) == (0, "")
+    rows = cells(done.stdout)
+    assert rows["SO_KEEPALIVE"] == ["OFF", "ON", "ON"]
+    assert rows["TCP_KEEPIDLE"][-2:] == ["10", "s"]
+    assert rows["TCP_KEEPCNT"][-1] == "4"
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"{address(listener)} is alive, round trip ")
+    assert "last heard" in last
+
+    shown = json.loads(check(address(listener), "--keepalive", "1:2:3", "--json").stdout)
+    assert shown["policy"] == "1s:2s:3"
+    assert shown["fresh"]["enabled"] is False
+    assert shown["connection"]["socket"] == shown["with_policy"]
+    assert shown["connection"]["peer"] == address(listener)
+    assert shown["connection"]["health"]["state"] == "alive"
+
+
+def test_without_a_policy_it_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keepalive=None means."""
+    assert check().stdout.startswith("policy 20s:10s:4\n")
+    monkeypatch.setenv("KEEPIDLE", "7")
+    assert check().stdout.startswith("policy 7s:10s:4\n")
+
+
+def only_line(done: Result, code: int) -> str:
+    """The one line that a command which failed has said."""
+    assert (done.exit_code, done.stdout) == (code, ""), done.output
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kaio: ")
+    return line
+
+
+def test_a_refused_connection_is_one_line(listener: socket.socket) -> None:
+    """Exit code 1, and nothing on standard output; also as JSON."""
+    where = address(listener)
+    listener.close()
+    for arguments in ([where], [where, "--json"]):
+        assert only_line(check(*arguments), 1) == f"kaio: no connection to {where}: Connection refused"
+
+
+def test_a_peer_that_does_not_answer_is_one_line(listener: socket.socket, dead_peers: None) -> None:
+    """After the policy's user timeout, and not after the system's two minutes."""
+    with blackhole(listener):
+        line = only_line(check(address(listener), "--keepalive", "1:1:1,user_timeout=500ms"), 1)
+    assert line.startswith(f"kaio: no connection to {address(listener)}: peer {address(listener)} is dead (connecting)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--keepalive", "soon"], ["keepalive='soon'"]),
+        (["--keepalive", "1:2:128"], ["count=128", "from 1 to 127"]),
+        (["127.0.0.1"], ["has no port"]),
+        (["127.0.0.1:http"], ["the port is 'http'"]),
+        (["http://127.0.0.1:80"], ["is a URL"]),
+        (["unix:/run/app.sock"], ["keepalive is of TCP only"]),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], words: list[str]) -> None:
+    """What, why, and a command that works."""
+    line = only_line(check(*arguments), 2)
+    for word in ("such as `kaio check 127.0.0.1:9000", *words):
+        assert word in line

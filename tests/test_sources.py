@@ -1,0 +1,459 @@
+"""Places where Python source makes connections: found in a tree of samples, and in it only what is there.
+
+In the samples a line that makes a connection says so in a comment: `#!` and the call for one that nothing covers, `#+`
+for one that is covered, and words of the reason behind a colon. Every other line is a decoy.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from kaio.sources import Finding, audit
+
+# Twenty places, under every name that Python lets them have.
+TWENTY = {
+    "client.py": """
+        import socket
+        import socket as s
+        from socket import create_connection as dial, socket as Socket, AF_INET6
+        import asyncio
+        from asyncio import open_connection as oc
+        sock = socket.socket()  #! socket.socket
+        other = s.socket(s.AF_INET, s.SOCK_STREAM | s.SOCK_NONBLOCK)  #! socket.socket
+        third = Socket(AF_INET6)  #! socket.socket
+        print("socket.socket() in a string; socket.create_connection(('a', 1))")
+        # asyncio.open_connection("a", 1)
+        class Client:
+            def __init__(self, loop):
+                self._loop = loop
+                self.sock = dial(("127.0.0.1", 1))  #! socket.create_connection
+            async def go(self):
+                reader, writer = await asyncio.wait_for(
+                    oc("127.0.0.1", 1),  #! asyncio.open_connection
+                    5,
+                )
+                await self._loop.create_connection(object, "a", 1)  #! loop.create_connection
+        async def scan(hosts):
+            return await asyncio.gather(*[oc(host, 1) for host in hosts])  #! asyncio.open_connection
+    """,
+    "package/server.py": """
+        import asyncio, anyio, uvloop
+        from anyio import connect_tcp
+        import socketserver
+        async def main():
+            server = await asyncio.start_server(print, port=0)  #! asyncio.start_server
+            await asyncio.get_running_loop().create_server(object, port=0)  #! loop.create_server
+            async with await connect_tcp("a", 1) as stream:  #! anyio.connect_tcp
+                await anyio.create_tcp_listener(local_port=0)  #! anyio.create_tcp_listener
+        async def more(reactor: uvloop.Loop):
+            await reactor.create_server(object, port=0)  #! loop.create_server
+        class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+            pass
+        Server(("", 0), None)  #! socketserver.TCPServer
+    """,
+    "package/deeper/libraries.py": '''
+        """redis.Redis("in a docstring")"""
+        import redis, httpx, asyncpg, grpc
+        import redis.asyncio as aredis
+        from aiohttp import ClientSession as Session
+        pool = lambda: redis.ConnectionPool(max_connections=5)  #! redis.ConnectionPool
+        cache = aredis.Redis.from_url("redis://a:1")  #! redis.asyncio.Redis.from_url
+        http = httpx.AsyncClient()  #! httpx.AsyncClient
+        async def main():
+            async with Session() as http, asyncpg.create_pool("a"):  #! aiohttp.ClientSession, asyncpg.create_pool
+                import requests; requests.Session()  #! requests.Session
+        channel = grpc.insecure_channel("a:1", [("grpc.max_send_message_length", 1)])  #! grpc.insecure_channel
+    ''',
+    "package/decoys.py": """
+        import asyncio, httpx, redis, socket, sqlite3, subprocess
+        from redis.asyncio import Redis
+        from . import asyncpg, nats
+        from .redis import Redis as OurRedis
+        import grpc
+        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        FAMILY = socket.AF_UNIX
+        unix_again = socket.socket(FAMILY)
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp_again = socket.socket(type=socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, family=socket.AF_INET6)
+        icmp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_ICMP)
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+        there_already = socket.socket(fileno=3)
+        pair = socket.socketpair()
+        Redis(unix_socket_path="/run/redis.sock"), redis.from_url("unix:///run/redis.sock")
+        grpc.insecure_channel("unix:/run/grpc.sock")
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds="/run/http.sock"))
+        sqlite3.connect("file.db"), nats.connect("a"), asyncpg.connect("a"), OurRedis("a")
+        text = "asyncio.open_connection('a', 1)"
+        def shadowed(socket, asyncio=None, redis=None):
+            socket.socket(), asyncio.open_connection("a", 1), redis.Redis()
+        def shadowed_inside():
+            asyncio = subprocess
+            asyncio.open_connection("a", 1)
+            return [socket.socket() for socket in ()]
+        class socket_like:
+            def socket(self): ...
+            def create_connection(self, address): return self.create_connection(address)
+        socket_like().socket(), socket_like().create_connection("a")
+        class GameLoop:
+            def create_server(self): ...
+        loop = GameLoop()
+        loop.create_server()
+        engine = sqlite3.connect("file.db")
+        engine.create_connection("a", 1), engine.create_server("a", 1)
+        def typed(loop: GameLoop): loop.create_server()
+        async def unix_only(loop):
+            await asyncio.open_unix_connection("/run/a"), await asyncio.start_unix_server(print, "/run/a")
+            await loop.create_unix_connection(object, "/run/a"), await loop.create_datagram_endpoint(object)
+        def given(sock): return asyncio.open_connection(sock=sock)
+        httpx = engine
+        httpx.Client(), httpx.get("a")
+    """,
+    "notes.txt": "import socket\nsocket.socket()\n",
+    ".hidden/a.py": "import socket\nsocket.socket()\n",
+    "node_modules/a.py": "import socket\nsocket.socket()\n",
+    "__pycache__/a.py": "import socket\nsocket.socket()\n",
+    "env/pyvenv.cfg": "",
+    "env/lib/a.py": "import socket\nsocket.socket()\n",
+}
+
+PACKAGE = ("package/decoys.py", "package/server.py", "package/deeper/libraries.py")
+
+COVERED = {
+    "sockets": """
+        import functools, socket, ssl, kaio
+        from contextlib import closing
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        a = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        with socket.create_connection(("a", 1)) as b:  #+ socket.create_connection: SO_KEEPALIVE
+            b.setsockopt(SOL_SOCKET, SO_KEEPALIVE, True)
+        c = socket.create_server(("", 0))  #+ socket.create_server: kaio.apply
+        kaio.apply(c, "20s:10s:4")
+        d = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        tls = ssl.create_default_context().wrap_socket(d)
+        tls.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        with closing(socket.socket()) as e:  #+ socket.socket: SO_KEEPALIVE
+            for option in [(SOL_SOCKET, SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]:
+                e.setsockopt(*option)
+        def keep(sock, on=True):
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, on)
+        f = socket.socket()  #+ socket.socket: as `on` says
+        keep(f)
+        g = socket.socket()  #+ socket.socket: SIO_KEEPALIVE_VALS
+        g.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 20000, 10000))
+        def accepting():
+            listener = socket.create_server(("", 0))  #+ socket.create_server: SO_KEEPALIVE
+            connection, address = listener.accept()
+            connection.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        class Holder:
+            def __init__(self):
+                self.sock = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+                self._set(self.sock)
+            def _set(self, sock):
+                sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        class Late:
+            def open(self):
+                self.sock = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+            def set(self):
+                self.sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        if FAST:
+            h = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+            h.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        else:
+            h = socket.socket()  #! socket.socket: kaio.apply
+        def reused():
+            i = socket.socket()  #! socket.socket: kaio.apply
+            i.close()
+            i = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+            i.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        dial = functools.partial(socket.create_connection, timeout=5)
+        j = dial(("a", 1))  #+ socket.create_connection: SO_KEEPALIVE
+        j.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        def module_wide():
+            global k
+            k = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        k.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        try:
+            import socket as plug
+        except ImportError:
+            plug = None
+        l = plug.socket()  #+ socket.socket: SO_KEEPALIVE
+        l.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    """,
+    "not quite": """
+        import socket, kaio
+        a = socket.socket()  #! socket.socket: turned off on line 3
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+        b = socket.socket()  #! socket.socket: kaio.apply
+        b.setsockopt(socket.IPPROTO_TCP, socket.SO_KEEPALIVE, 1)
+        b.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        c = socket.socket()  #! socket.socket: kaio.apply
+        kaio.inspect(c), kaio.health(c), kaio.apply(c, "off")
+        d = socket.socket()  #! socket.socket: kaio.apply
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        def elsewhere(d):
+            d.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # d.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    """,
+    "asyncio": """
+        import asyncio, socket, kaio
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        async def client():
+            reader, writer = await asyncio.open_connection("a", 1)  #+ asyncio.open_connection: SO_KEEPALIVE
+            writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            loop = asyncio.get_running_loop()
+            transport, protocol = await loop.create_connection(object, "a", 1)  #+ loop.create_connection: SO_KEEPALIVE
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            mine = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+            transport, _ = await loop.create_connection(object, sock=mine)
+            transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            blocking = await asyncio.to_thread(socket.create_connection, ("a", 1))  #! socket.create_connection
+            third = await loop.run_in_executor(None, socket.socket, socket.AF_UNIX)
+        async def handle(reader, writer):
+            kaio.apply(writer, "20s:10s:4")
+        class Echo(asyncio.Protocol):
+            def connection_made(self, transport):
+                transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        class Ours(kaio.KeepaliveProtocol):
+            pass
+        class Bare(asyncio.Protocol):
+            pass
+        async def servers(loop):
+            await asyncio.start_server(handle, port=0)  #+ asyncio.start_server: kaio.apply
+            await loop.create_server(Echo, port=0)  #+ loop.create_server: SO_KEEPALIVE
+            await loop.create_server(lambda: Echo(), port=0)  #+ loop.create_server: SO_KEEPALIVE
+            await loop.create_server(Ours, port=0)  #+ loop.create_server: its protocol is kaio's
+            await loop.create_server(Bare, port=0)  #! loop.create_server
+            await asyncio.start_server(print, port=0, keep_alive=True)  #+ asyncio.start_server: keep_alive=True
+            server = await asyncio.start_server(print, port=0)  #+ asyncio.start_server: SO_KEEPALIVE
+            for sock in server.sockets:
+                sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    """,
+    "kaio": """
+        import kaio
+        from kaio import serve
+        async def main():
+            await kaio.connect("a", 1)  #+ kaio.connect: kaio gives it a policy
+            await kaio.connect("a", 1, keepalive="detect=30s")  #+ kaio.connect: keepalive='detect=30s'
+            await kaio.connect("a", 1, keepalive="off")  #! kaio.connect: turned off here
+            await kaio.open_connection("a", 1, keepalive=kaio.Keepalive.OFF)  #! kaio.open_connection: turned off here
+            async with serve(print, "0.0.0.0", 1) as server:  #+ kaio.serve: kaio gives it a policy
+                await server.serve_forever()
+            async with serve(print, "unix:/run/a"):
+                ...
+    """,
+    "libraries": """
+        import grpc, httpx, psycopg, redis, requests, urllib3, websockets, pymongo, aio_pika, nats, aiokafka
+        from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
+        from websockets.sync.client import connect
+        import paho.mqtt.client as mqtt
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        redis.Redis("a", socket_keepalive=True)  #+ redis.Redis: socket_keepalive=True
+        redis.Redis("a", socket_keepalive=False)  #! redis.Redis: pass socket_keepalive=True
+        redis.Redis("a", socket_keepalive=settings.on)  #+ redis.Redis: as `settings.on` says
+        settings = {"socket_keepalive": True, "socket_timeout": 5}
+        redis.Redis("a", **settings)  #+ redis.Redis: socket_keepalive=True
+        redis.Redis("a", **dict(socket_keepalive=False))  #! redis.Redis: pass socket_keepalive=True
+        redis.Redis("a", **unknown)  #! redis.Redis: pass socket_keepalive=True
+        redis.from_url("redis://a?socket_keepalive=True")  #+ redis.from_url: in the address
+        redis.from_url("redis://a?socket_keepalive=no")  #! redis.from_url
+        redis.Redis(connection_pool=pool)
+        psycopg.connect("host=a")  #+ psycopg.connect: turned on by libpq
+        psycopg.connect("host=a keepalives=0")  #! psycopg.connect: turned off
+        psycopg.connect(keepalives=0)  #! psycopg.connect: turned off
+        psycopg.connect("host=/run/postgresql")
+        OPTIONS = [("grpc.keepalive_time_ms", 10_000)]
+        grpc.insecure_channel("a:1", OPTIONS)  #+ grpc.insecure_channel: grpc.keepalive_time_ms is in
+        grpc.aio.secure_channel("a:1", None, options=[*OPTIONS])  #+ grpc.aio.secure_channel: grpc.keepalive_time_ms
+        grpc.aio.server()  #! grpc.aio.server: grpc.keepalive_time_ms
+        ours = [(SOL_SOCKET, SO_KEEPALIVE, 1)]
+        transport = httpx.HTTPTransport(socket_options=ours)  #+ httpx.HTTPTransport: SO_KEEPALIVE
+        httpx.Client(transport=transport)
+        httpx.Client()  #! httpx.Client: transport=
+        urllib3.PoolManager(socket_options=[])  #! urllib3.PoolManager: socket_options=
+        requests.get("a")  #! requests.get
+        session = requests.Session()  #+ requests.Session: adapter
+        session.mount("https://", TCPKeepAliveAdapter(idle=20))
+        websockets.connect("ws://a")  #+ websockets.connect: pings of its own, every 20 s
+        connect("ws://a", ping_interval=None)  #! websockets.sync.client.connect: turned off
+        pymongo.MongoClient()  #+ pymongo.MongoClient: 120 s
+        aio_pika.connect_robust("amqp://a")  #+ aio_pika.connect_robust: heartbeats
+        aio_pika.connect("amqp://a?heartbeat=0")  #! aio_pika.connect: heartbeat
+        nats.connect("a")  #+ nats.connect: every 120 s
+        aiokafka.AIOKafkaProducer()  #! aiokafka.AIOKafkaProducer: no option
+        mqtt.Client()  #+ paho.mqtt.client.Client: every 60 s
+    """,
+    "star": """
+        from socket import *
+        a = socket(AF_INET)  #! socket.socket
+        b = create_connection(("a", 1))  #+ socket.create_connection: SO_KEEPALIVE
+        b.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        c = socket(AF_UNIX)
+    """,
+    "tangled": """
+        import socket
+        def f(a):
+            a = g(a) or f(a) or a.b.c
+            return a
+        def g(a):
+            while True:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                s = f(g(a)) or socket.socket()  #+ socket.socket: SO_KEEPALIVE
+            return f(s)
+        class A(A): ...
+        class B(C): ...
+        class C(B): ...
+        C().sock.setsockopt(1, 2, 3)
+        match f(1):
+            case [socket, *rest] | {"a": socket, **rest}:
+                socket.socket()
+    """,
+}
+
+ON_KAIO_LOOP = """
+    {imports}
+    import asyncio, socket, aiohttp, requests, redis.asyncio, anyio
+    async def main(loop):
+        await asyncio.open_connection("a", 1)  #+ asyncio.open_connection: runs on kaio's loop
+        await loop.create_server(object, port=0)  #+ loop.create_server: runs on kaio's loop
+        await anyio.connect_tcp("a", 1)  #+ anyio.connect_tcp: runs on kaio's loop
+        aiohttp.ClientSession()  #+ aiohttp.ClientSession: runs on kaio's loop
+        redis.asyncio.Redis(socket_keepalive=False)  #+ redis.asyncio.Redis: runs on kaio's loop
+        sock = socket.socket()  #+ socket.socket: runs on kaio's loop
+        await loop.sock_connect(sock, ("a", 1))
+        blocking = socket.socket()  #! socket.socket
+        requests.get("a")  #! requests.get
+    {run}
+"""
+
+
+def lay_out(top: Path, tree: dict[str, str]) -> None:
+    """Write the samples."""
+    for name, text in tree.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedented(text))
+
+
+def dedented(text: str) -> str:
+    """The sample's own lines; the first one's indentation is taken from all."""
+    lines = text.lstrip("\n").splitlines()
+    margin = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
+    return "\n".join(line[margin:] for line in lines) + "\n"
+
+
+def promised(top: Path, name: str) -> list[tuple[str, int, str, bool, str]]:
+    """What the comments of a sample say: path, line, call, covered, words of the reason."""
+    found = []
+    for number, line in enumerate((top / name).read_text().splitlines(), 1):
+        comment = re.search(r"#([!+]) ([\w., ]+)(?:: (.*))?$", line)
+        for call in comment[2].split(", ") if comment else ():
+            assert comment is not None
+            found.append((str(top / name), number, call, comment[1] == "+", comment[3] or ""))
+    return found
+
+
+def check(findings: list[Finding], expected: list[tuple[str, int, str, bool, str]]) -> None:
+    """What was found is what the comments say, and the reasons have their words."""
+    assert [(each.path, each.line, each.call, each.covered) for each in findings] == [each[:4] for each in expected]
+    for finding, (*_, words) in zip(findings, expected, strict=True):
+        assert words in finding.why, finding
+
+
+def test_twenty_places_in_a_tree_are_found_and_no_other(tmp_path: Path) -> None:
+    lay_out(tmp_path, TWENTY)
+    expected = [place for path in ("client.py", *PACKAGE) for place in promised(tmp_path, path)]
+    assert len(expected) == 20
+    check(audit([tmp_path]), expected)
+
+
+@pytest.mark.parametrize("sample", COVERED)
+def test_what_sets_keepalive_is_seen(sample: str, tmp_path: Path) -> None:
+    lay_out(tmp_path, {"sample.py": COVERED[sample]})
+    check(audit([tmp_path]), promised(tmp_path, "sample.py"))
+
+
+@pytest.mark.parametrize(
+    ("imports", "run"),
+    [
+        ("import kaio", "kaio.run(main(None))"),
+        ("from kaio import run as go", "go(main(None))"),
+        ("import kaio", "kaio.install(keepalive='20s:10s:4')"),
+        ("import kaio", "asyncio.run(main(None), loop_factory=kaio.new_event_loop)"),
+        ("import kaio as k", "asyncio.Runner(loop_factory=k.loop_factory(keepalive='on')).run(main(None))"),
+        ("import kaio", "asyncio.set_event_loop_policy(kaio.EventLoopPolicy())"),
+        ("import kaio", "anyio.run(main, None, backend_options={'loop_factory': kaio.new_event_loop})"),
+        ("import uvicorn", "uvicorn.run('app', loop='kaio:new_event_loop')  #+ uvicorn.run: kaio"),
+    ],
+)
+def test_what_goes_through_kaios_loop_is_covered(imports: str, run: str, tmp_path: Path) -> None:
+    lay_out(tmp_path, {"sample.py": ON_KAIO_LOOP.format(imports=imports, run=run)})
+    check(audit([tmp_path]), promised(tmp_path, "sample.py"))
+
+
+@pytest.mark.parametrize("imports", ["import kaio", "from kaio import run", "from other import kaio"])
+def test_an_import_of_kaio_covers_nothing(imports: str, tmp_path: Path) -> None:
+    path = tmp_path / "sample.py"
+    path.write_text(f"{imports}\nimport asyncio\nasyncio.open_connection('a', 1)\ndef f(kaio): kaio.run(1)\n")
+    (finding,) = audit([path])
+    assert (finding.line, finding.covered) == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "words"),
+    [
+        (b"import socket\nsocket.socket(\n", 2, "was never closed"),
+        (b"print 'two'\n", 1, "Missing parentheses"),
+        (b"\xff\xfe", 1, "not read"),
+        (b"# coding: nonsense\n", 1, "unknown encoding"),
+        (b"a = '\x00'\n", 1, "null bytes"),
+        (b"x = " + b"(" * 5000, 1, "not read"),
+        (b"import socket\nx" + b".y()" * 600 + b"\nsocket.socket()\n", 3, "kaio.apply"),
+        (b"def f(:\n", 1, "syntax error"),
+    ],
+    ids=["open", "python 2", "not text", "encoding", "null", "nested", "long chain", "no"],
+)
+def test_a_file_that_cannot_be_read_is_a_finding_of_its_own(
+    source: bytes, line: int, words: str, tmp_path: Path
+) -> None:
+    """And the rest of the tree is read all the same."""
+    (tmp_path / "bad.py").write_bytes(source)
+    (tmp_path / "good.py").write_text("import socket\nsocket.socket()\n")
+    *bad, good = audit([tmp_path])
+    assert (good.call, good.line) == ("socket.socket", 2)
+    assert [(each.path, each.line, each.covered) for each in bad] == [(str(tmp_path / "bad.py"), line, False)]
+    assert words in bad[0].why
+    assert "\n" not in bad[0].why
+
+
+def test_files_are_given_by_name_or_by_directory_and_read_once(tmp_path: Path) -> None:
+    lay_out(tmp_path, {".hidden/tool": "import socket\nsocket.socket()\n", "a.py": "", "b.py": ""})
+    (tmp_path / "link.py").symlink_to(tmp_path / ".hidden" / "tool")
+    (tmp_path / "broken.py").symlink_to(tmp_path / "nowhere")
+    named = audit([tmp_path / ".hidden" / "tool", str(tmp_path / ".hidden"), tmp_path])
+    assert [(each.path, each.call) for each in named] == [
+        (str(tmp_path / ".hidden" / "tool"), "socket.socket"),
+        (str(tmp_path / "broken.py"), ""),
+    ]
+
+
+def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        audit([tmp_path / "nowhere"])
+
+
+def test_deep_trees_need_no_deep_stack(tmp_path: Path) -> None:
+    """A sum of some thousand terms, as generated source has them, is that deep in the tree."""
+    (tmp_path / "a.py").write_text(f"import socket\nx = {'+'.join(['y'] * 2500)}\nsocket.socket()\n")
+    assert [each.line for each in audit([tmp_path])] == [3]
+
+
+def test_nothing_is_imported_or_run(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import sys\nsys.modules['ran'] = sys\nraise SystemExit\n")
+    assert audit([tmp_path]) == []
+    assert "ran" not in sys.modules
