@@ -1,0 +1,66 @@
+"""`kaio.Connection`: `kaio.serve` with an async handler."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+import kaio
+
+from . import journal
+from .wire import ANSWER, CHUNK, DOWNLOADS, GREETING, HEADER, UPLOADS, checked_chunks
+
+__all__ = ["connection"]
+
+
+async def echo(connection: kaio.Connection) -> None:
+    async for data in connection:
+        await connection.send(data)
+
+
+async def greet(connection: kaio.Connection) -> None:
+    await connection.send(GREETING)
+    async for _ in connection:
+        pass
+
+
+async def bulk(connection: kaio.Connection) -> None:
+    mode, total = HEADER.unpack(await connection.receive_exactly(HEADER.size))
+    if mode in UPLOADS:
+        received = checksum = 0
+        while received < total:
+            data = await connection.receive()
+            received += len(data)
+            if mode == UPLOADS[1]:
+                checksum = zlib.crc32(data, checksum)
+        await connection.send(ANSWER.pack(received, checksum))
+    elif mode == DOWNLOADS[1]:
+        for chunk in checked_chunks(total):
+            await connection.send(chunk)
+    else:
+        same = bytes(CHUNK)
+        for _ in range(total // CHUNK):
+            await connection.send(same)
+        await connection.send(same[: total % CHUNK])
+    async for _ in connection:
+        pass
+
+
+async def report(connection: kaio.Connection) -> None:
+    port = journal.connected(connection.transport)
+    try:
+        async for _ in connection:
+            pass
+    except kaio.DeadPeerError:
+        journal.died(port)
+
+
+_APPLICATIONS: Final = {"echo": echo, "greet": greet, "bulk": bulk, "report": report}
+
+
+async def connection(application: str, policy: str, ready: Callable[[int], None]) -> None:
+    """`kaio.serve` with a handler."""
+    async with kaio.serve(_APPLICATIONS[application], "127.0.0.1", 0, keepalive=policy) as server:
+        ready(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
