@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint system clean
+.PHONY: demo test lint bench conformance system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
@@ -12,11 +12,19 @@ test: system lint
 	$(BIN)/python -m pytest -n 6 --dist worksteal
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check kaio tests examples benchmarks
-	$(BIN)/ruff format --check kaio tests examples benchmarks
+	$(BIN)/ruff check kaio tests examples benchmarks scripts
+	$(BIN)/ruff format --check kaio tests examples benchmarks scripts
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. pyright --ignoreexternal --verifytypes kaio
+
+# kaio beside what a user would pick instead: about an hour; the results go to benchmarks/results.
+bench: system $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+# Other projects' test suites over kaio's loop and over its base: about ten minutes.
+conformance: system $(VENV)/.dev
+	$(BIN)/python -m scripts.conformance
 
 # What the tests need besides Python: nftables, strace and the like.
 system:
@@ -34,4 +42,4 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis
