@@ -1,10 +1,11 @@
-"""The sockets of this process by their descriptors, whoever opened them. Linux only.
+"""The sockets of this process by their descriptors, whoever opened them. Linux only, but for `unread`.
 
 Rules kept here: a look at a descriptor changes nothing of it, and holds nothing open.
 """
 
 from __future__ import annotations
 
+import array
 import ctypes
 import errno
 import functools
@@ -15,11 +16,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ._sockopt import platform
+from ._sockopt import SocketLike, platform
 from .errors import KeepaliveError
 from .keepalive import describe
 
-__all__ = ["Descriptor", "descriptors"]
+__all__ = ["Descriptor", "descriptors", "unread"]
+
+if os.name == "posix":
+    import fcntl
+    import termios
 
 _SO_DOMAIN: Final = 39
 _AF_UNKNOWN: Final = -1
@@ -67,7 +72,8 @@ class Descriptor:
         if buflen is None:
             return self._int(level, optname, None)
         buffer = ctypes.create_string_buffer(buflen)
-        return buffer.raw[: self._get(level, optname, buffer, buflen)]
+        length = self._get(level, optname, buffer, buflen)
+        return buffer.raw[:length]
 
     def setsockopt(self, level: int, optname: int, value: Any, /) -> None:
         """As `socket.socket.setsockopt`, for integers."""
@@ -140,3 +146,12 @@ def descriptors() -> Iterator[Descriptor]:
                 yield descriptor
         except OSError:  # closed meanwhile
             continue
+
+
+def unread(sock: SocketLike) -> int:
+    """How many bytes a socket holds that were not read yet; 0 where that cannot be told. Raises OSError."""
+    if os.name != "posix":
+        return 0
+    count = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    return count[0]

@@ -9,28 +9,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
+import functools
 import math
 import os
 import socket
 import struct
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal
 
 from ._sockopt import SocketLike, platform
-from .descriptors import Descriptor
+from .descriptors import Descriptor, unread
 from .errors import Cause, DeadPeerError, KeepaliveError
-from .keepalive import logger
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo
 from .verdict import Decision, Health, Limits, cause_of_death, fell_silent, limits_of_state
 
-__all__ = ["DescriptorLink", "TransportLink"]
+__all__ = ["DescriptorLink", "TransportLink", "state_of"]
 
 _GONE: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket says, on one loop or another
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
+_PIECE: Final = 0.01  # seconds for a loop to read a piece of what waits
+_PATIENCE: Final = 10  # times that long for a loop that reads to find the error by itself
 _AT_ONCE: Final = 0.001  # seconds of user timeout: at the kernel's next timer
+
+
+def state_of(sock: SocketLike, policy: Keepalive) -> SocketState:
+    """What a socket has now. Raises OSError.
+
+    The policy's user timeout with other times, which the application has set since, might kill after one lost probe:
+    it is taken off.
+    """
+    state = platform.read(sock)
+    if policy.stalled != "drop" or state.user_timeout is None or state.user_timeout != policy.effective_user_timeout:
+        return state
+    times = (policy.idle, policy.interval, policy.count)
+    if all(mine in (None, has) for mine, has in zip(times, (state.idle, state.interval, state.count), strict=True)):
+        return state
+    with contextlib.suppress(KeepaliveError):
+        platform.bound_connect(sock, None)
+    return platform.read(sock)
 
 
 class _Link:
@@ -40,6 +61,8 @@ class _Link:
         "_backoff",
         "_due",
         "_ended",
+        "_home",
+        "_key",
         "_limits",
         "_monitor",
         "_policy",
@@ -49,7 +72,12 @@ class _Link:
         "_watched_fd",
     )
 
-    def __init__(self, policy: Keepalive, state: SocketState, monitor: Monitor) -> None:
+    def __init__(
+        self, policy: Keepalive, state: SocketState, monitor: Monitor, home: MutableMapping[int, Any], key: int
+    ) -> None:
+        self._home = home  # the table that it is in
+        self._key = key  # and under what
+        home[key] = self
         self._policy = policy
         self._state: SocketState = state  # what the socket has, as far as it is known
         self._monitor = monitor
@@ -96,35 +124,28 @@ class _Link:
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         self._follow(sock)
 
+    def _read(self, sock: SocketLike) -> SocketState:
+        """What the application and the policy have made of the socket."""
+        return state_of(sock, self._policy)
+
     def _follow(self, sock: SocketLike) -> bool:
         """See whether the application has set other times since; they stand."""
         try:
-            state = platform.read(sock)
+            state = self._read(sock)
         except _GONE:
             return False
         if state == self._state:
             return False
-        if self._is_hybrid(state):
-            with contextlib.suppress(OSError, KeepaliveError):
-                platform.bound_connect(sock, None)
-                state = platform.read(sock)
         self._state = state
         limits = limits_of_state(self._policy, state)
         if limits == self._limits:
             return False
         self._limits = limits
-        self._monitor.watch(self)
+        if limits is None:  # keepalive is off: nobody is to watch
+            self._end()
+        else:
+            self._monitor.watch(self)
         return True
-
-    def _is_hybrid(self, state: SocketState) -> bool:
-        """The policy's user timeout with the application's times: it might kill after one lost probe."""
-        policy = self._policy
-        return (
-            policy.stalled == "drop"
-            and state.user_timeout is not None
-            and state.user_timeout == policy.effective_user_timeout
-            and limits_of_state(policy, state) != limits_of_state(policy, self._state)
-        )
 
     def _tell(self, name: str, argument: object) -> None:
         """A library's protocol has no such callbacks."""
@@ -172,9 +193,17 @@ class _Link:
         self._end()
 
     def _peername(self, sock: SocketLike) -> Any:
-        with contextlib.suppress(*_GONE):
-            return sock.getpeername()  # type: ignore[attr-defined]
-        return None
+        """The peer's address, for the log."""
+        raise NotImplementedError
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is watched no more."""
+        return self._ended
+
+    def is_of(self, transport: object) -> bool:
+        """Whether it is that transport's."""
+        return False
 
     def retire(self) -> None:
         """It is somebody else's to watch, or it has ended."""
@@ -186,6 +215,8 @@ class _Link:
             self._limits = None
             self._monitor.forget(self)
             self._monitor.counters.watched -= 1
+            if self._home.get(self._key) is self:
+                del self._home[self._key]
 
 
 class TransportLink(_Link):
@@ -193,14 +224,18 @@ class TransportLink(_Link):
 
     __slots__ = ("_transport",)
 
-    def __init__(
-        self, transport: Callable[[], asyncio.Transport | None], policy: Keepalive, state: SocketState, monitor: Monitor
-    ) -> None:
-        self._transport = transport
-        super().__init__(policy, state, monitor)
+    def __init__(self, transport: asyncio.Transport, *common: Any) -> None:
+        self._transport: Callable[[], Any] = weakref.ref(transport, self._gone)
+        super().__init__(*common)
+
+    def _gone(self, _: object) -> None:
+        self._end()
+
+    def is_of(self, transport: object) -> bool:
+        return self._transport() is transport
 
     @property
-    def _owner(self) -> asyncio.Transport | None:
+    def _owner(self) -> Any:
         return self._transport()
 
     def _find(self) -> SocketLike | None:
@@ -212,33 +247,59 @@ class TransportLink(_Link):
         return None if transport is None else transport.get_extra_info("peername")
 
     def _deliver(self) -> None:
+        self._let_read(self._give_up, 0)
+
+    def _help(self) -> None:
+        self._let_read(self._pass_error_on, _PATIENCE)
+
+    def _let_read(self, then: Callable[[Any], None], patience: int) -> None:
+        """Let the library have what its peer had sent, if it has paused reading; then the end.
+
+        A loop takes a paused connection out of its epoll: reading again, it finds the data. A protocol may pause at
+        each piece of it.
+        """
         transport: Any = self._transport()
         with contextlib.suppress(*_GONE):
-            # Nobody is there to take what is left: the kernel need not go on trying.
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            if transport is None:
+                return
+            paused = not transport.is_reading()
+            if not transport.is_closing() and (unread(transport.get_extra_info("socket")) if paused else patience):
+                if paused:
+                    transport.resume_reading()
+                again = functools.partial(self._let_read, then, patience - (not paused))
+                asyncio.get_running_loop().call_later(_PIECE, again)
+            else:
+                then(transport)
+
+    def _give_up(self, transport: Any) -> None:
+        """The verdict is ours. Nobody is there to take what is left: the kernel need not go on trying."""
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         # What both loops' own fatal errors do: connection_lost(exc) in the next turn, through TLS too.
         transport._force_close(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
-    def _help(self) -> None:
-        """A loop takes a paused connection out of its epoll: reading again, it finds what had come, and the error."""
-        transport = self._transport()
-        with contextlib.suppress(*_GONE):
-            if transport is not None and not transport.is_reading() and not transport.is_closing():
-                transport.resume_reading()
+    def _pass_error_on(self, transport: Any) -> None:
+        """The verdict is the kernel's, and the loop has not heard it: it does not listen after a peer's EOF."""
+        number = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            transport._force_close(OSError(number, os.strerror(number)))
 
 
 class DescriptorLink(_Link):
     """A socket that a library only ever gives to `add_reader`, `add_writer` or `sock_*`.
 
     A verdict on it is the kernel's to deliver, at its next timer: so data in flight puts the user timeout on the
-    socket, which a shut window takes off again.
+    socket, which a shut window takes off again. One that the application has set itself stands.
     """
 
-    __slots__ = ("descriptor",)
+    __slots__ = ("_bound", "_peer", "descriptor")
 
-    def __init__(self, descriptor: Descriptor, policy: Keepalive, state: SocketState, monitor: Monitor) -> None:
+    def __init__(self, descriptor: Descriptor, *common: Any) -> None:
         self.descriptor: Descriptor = descriptor
-        super().__init__(policy, state, monitor)
+        self._bound: float | None = None  # the user timeout that was set here
+        self._peer: Any = None  # once it has ended, the kernel does not tell
+        with contextlib.suppress(OSError):
+            self._peer = descriptor.getpeername()
+        super().__init__(*common)
 
     @property
     def _owner(self) -> None:
@@ -247,19 +308,25 @@ class DescriptorLink(_Link):
     def _find(self) -> SocketLike:
         return self.descriptor
 
-    def _looked(self, sock: SocketLike, decision: Decision) -> None:
-        if not self._follow(sock) and self._limits is not None and self._limits.user_timeout is not None:
-            self._bound(sock, self._limits.user_timeout if decision.waiting and not decision.shut else None)
+    def _peername(self, sock: SocketLike) -> Any:
+        return self._peer
 
-    def _bound(self, sock: SocketLike, seconds: float | None) -> None:
-        if seconds != self._state.user_timeout:
-            try:
-                platform.bound_connect(sock, seconds)
-                self._state = platform.read(sock)
-            except (OSError, KeepaliveError) as exc:
-                logger.debug("%r: %s", sock, exc)
+    def _read(self, sock: SocketLike) -> SocketState:
+        state = super()._read(sock)
+        if self._bound is not None and state.user_timeout == self._bound:
+            return dataclasses.replace(state, user_timeout=None)
+        self._bound = None
+        return state
+
+    def _looked(self, sock: SocketLike, decision: Decision) -> None:
+        if not self._follow(sock) and self._limits is not None and self._state.user_timeout is None:
+            bound = self._limits.user_timeout if decision.waiting and not decision.shut else None
+            if bound != self._bound:
+                with contextlib.suppress(*_GONE):
+                    platform.bound_connect(sock, bound)
+                    self._bound = bound
 
     def _deliver(self) -> None:
-        with contextlib.suppress(OSError, KeepaliveError):
+        with contextlib.suppress(*_GONE):
             platform.cap_backoff(self.descriptor, 1.0)
             platform.bound_connect(self.descriptor, _AT_ONCE)

@@ -49,7 +49,8 @@ def loop_factory(keepalive: KeepaliveArg = None, *, base: LoopFactory | None = N
         try:
             take_over(loop, policy)
         except TypeError:
-            loop.close()
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                loop.close()
             raise
         return loop
 

@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohappyeyeballs
@@ -26,10 +26,11 @@ from .covering import Standing, adopt
 from .descriptors import Descriptor
 from .errors import KeepaliveError
 from .keepalive import logger
-from .links import DescriptorLink, TransportLink
-from .monitor import get_monitor
+from .links import DescriptorLink, TransportLink, state_of
+from .monitor import Monitor, close_monitor, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
 from .protocols import Watched
+from .tcpinfo import TcpState
 from .verdict import limits_of
 
 __all__ = ["Covering", "loop_class", "take_over"]
@@ -53,12 +54,11 @@ class _Cover:
         bound = policy.effective_user_timeout if policy.enabled else None
         self.connect_bound: float | None = None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
         self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
-        self._bare: dict[int, DescriptorLink] = {}  # those of them that the monitor watches
-        self._transports: list[Callable[[], asyncio.Transport | None]] = []  # made, and not yet known to the monitor
-        self._descriptors: list[tuple[Descriptor, SocketState]] = []
-        self._since = 0.0  # when the first of them was made; 0: there is none
-        # servers that were handed a queue of connections without the policy
-        self.unsure: weakref.WeakKeyDictionary[Any, _Accepting] = weakref.WeakKeyDictionary()
+        self._transports: Any = None  # the loop's own table of them: descriptor -> weak reference
+        self._descriptors: list[tuple[Descriptor, SocketState]] = []  # met, and not yet known to the monitor
+        self._known: dict[int, TransportLink | DescriptorLink | _Ignored] = {}  # by descriptor: who is known to it
+        self.resting: bool = self.active  # whether nothing was made since the monitor was told last
+        self._since = 0.0  # when the first of it was
         self._complained = False
 
     # -- options
@@ -126,41 +126,32 @@ class _Cover:
             descriptor = Descriptor(fd, inode)
             found = self.adopt(descriptor)
             if found is not None and not descriptor.is_listening:
-                self._begin()
                 self._descriptors.append((descriptor, found[1]))
+                self.stir()
         except OSError:  # a pipe, say
             return
 
     # -- the monitor
 
-    def made(self, transport: asyncio.Transport) -> None:
-        """A connection stands."""
-        try:
-            reference = weakref.ref(transport)
-        except TypeError:
-            below = _below(transport)
-            if below is None:
-                self.sight(transport.get_extra_info("socket"))
-                return
-            reference = weakref.ref(below)
-        self._transports.append(reference)
-        if not self._since:
-            self._begin()
-
-    def _begin(self) -> None:
+    def stir(self) -> None:
+        """A connection is made: in a while, tell the monitor of those that still stand. Most of a server's do not."""
         loop = self._loop()
-        if not self._since and loop is not None:
+        if self.resting and loop is not None:
+            self.resting = False
             self._since = loop.time()
             limits = limits_of(self.policy)
             delay = _INTRODUCTION if limits is None else min(limits.first_look / 2, _INTRODUCTION)
             loop.call_later(delay, self._introduce_all)
 
     def _introduce_all(self) -> None:
-        """Those who have lived long enough are the monitor's from now on; most of a busy server's have not."""
         loop = self._loop()
-        if loop is not None:
-            self._work_on(loop, self._introductions(loop, self._transports, self._descriptors, self._since))
-            self._transports, self._descriptors, self._since = [], [], 0.0
+        if loop is None:
+            return
+        if self._transports is None:
+            self._transports = _table_of_transports(loop)
+        self._known = {fd: link for fd, link in self._known.items() if not link.ended}
+        self.resting = True
+        self._work_on(loop, self._introductions(loop, self._since))
 
     def _work_on(self, loop: asyncio.AbstractEventLoop, steps: Iterator[None]) -> None:
         until = loop.time() + _BUDGET
@@ -169,65 +160,87 @@ class _Cover:
                 loop.call_soon(self._work_on, loop, steps)
                 return
 
-    def _introductions(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        transports: list[Callable[[], asyncio.Transport | None]],
-        descriptors: list[tuple[Descriptor, SocketState]],
-        since: float,
-    ) -> Iterator[None]:
+    def _introductions(self, loop: asyncio.AbstractEventLoop, since: float) -> Iterator[None]:
         """The transports first: a descriptor may have become one's meanwhile."""
         monitor = get_monitor(loop)
-        taken: set[int] = set()
-        for find in transports:
-            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # it has ended
-                transport = find()
-                sock = None if transport is None else transport.get_extra_info("socket")
-                if sock is not None and sock.fileno() >= 0 and platform.is_tcp(sock):
-                    taken.add(sock.fileno())
-                    self._retire(sock.fileno())
-                    monitor.watch(TransportLink(find, self.policy, platform.read(sock), monitor), since)
+        for fd, reference in list(self._transports.items()):
+            known, transport = self._known.get(fd), reference()
+            if transport is not None and (known is None or not known.is_of(transport)):
+                self._forget(known)
+                self._introduce(fd, transport, monitor, since)
+            del transport  # it is not to be kept alive while others have their turn
             yield
+        descriptors, self._descriptors = self._descriptors, []
         for descriptor, state in descriptors:
             fd = descriptor.fileno()
-            if fd >= 0 and fd not in taken:
-                self._retire(fd)
-                self._bare[fd] = link = DescriptorLink(descriptor, self.policy, state, monitor)
-                monitor.watch(link, since)
+            if fd >= 0 and state.enabled and not isinstance(self._known.get(fd), TransportLink):
+                self._forget(self._known.get(fd))
+                monitor.watch(DescriptorLink(descriptor, self.policy, state, monitor, self._known, fd), since)
             yield
 
-    def _retire(self, fd: int) -> None:
-        """A descriptor is a transport's now, or another connection's."""
-        link = self._bare.pop(fd, None)
-        if link is not None:
+    def _introduce(self, fd: int, transport: asyncio.Transport, monitor: Monitor, since: float) -> None:
+        self._known[fd] = _Ignored(transport)
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # it has ended
+            sock = transport.get_extra_info("socket")
+            if sock is not None and sock.fileno() >= 0 and platform.is_tcp(sock) and not _is_ours(transport):
+                state = state_of(sock, self.policy)
+                if state.enabled and platform.tcp_info(sock).state != TcpState.CLOSE:
+                    monitor.watch(TransportLink(transport, self.policy, state, monitor, self._known, fd), since)
+
+    @staticmethod
+    def _forget(link: TransportLink | DescriptorLink | _Ignored | None) -> None:
+        """The descriptor is another connection's."""
+        if isinstance(link, (TransportLink, DescriptorLink)):
             link.retire()
 
 
-def _below(transport: Any) -> asyncio.Transport | None:
-    """The TCP transport below one of uvloop's TLS transports, which no weak reference can be made to, and which do not
-    say what they stand on: what refers to what, the garbage collector knows."""
-    for layer in gc.get_referents(transport):
-        for found in gc.get_referents(layer) if type(layer).__name__ == "SSLProtocol" else ():
-            if isinstance(found, asyncio.Transport) and type(found) is not type(transport):
-                return found
-    return None
+class _Ignored:
+    """A transport that is none of the monitor's affair: not TCP, or kaio's own, which is there already."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = weakref.ref(transport)
+
+    @property
+    def ended(self) -> bool:
+        return self._transport() is None
+
+    def is_of(self, transport: object) -> bool:
+        return self._transport() is transport
 
 
-class _Introduction(asyncio.Protocol):
-    """Stands in for a protocol until its transport is there, on loops that do not show the transports they accept."""
+def _table_of_transports(loop: Any) -> Any:
+    """The loop's own table of its transports. asyncio has it as an attribute; of uvloop the garbage collector knows."""
+    table = getattr(loop, "_transports", None)
+    for found in [table] if table is not None else gc.get_referents(loop):
+        if type(found) is weakref.WeakValueDictionary:
+            return found.data  # type: ignore[attr-defined]
+    logger.warning("%r does not tell of its transports: its sockets have the policy, and no monitor", loop)
+    return {}
 
-    __slots__ = ("_by_hand", "_cover", "_protocol")
 
-    def __init__(self, cover: _Cover, protocol: Any, by_hand: bool) -> None:
+def _is_ours(transport: Any) -> bool:
+    """Whether a connection belongs to a protocol of kaio's, which has told the monitor of it."""
+    protocol = transport.get_protocol()
+    if type(protocol).__name__ == "SSLProtocol":  # it stands between; uvloop's does not say what is above it
+        above = getattr(protocol, "_app_protocol", None)
+        return any(isinstance(each, Watched) for each in ([above] if above else gc.get_referents(protocol)))
+    return isinstance(protocol, Watched)
+
+
+class _FromQueue(asyncio.Protocol):
+    """Stands in for a protocol until its connection stands, which waited before its listening socket had the policy."""
+
+    __slots__ = ("_cover", "_protocol")
+
+    def __init__(self, cover: _Cover, protocol: Any) -> None:
         self._cover = cover
         self._protocol = protocol
-        self._by_hand = by_hand  # it waited in the queue before the listening socket had the policy
 
     def connection_made(self, transport: Any) -> None:
         protocol = self._protocol
-        if self._by_hand:
-            self._cover.adopt(transport.get_extra_info("socket"))
-        self._cover.made(transport)
+        self._cover.adopt(transport.get_extra_info("socket"))
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
@@ -249,6 +262,11 @@ class Covering(_Base):
     def keepalive(self) -> Keepalive:
         """The policy that sockets get."""
         return self._kaio.policy
+
+    def close(self) -> None:
+        super().close()
+        if self.is_closed():
+            close_monitor(self)
 
     # -- by hand
 
@@ -293,19 +311,17 @@ class Covering(_Base):
         **kwargs: Any,
     ) -> Any:
         cover = self._kaio
-        accepting = _Accepting(cover, protocol_factory) if cover.active else None
-        server = await super().create_server(
-            self._accept_with(accepting) or protocol_factory, host, port, start_serving=False, **kwargs
-        )
+        sock = kwargs.get("sock")
+        waiting = cover.queued(sock) if sock is not None and cover.active and keep_alive is not False else 0
+        if cover.active:
+            protocol_factory = self._accepting(protocol_factory, waiting)
+        server = await super().create_server(protocol_factory, host, port, start_serving=False, **kwargs)
         try:
-            for sock in server.sockets:
-                if keep_alive and platform.is_tcp(sock):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if accepting is not None and keep_alive is not False:
-                    accepting.by_hand += cover.queued(sock)
-                    cover.adopt(sock)
-            if accepting is not None and accepting.by_hand:
-                cover.unsure[server] = accepting
+            for listening in server.sockets:
+                if keep_alive and platform.is_tcp(listening):
+                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if cover.active and keep_alive is not False:
+                    cover.adopt(listening)
             if start_serving:
                 await server.start_serving()
         except BaseException:
@@ -313,73 +329,43 @@ class Covering(_Base):
             raise
         return server
 
-    def _accept_with(self, accepting: _Accepting | None) -> Any:
-        """The factory by which this loop's servers are to make protocols; None: the application's own."""
-        return None
+    def _accepting(self, factory: Any, waiting: int) -> Any:
+        """The factory by which a server makes its protocols; so many of its first connections waited in the queue."""
+        cover, left = self._kaio, waiting
 
+        def make() -> Any:
+            nonlocal left
+            if cover.resting:
+                cover.stir()
+            if left:
+                left -= 1
+                protocol = factory()
+                return protocol if isinstance(protocol, Watched) else _FromQueue(cover, protocol)
+            return factory()
 
-class _Accepting:
-    """The protocol factory of a server whose transports only the protocols are shown."""
-
-    def __init__(self, cover: _Cover, factory: Any) -> None:
-        self._cover = cover
-        self._factory = factory
-        self.by_hand: int = 0  # connections that waited before the listening socket had the policy
-
-    def take(self) -> bool:
-        """Whether the next connection is one of those."""
-        if self.by_hand:
-            self.by_hand -= 1
-            return True
-        return False
-
-    def __call__(self) -> Any:
-        protocol = self._factory()
-        by_hand = self.by_hand > 0 and self.take()
-        return protocol if isinstance(protocol, Watched) else _Introduction(self._cover, protocol, by_hand)
-
-
-class _CoveringSelector(Covering):
-    """Over asyncio's selector loops, which make every transport by methods of their own."""
-
-    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
-        sock = kwargs.get("sock")
-        if sock is not None and host is None and port is None and self._kaio.active:
-            self._kaio.adopt(sock)
-        return await super().create_connection(protocol_factory, host, port, **kwargs)
+        return make
 
     async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
         if self._kaio.active:
             self._kaio.adopt(sock)
+            self._kaio.stir()
         return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
 
-    def _make_socket_transport(self, sock: Any, protocol: Any, *args: Any, **kwargs: Any) -> Any:
-        transport = super()._make_socket_transport(sock, protocol, *args, **kwargs)  # type: ignore[misc]
-        self._made(sock, protocol, transport, kwargs)
-        return transport
 
-    def _make_ssl_transport(self, rawsock: Any, protocol: Any, *args: Any, **kwargs: Any) -> Any:
-        transport = super()._make_ssl_transport(rawsock, protocol, *args, **kwargs)  # type: ignore[misc]
-        self._made(rawsock, protocol, transport, kwargs)
-        return transport
+class _CoveringSelector(Covering):
+    """Over asyncio's selector loops, which connect by `sock_connect`."""
 
-    def _made(self, sock: Any, protocol: Any, transport: Any, options: dict[str, Any]) -> None:
-        cover = self._kaio
-        if not cover.active:
-            return
-        if cover.unsure:
-            accepting = cover.unsure.get(options.get("server"))
-            if accepting is not None and accepting.take():
-                cover.adopt(sock)
-        if not isinstance(protocol, Watched):
-            cover.made(transport)
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
+        cover, sock = self._kaio, kwargs.get("sock")
+        if sock is not None and host is None and port is None and cover.active:
+            cover.adopt(sock)
+        made = await super().create_connection(protocol_factory, host, port, **kwargs)
+        cover.stir()
+        return made
 
 
 class _CoveringOther(Covering):
-    """Over uvloop and its kin, whose transports are made where no method of ours is called."""
-
-    def _accept_with(self, accepting: _Accepting | None) -> Any:
-        return accepting
+    """Over uvloop and its kin, which make a connection's socket where no option can be set before it connects."""
 
     async def create_connection(
         self,
@@ -402,7 +388,8 @@ class _CoveringOther(Covering):
         if sock is not None and host is None and port is None and cover.active:
             cover.adopt(sock)
         made = await super().create_connection(protocol_factory, host, port, sock=sock, **kwargs)
-        return self._known(*made)
+        cover.stir()
+        return made
 
     async def _connect(
         self,
@@ -443,23 +430,14 @@ class _CoveringOther(Covering):
             # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may
             # be another's by the time that the object would close it once more.
             sock.detach()
-        return self._known(transport, protocol)
+        self._kaio.stir()
+        return transport, protocol
 
     async def _resolve(self, host: Any, port: Any, family: int, proto: int, flags: int) -> list[Any]:
         infos = await self.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, proto=proto, flags=flags)
         if not infos:
             raise OSError("getaddrinfo() returned empty list")
         return list(infos)
-
-    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
-        if self._kaio.active:
-            self._kaio.adopt(sock)
-        return self._known(*await super().connect_accepted_socket(protocol_factory, sock, **kwargs))
-
-    def _known(self, transport: Any, protocol: Any) -> tuple[Any, Any]:
-        if self._kaio.active and not isinstance(protocol, Watched):
-            self._kaio.made(transport)
-        return transport, protocol
 
 
 def _tls_options(host: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -521,11 +499,9 @@ def loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEv
         return made
     selector = issubclass(base, asyncio.SelectorEventLoop)
     mixed = _CoveringSelector if selector else _CoveringOther
-    return type(
-        f"Kaio{base.__name__}",
-        (mixed, base),
-        {"__doc__": f"{base.__name__} whose TCP sockets have keepalive.", "__module__": base.__module__},
-    )
+    names = {"__doc__": f"{base.__name__} whose TCP sockets have keepalive.", "__module__": base.__module__}
+    _classes[base] = made = type(f"Kaio{base.__name__}", (mixed, base), names)
+    return made
 
 
 def take_over(loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:

@@ -34,7 +34,7 @@ from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
 from .verdict import Decision, Health, Limits, State, decide, judge
 
-__all__ = ["Counters", "Event", "Link", "Monitor", "bare", "get_monitor"]
+__all__ = ["Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
 
 logger: Final = logging.getLogger("kaio")
 
@@ -520,6 +520,13 @@ def bare(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
 
 
 _monitors: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Monitor]] = weakref.WeakKeyDictionary()
+
+
+def close_monitor(loop: asyncio.AbstractEventLoop) -> None:
+    """A loop is closed: so is its monitor, and it holds neither any more."""
+    monitor = _monitors.pop(loop, None)
+    if monitor is not None:
+        monitor.close()
 
 
 def get_monitor(loop: asyncio.AbstractEventLoop | None = None) -> Monitor:

@@ -6,7 +6,6 @@ kernel is asked about a connection only after the loop has reported its death.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import math
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal
 from anyio import ClosedResourceError, EndOfStream
 
 from ._sockopt import SocketLike, platform
+from .descriptors import unread
 from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .keepalive import apply, tcp_info
 from .monitor import Counters, Event, Monitor, get_monitor
@@ -29,10 +29,6 @@ from .tcpinfo import TcpInfo
 from .verdict import DEATHS, Decision, Health, Limits, State, cause_of_death, judge, limits_of
 
 __all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
-
-if os.name == "posix":
-    import fcntl
-    import termios
 
 _PATIENCE: Final = 0.5  # seconds for the loop to bring the end by itself
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
@@ -356,7 +352,7 @@ class KeepaliveTransport(asyncio.Transport):
             # A TLS layer may hold data of its own.
             if not inner.is_reading() and inner.get_extra_info("sslcontext") is not None:
                 return True
-            if not _unread(sock):
+            if not unread(sock):
                 return False
             _end_reading(sock)
         except (OSError, ValueError, AttributeError):
@@ -385,7 +381,7 @@ class KeepaliveTransport(asyncio.Transport):
         if self._ended or not self._inner.is_reading():  # paused again: the next resume_reading leads here
             return
         try:
-            more = _unread(self._socket())
+            more = unread(self._socket())
         except (OSError, ValueError, AttributeError):
             more = False
         if more:
@@ -527,15 +523,6 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:  # no loop is running
         return None
-
-
-def _unread(sock: SocketLike) -> bool:
-    """Whether the socket holds data that was not read yet."""
-    if os.name != "posix":
-        return False
-    count = array.array("i", [0])
-    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
-    return count[0] > 0
 
 
 def _end_reading(sock: SocketLike) -> None:

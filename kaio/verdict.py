@@ -39,6 +39,8 @@ _UNREACHABLE: Final = frozenset(
 _WINDOWS_TIMED_OUT: Final = frozenset({10060})
 _WINDOWS_UNREACHABLE: Final = frozenset({10065, 10051, 10064, 10050})
 
+_LONG: Final = 60.0  # seconds; without a user timeout the kernel goes on for many minutes (tcp_retries2)
+
 DEATHS: Final = _UNREACHABLE | _WINDOWS_UNREACHABLE | _WINDOWS_TIMED_OUT | {errno.ETIMEDOUT}
 """The error numbers with which a kernel reports that a peer no longer answers. A reset is not among them."""
 
@@ -167,13 +169,16 @@ def limits_of_state(policy: Keepalive, state: SocketState) -> Limits | None:
 def fell_silent(info: TcpInfo, state: SocketState) -> bool:
     """Whether a connection that the kernel has ended had a peer that no longer answered; else it was reset or closed.
 
-    A reset that answers a probe comes within a round trip of it, so before the last interval is half over.
+    What went unanswered stays in the sample, and an ordinary end has none of it. A reset that answers a probe comes
+    within a round trip of it, so before the last interval is half over.
     """
-    bounds = [bound for bound in (state.detection_time, state.user_timeout) if bound]
     silence = info.silence
-    if info.state != TcpState.CLOSE or silence is None or not bounds:
+    if info.state != TcpState.CLOSE or silence is None:
         return False
-    return silence >= min(bounds) - (state.interval or 0) / 2
+    if info.retransmits or (info.notsent_bytes and not info.snd_wnd):
+        return silence >= (state.user_timeout or _LONG)
+    bounds = [bound for bound in (state.detection_time, state.user_timeout) if bound]
+    return bool(info.probes and bounds) and silence >= min(bounds) - (state.interval or 0) / 2
 
 
 class Decision(NamedTuple):
