@@ -21,27 +21,25 @@ The map; each row imports only from the rows above it, and from its own without 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from . import loops as _loops
-from .addresses import TcpAddress, UnixAddress
-from .client import connect, create_connection, open_connection
-from .connection import Connection
-from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
-from .keepalive import apply, health, inspect
-from .listeners import Listener
-from .loops import install, loop_factory, new_event_loop, report, run
-from .monitor import Counters, Event, Monitor, get_monitor
-from .policy import AUTO, Keepalive, SocketState, Step
-from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
-from .server import Server, create_server, serve, start_server
-from .sweeping import Report, sweep
-from .tcpinfo import TcpInfo, TcpState
-from .transports import AliveScope, KeepaliveTransport
-from .verdict import Health, State
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .loops import EventLoopPolicy
+    from .addresses import TcpAddress, UnixAddress
+    from .client import connect, create_connection, open_connection
+    from .connection import Connection
+    from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
+    from .keepalive import apply, health, inspect
+    from .listeners import Listener
+    from .loops import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
+    from .monitor import Counters, Event, Monitor, get_monitor
+    from .policy import AUTO, Keepalive, SocketState, Step
+    from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
+    from .server import Server, create_server, serve, start_server
+    from .sweeping import Report, sweep
+    from .tcpinfo import TcpInfo, TcpState
+    from .transports import AliveScope, KeepaliveTransport
+    from .verdict import Health, State
 
 __all__ = [
     "AUTO",
@@ -93,9 +91,36 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# Where each name is from. A module is imported when a name of it is first asked for, as in anyio: a program that only
+# connects need not wait for the server.
+_HOMES: Final = {
+    "addresses": ("TcpAddress", "UnixAddress"),
+    "client": ("connect", "create_connection", "open_connection"),
+    "connection": ("Connection",),
+    "errors": ("AddressError", "Cause", "DeadPeerError", "KaioError", "KeepaliveError", "PolicyError", "ResetError"),
+    "keepalive": ("apply", "health", "inspect"),
+    "listeners": ("Listener",),
+    "loops": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
+    "monitor": ("Counters", "Event", "Monitor", "get_monitor"),
+    "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
+    "protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
+    "server": ("Server", "create_server", "serve", "start_server"),
+    "sweeping": ("Report", "sweep"),
+    "tcpinfo": ("TcpInfo", "TcpState"),
+    "transports": ("AliveScope", "KeepaliveTransport"),
+    "verdict": ("Health", "State"),
+}
+_HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """`EventLoopPolicy` is made when it is first asked for: policies are deprecated from Python 3.14 on."""
-    if name == "EventLoopPolicy":
-        return _loops.EventLoopPolicy
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a name from where it is, once."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,10 +10,10 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; without its libraries, say in one line how to get them."""
     try:
-        from .cli import cli  # noqa: PLC0415
+        from . import cli  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         sys.exit(f"kaio: the command line needs {exc.name}: pip install 'kaio-net[cli]'")
-    cli(prog_name="kaio")
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from __future__ import annotations
 import _thread
 import asyncio
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
 import signal
-import sys
 from typing import Any, Final
 
 from ._sockopt import SocketLike, platform
@@ -59,8 +59,9 @@ def begin(told: str) -> None:
         if settings.sweep is not None:
             Sweeper(policy, settings.sweep).start()
     if settings.report:
-        atexit.register(_print_report, policy)
         signal.signal(signal.SIGUSR1, lambda *_: _print_report(policy))
+        atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)  # Python would let it kill, from then on
+        atexit.register(_print_report, policy)
 
 
 def _choose_loop(policy: Keepalive, name: str) -> None:
@@ -69,12 +70,11 @@ def _choose_loop(policy: Keepalive, name: str) -> None:
 
 
 def _print_report(policy: Keepalive) -> None:
-    """On standard error, which may be closed by now."""
-    try:
+    """On the process's own standard error: it may be closed by now, and the program may be writing to Python's."""
+    with contextlib.suppress(KaioError, OSError):
         counted = ", ".join(f"{number} {whose.value}" for whose, number in sorted(tally.items())) or "none"
-        sys.stderr.write(f"{survey(policy)}\nsockets judged since the start of process {os.getpid()}: {counted}\n")
-    except (KaioError, OSError, ValueError):
-        pass
+        text = f"{survey(policy)}\nsockets judged since the start of process {os.getpid()}: {counted}\n"
+        os.write(2, text.encode(errors="replace"))
 
 
 class Sweeper:
@@ -90,29 +90,45 @@ class Sweeper:
         self._bound = policy.effective_user_timeout if policy.stalled == "keep" else None
         self._settled: set[int] = set()  # inodes of sockets that are somebody else's affair
         self._minded: dict[int, float | None] = {}  # inodes of those covered here, and their user timeout
+        self._make_locks()
+
+    def _make_locks(self) -> None:
         self._stop = _thread.allocate_lock()  # held while it runs
-        self._stopped = _thread.allocate_lock()
+        self._stopped = _thread.allocate_lock()  # held by the thread
+        self._forking = _thread.allocate_lock()  # held while a fork goes on: threads may fork at the same time
 
     def start(self) -> None:
         """Sweep from now on, in this process and in those that are forked off it."""
         self._run_thread()
         # Forking with a second thread is deprecated since Python 3.12: there is none while a fork goes on.
-        os.register_at_fork(before=self._halt, after_in_parent=self._run_thread, after_in_child=self._run_thread)
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._in_child)
 
     def _run_thread(self) -> None:
-        self._stop.acquire(blocking=False)
+        self._stop.acquire()
+        self._stopped.acquire()
         # Not a threading.Thread: the program counts those.
         _thread.start_new_thread(self._run, ())
 
-    def _halt(self) -> None:
+    def _run(self) -> None:
+        while not self._stop.acquire(timeout=self._interval):
+            with contextlib.suppress(OSError):  # out of descriptors: the next one may find some
+                self.sweep()
+        self._stop.release()
+        self._stopped.release()
+
+    def _before_fork(self) -> None:
+        self._forking.acquire()
         self._stop.release()
         with self._stopped:
             pass
 
-    def _run(self) -> None:
-        with self._stopped:
-            while not self._stop.acquire(timeout=self._interval):
-                self.sweep()
+    def _after_fork(self) -> None:
+        self._run_thread()
+        self._forking.release()
+
+    def _in_child(self) -> None:
+        self._make_locks()
+        self._run_thread()
 
     def sweep(self) -> None:
         """Look at every TCP socket of this process once."""

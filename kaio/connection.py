@@ -29,7 +29,6 @@ from anyio import (
     TypedAttributeProvider,
 )
 from anyio.abc import SocketStream
-from anyio.streams.tls import TLSAttribute
 
 from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .policy import Keepalive, KeepaliveArg, SocketState
@@ -455,7 +454,7 @@ class Connection(_Stream):
         return self
 
     @types.coroutine
-    def __anext__(self) -> Generator[Any, None, bytes]:
+    def __anext__(self) -> Generator[Any, None, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]
         protocol = self._protocol
         if protocol._receivable:  # `protocol.wait`, the short way
             protocol._receivable = False
@@ -646,13 +645,16 @@ class Connection(_Stream):
             raise ClosedResourceError
         return sock
 
-    extra = TypedAttributeProvider.extra  # type: ignore[misc]
+    if not TYPE_CHECKING:
+        extra = TypedAttributeProvider.extra
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         attributes = dict(_anyios_attributes(self))
         tls = self._transport.get_extra_info("ssl_object")
         if tls is not None:
+            from anyio.streams.tls import TLSAttribute  # noqa: PLC0415 - most programs never need it
+
             more: list[tuple[Any, Callable[[], Any]]] = [
                 (TLSAttribute.alpn_protocol, tls.selected_alpn_protocol),
                 (TLSAttribute.cipher, tls.cipher),

@@ -25,7 +25,7 @@ from .descriptors import Descriptor, unread
 from .errors import Cause, DeadPeerError, KeepaliveError
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
-from .tcpinfo import TcpInfo
+from .tcpinfo import TcpInfo, TcpState
 from .verdict import Decision, Health, Limits, cause_of_death, fell_silent, limits_of_state
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
@@ -174,6 +174,8 @@ class _Link:
         if fell_silent(sample, self._state):
             self._report(sock, cause_of_death(errno.ETIMEDOUT, sample), sample)
         self._help()
+        if sample.state == TcpState.CLOSE:
+            self._end()
 
     def _report(self, sock: SocketLike, cause: Cause, sample: TcpInfo | None) -> None:
         """Count and log a death, once."""

@@ -149,7 +149,8 @@ class _Cover:
             return
         if self._transports is None:
             self._transports = _table_of_transports(loop)
-        self._known = {fd: link for fd, link in self._known.items() if not link.ended}
+        for fd in [fd for fd, link in self._known.items() if link.ended]:
+            del self._known[fd]
         self.resting = True
         self._work_on(loop, self._introductions(loop, self._since))
 
@@ -387,7 +388,8 @@ class _CoveringOther(Covering):
             )
         if sock is not None and host is None and port is None and cover.active:
             cover.adopt(sock)
-        made = await super().create_connection(protocol_factory, host, port, sock=sock, **kwargs)
+        kwargs["sock"] = sock
+        made = await super().create_connection(protocol_factory, host, port, **kwargs)
         cover.stir()
         return made
 
@@ -422,10 +424,16 @@ class _CoveringOther(Covering):
                 loop=attempts,  # type: ignore[arg-type]
             )
         except OSError as exc:
-            raise attempts.summary(exc, all_errors) from None
+            raise attempts.summary(exc, all_errors).with_traceback(None) from None  # or it would refer to itself
         finally:
             attempts.errors = []  # they hold this frame, by their tracebacks
-        transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **tls, **options)
+        try:
+            transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **tls, **options)
+        except OSError:  # a handshake that failed: the base has closed it
+            raise
+        except (TypeError, ValueError):  # an argument that it does not take: it has not touched the socket
+            sock.close()
+            raise
         if transport.is_closing():
             # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may
             # be another's by the time that the object would close it once more.
@@ -480,7 +488,7 @@ class _Attempts:
             return ExceptionGroup("create_connection failed", errors or [exc])
         if not errors:
             return exc
-        if all(str(error) == str(errors[0]) for error in errors):
+        if all((type(error), error.errno) == (type(errors[0]), errors[0].errno) for error in errors):
             return errors[0]
         return OSError(f"Multiple exceptions: {', '.join(map(str, errors))}")
 

@@ -32,7 +32,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from ._sockopt import SocketLike, platform
 from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
-from .verdict import Decision, Health, Limits, State, decide, judge
+from .verdict import Decision, Health, Limits, State, decide, judge, look_at_rest
 
 __all__ = ["Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
 
@@ -40,6 +40,7 @@ logger: Final = logging.getLogger("kaio")
 
 _TICKS: Final = 4  # of the wheel, a second
 _BUDGET: Final = 0.005  # seconds that one turn may take
+_AT_REST: Final = Decision(State.ALIVE, None, 0.0)  # what is to be thought of a connection that is
 _CHILDHOOD: Final = 1.0  # seconds; no policy asks for a look before, but for a user timeout that is shorter
 SILENCE_BOUNDS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, math.inf)
 """Upper bounds of the histogram of silence at death, in seconds."""
@@ -297,6 +298,13 @@ class Monitor:
         self.counters.looks += 1
         try:
             sock = link._socket()
+            if link._waiting_since is None and not link._suspect and link._backoff is None:
+                silence = platform.resting_for(sock)
+                if silence is not None:
+                    link._looked(sock, _AT_REST)
+                    if link._due < 0 and link._limits is limits and not link._ended:
+                        self._enter_bucket(link, loop, loop.time() + look_at_rest(limits, silence))
+                    return
             sample = platform.tcp_info(sock)
         except KeepaliveError:
             self._cannot_look()

@@ -117,7 +117,7 @@ class _Lost:
     def __init__(self, function: Callable[[Any, BaseException | None], None]) -> None:
         @functools.wraps(function)
         def connection_lost(protocol: Any, exc: BaseException | None) -> None:
-            transport = getattr(protocol, "_kaio", function)
+            transport: Any = getattr(protocol, "_kaio", function)
             if transport is None:  # turned away before it was made
                 return
             if type(transport) is KeepaliveTransport and not transport._ended:

@@ -99,7 +99,10 @@ def _row(found: Descriptor, policy: Keepalive) -> Row | None:
         local, peer = (_address(found, name) for name in ("getsockname", "getpeername"))
     except (OSError, KeepaliveError):  # closed meanwhile
         return None
-    return Row(found.fileno(), local, peer, listening, whose, state, _why(whose, state, policy))
+    fd = found.fileno()
+    if fd < 0:
+        return None
+    return Row(fd, local, peer, listening, whose, state, _why(whose, state, policy))
 
 
 def _address(found: Descriptor, method: str) -> str:

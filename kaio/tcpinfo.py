@@ -12,7 +12,7 @@ import functools
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["TcpInfo", "TcpState"]
+__all__ = ["TcpInfo", "TcpState", "at_rest"]
 
 
 class TcpState(enum.IntEnum):
@@ -90,6 +90,23 @@ class TcpInfo(NamedTuple):
         raw = whole.unpack_from(data)
         info = cls(*[value if unit is None else value / unit for value, unit in zip(raw, units, strict=True)])
         return info._replace(min_rtt=None) if info.min_rtt == _NO_RTT else info
+
+
+_REST: Final = struct.Struct("=BxBB20xI24xII84xI")  # state, retransmits, probes, unacked, last heard (2), notsent_bytes
+
+
+def at_rest(data: bytes) -> float | None:
+    """How long an established connection was silent with which all is well: seconds. None: decode the sample.
+
+    Most looks at most connections find this, and it is a tenth of the work.
+    """
+    if len(data) < _REST.size:
+        return None
+    state, retransmits, probes, unacked, data_heard, heard, unsent = _REST.unpack_from(data)
+    # 1 is ESTABLISHED: to compare with an enum takes longer than all else here
+    if state != 1 or retransmits or probes or unacked or unsent:
+        return None
+    return (data_heard if data_heard < heard else heard) / _MS  # type: ignore[no-any-return]
 
 
 _MS: Final = 1_000

@@ -27,6 +27,7 @@ __all__ = [
     "judge",
     "limits_of",
     "limits_of_state",
+    "look_at_rest",
     "window_is_shut",
 ]
 
@@ -195,6 +196,11 @@ class Decision(NamedTuple):
     """Whether it is the window that it waits for."""
 
 
+def look_at_rest(limits: Limits, silence: float) -> float:
+    """Seconds until the next look at a peer of whom nothing is wanted and nothing is amiss."""
+    return limits.first_look - silence if silence < limits.first_look else max(limits.interval, limits.first_look)
+
+
 def decide(info: TcpInfo, limits: Limits, waited: float) -> Decision:
     """The verdict on a sample; `waited` is for how long earlier samples have seen data waiting, 0 when none has.
 
@@ -222,7 +228,7 @@ def decide(info: TcpInfo, limits: Limits, waited: float) -> Decision:
     if suspect or waiting:
         ahead = limits.interval if silence >= limits.first_look else limits.first_look - silence
     else:
-        ahead = limits.first_look - silence if silence < limits.first_look else max(limits.interval, limits.first_look)
+        ahead = look_at_rest(limits, silence)
     if waiting and bound is not None:
         due = max(bound - silence, limits.least_wait - waited)
         if due > 0:

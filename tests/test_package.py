@@ -104,7 +104,7 @@ def test_imports_have_no_cycle() -> None:
         order = list(TopologicalSorter(GRAPH).static_order())
     except CycleError as exc:
         pytest.fail(f"modules import each other: {exc.args[1]}")
-    assert order.index("kaio.errors") < order.index("kaio.policy") < order.index("kaio")
+    assert order.index("kaio.errors") < order.index("kaio.policy") < order.index("kaio.loops")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_importing_kaio_is_quiet_and_light() -> None:
     """No output, no warning, and neither the tools nor what they need."""
-    done = run("-X", "importtime", "-c", "import kaio")
+    done = run("-X", "importtime", "-c", "import kaio; kaio.connect, kaio.serve, kaio.run")
     lines = done.stderr.splitlines()
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -209,7 +209,17 @@ def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
         if function.__module__ == module.__name__ and not name.startswith("_")
     }
     assert found == promised
-    assert set(promised) == {"is_tcp", "missing", "takes", "read", "write", "bound_connect", "cap_backoff", "tcp_info"}
+    assert set(promised) == {
+        "is_tcp",
+        "missing",
+        "takes",
+        "read",
+        "write",
+        "bound_connect",
+        "cap_backoff",
+        "resting_for",
+        "tcp_info",
+    }
 
 
 @pytest.mark.parametrize("module", [linux, darwin, bsd, windows], ids=lambda module: module.__name__)

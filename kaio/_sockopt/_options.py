@@ -70,6 +70,10 @@ class Platform(Protocol):
         """
         ...
 
+    def resting_for(self, sock: SocketLike) -> float | None:
+        """Seconds of silence of a connection with which all is well; None: ask `tcp_info`. Raises OSError."""
+        ...
+
     def tcp_info(self, sock: SocketLike) -> TcpInfo:
         """A sample of the connection. Raises KeepaliveError where the platform has none, OSError."""
         ...

@@ -122,6 +122,10 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
+def resting_for(sock: SocketLike) -> float | None:
+    return None
+
+
 def tcp_info(sock: SocketLike) -> TcpInfo:
     if _HERE.info is None:
         raise unsupported(_HERE.name, "TCP_INFO")

@@ -68,6 +68,10 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
+def resting_for(sock: SocketLike) -> float | None:
+    return None
+
+
 def tcp_info(sock: SocketLike) -> TcpInfo:
     # struct tcp_connection_info: 4 bytes, then options, flags, rto, maxseg, ssthresh, cwnd, wnd, sbbytes, rcv_wnd,
     # rttcur, srtt, rttvar; the times are milliseconds.

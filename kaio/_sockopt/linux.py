@@ -6,7 +6,7 @@ import socket
 from typing import Final
 
 from ..policy import SocketState
-from ..tcpinfo import TcpInfo
+from ..tcpinfo import TcpInfo, at_rest
 from ._options import SocketLike, milliseconds, set_option
 
 NAME: str = "Linux"
@@ -22,6 +22,7 @@ _TCP_KEEPCNT: Final = 6
 _TCP_INFO: Final = 11
 _TCP_USER_TIMEOUT: Final = 18
 _TCP_RTO_MAX_MS: Final = 44
+_REST_SIZE: Final = 148  # of the part that tells whether all is well
 _INFO_SIZE: Final = 512  # longer than any kernel's struct tcp_info so far
 
 
@@ -85,6 +86,10 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     except OSError:  # before Linux 6.15; MPTCP
         return None
     return before
+
+
+def resting_for(sock: SocketLike) -> float | None:
+    return at_rest(sock.getsockopt(_TCP, _TCP_INFO, _REST_SIZE))
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:

@@ -67,5 +67,9 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
+def resting_for(sock: SocketLike) -> float | None:
+    return None
+
+
 def tcp_info(sock: SocketLike) -> TcpInfo:
     raise unsupported(NAME, "TCP_INFO that Python could ask for (SIO_TCP_INFO needs WSAIoctl)")

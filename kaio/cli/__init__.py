@@ -7,11 +7,12 @@ libraries; what a command does is in a module that knows no terminal; how it spe
 from __future__ import annotations
 
 import importlib
-from typing import Final
+import sys
+from typing import Final, NoReturn
 
 import click
 
-__all__ = ["COMMANDS", "cli"]
+__all__ = ["COMMANDS", "cli", "main"]
 
 # command: what `kaio --help` says of it, without importing it
 COMMANDS: Final = {
@@ -48,3 +49,21 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 def cli() -> None:
     """Keepalive for asyncio, and for what runs already."""
+
+
+def main() -> NoReturn:
+    """Run a command. A mistake of the user's is one line, and exit code 2."""
+    try:
+        code = cli(prog_name="kaio", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        context = getattr(exc, "ctx", None)
+        name = context.command_path if context is not None else "kaio"
+        see = f" (see {name} --help)" if isinstance(exc, click.UsageError) else ""
+        click.echo(f"{name}: {exc.format_message()}{see}", err=True)
+        sys.exit(exc.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -46,7 +46,9 @@ def watch_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return seconds
 
 
-keepalive_option = click.option(
+F = TypeVar("F", bound=Callable[..., Any])
+
+keepalive_option: Callable[[F], F] = click.option(
     "--keepalive",
     "policy",
     metavar="SPEC",

@@ -7,7 +7,6 @@ its arguments, `__main__`, exit codes, signals and tracebacks are its own.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import Any, Final
 
@@ -67,9 +66,14 @@ def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str,
         environment["KAIO_KEEPALIVE"] = str(policy)  # what kaio's own functions take as their default
     paths = [_FOLDER, *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *flags, *program], environment)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, [sys.executable, *_flags(), *program], environment)  # noqa: S606 - no shell is wanted
+
+
+def _flags() -> list[str]:
+    """The options that this Python was given: what stands before `-m kaio`, or before the script."""
+    before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    return before[:-2] if before[-2:-1] == ["-m"] else before[:-1]
 
 
 def _require_uvloop() -> None:

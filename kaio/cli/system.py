@@ -7,8 +7,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -35,7 +35,11 @@ __all__ = ["system"]
 _EXAMPLE: Final = "kaio system set idle=600 interval=60 count=20"
 _SUDO_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # secure_path, sudoers(5)
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+dry_run_option: Callable[[F], F] = click.option(
+    "--dry-run", is_flag=True, help="Show what would change, and change nothing."
+)
 
 
 @click.group(invoke_without_command=True)
