@@ -10,7 +10,6 @@ keeps the connection open.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 
 import kaio
@@ -44,4 +43,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main())
+        kaio.run(main())

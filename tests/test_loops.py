@@ -456,11 +456,11 @@ async def test_a_loop_whose_server_was_handed_a_queue_connects_and_accepts_as_ev
             each.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["create_server", "start_server"])
+@pytest.mark.parametrize("kind", ["create_server", "start_server", "listening already"])
 @on_kaio(POLICY)
 async def test_in_a_storm_of_connections_not_one_is_without_the_policy(kind: str) -> None:
-    """5,000 connections as fast as they come, from before the server listens; each is read in connection_made."""
+    """5,000 connections as fast as they come; each is read in connection_made. They begin before the server listens, or
+    while nobody accepts from a socket that does."""
     count, bare, seen = 5_000, [], 0
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
@@ -485,15 +485,22 @@ async def test_in_a_storm_of_connections_not_one_is_without_the_policy(kind: str
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         look(writer.transport)
 
-    with socket.socket() as placeholder:
-        placeholder.bind(("127.0.0.1", 0))
-        port = placeholder.getsockname()[1]
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    if kind == "listening already":
+        listener.listen(4096)
+    else:
+        listener.close()
     storm = await asyncio.create_subprocess_exec(
         sys.executable, "tests/programs/loops_storm.py", str(port), str(count), stdout=asyncio.subprocess.PIPE
     )
     assert storm.stdout is not None
     assert await storm.stdout.readline() == b"ready\n"
-    if kind == "create_server":
+    if kind == "listening already":
+        await asyncio.sleep(0.02)
+        server = await loop.create_server(Looking, sock=listener, backlog=4096)
+    elif kind == "create_server":
         server = await loop.create_server(Looking, "127.0.0.1", port, backlog=4096)
     else:
         server = await asyncio.start_server(serve, "127.0.0.1", port, backlog=4096)
@@ -1680,7 +1687,6 @@ async def test_no_connection_is_counted_as_watched_for_ever(
     await until(lambda: monitor.counters.watched == 0, within=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("left_open", [False, True], ids=["all closed", "connections open"])
 @pytest.mark.usefixtures("dead_peers")
