@@ -608,7 +608,7 @@ it = own.fileno(), plain.fileno()
 def test_a_program_that_may_not_be_looked_at_runs_all_the_same() -> None:
     """It is said once, on standard error."""
     become = (
-        "import os, sys, pwd, kaio.cli.exec\n"
+        "import locale, os, sys, pwd, kaio.cli.exec\n"
         "from kaio.cli import cli\n"
         "os.setgroups([]); os.setgid(65533); os.setuid(65533)\n"
         "cli(['exec', '--watch', '50ms', '--', sys.argv[1], '0.5'], prog_name='kaio')"

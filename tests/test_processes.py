@@ -232,7 +232,7 @@ def test_a_process_that_is_not_there() -> None:
 
 
 LOOK = """
-import os, sys, kaio.processes, kaio.cli.attach
+import locale, os, sys, kaio.processes, kaio.cli.attach
 pid, uid = map(int, sys.argv[1:3])
 from kaio.cli import cli
 import pwd
