@@ -143,7 +143,8 @@ def _adopt(protocol: Any, inner: asyncio.Transport, endpoint: Endpoint | None) -
     """Make the transport that a protocol gets, with the policy that it is to have."""
     own: KeepaliveArg = protocol.keepalive
     if endpoint is None:
-        policy, limits = _give(protocol, inner, as_policy(own), ours=False)
+        default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
+        policy, limits = _give(protocol, inner, as_policy(own if own is not None else default), ours=False)
     elif not (endpoint.explicit or own is endpoint.source or endpoint.policy is None):
         policy, limits = _give(protocol, inner, as_policy(own), ours=True)
     elif endpoint.by_hand and endpoint.policy is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kaio import TcpInfo, TcpState
+from kaio.tcpinfo import at_rest
 
 # include/uapi/linux/tcp.h, struct tcp_info, from its first byte to tcpi_total_rto_time; numbers that tell themselves.
 WORDS = {
@@ -147,3 +148,27 @@ def test_sockets_without_a_peer_have_a_state_too() -> None:
     with socket.socket() as fresh, socket.create_server(("127.0.0.1", 0)) as listener:
         for sock, state in ((fresh, TcpState.CLOSE), (listener, TcpState.LISTEN)):
             assert TcpInfo.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)).state == state
+
+
+def record(**changed: int) -> bytes:
+    """A struct tcp_info of a connection with which all is well, but for what is named."""
+    calm = WORDS | {"retransmits": 0, "probes": 0, "unacked": 0, "notsent_bytes": 0} | changed
+    return struct.pack("=8B 24I 4Q 6I 4Q 2I 2Q 6I 2HI", *calm.values())
+
+
+def test_a_connection_at_rest_tells_its_silence_alone() -> None:
+    """The time since data or an acknowledgement, whichever is less; as the whole sample says."""
+    assert at_rest(record()) == 8.002 == TcpInfo.from_bytes(record()).silence
+    assert at_rest(record(last_ack_recv=10_000)) == 9.003
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"state": 8}, {"state": 7}, {"retransmits": 1}, {"probes": 1}, {"unacked": 1}, {"notsent_bytes": 1}],
+    ids=str,
+)
+def test_anything_amiss_asks_for_the_whole_sample(changed: dict[str, int]) -> None:
+    """And so does a kernel too old to tell."""
+    assert at_rest(record(**changed)) is None
+    assert at_rest(record()[:147]) is None
+    assert at_rest(record()[:148]) is not None

@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
-from kaio import Cause, Health, Keepalive, State, TcpInfo, TcpState
-from kaio.verdict import DEATHS, Limits, cause_of_death, decide, judge, limits_of
+from kaio import Cause, Health, Keepalive, SocketState, State, TcpInfo, TcpState
+from kaio.verdict import (
+    DEATHS,
+    Limits,
+    cause_of_death,
+    decide,
+    fell_silent,
+    judge,
+    limits_of,
+    limits_of_state,
+    look_at_rest,
+)
 
 UP = TcpState.ESTABLISHED
 GONE = TcpState.CLOSE
@@ -189,3 +199,75 @@ def test_the_verdict_on_a_sample(
 def test_what_a_policy_means_for_the_monitor(policy: Keepalive, limits: Limits | None) -> None:
     """stalled="drop" leaves the user timeout to the kernel; a policy with gaps needs the kernel's values first."""
     assert limits_of(policy) == limits
+
+
+# -- sockets of others
+
+POLICY = Keepalive(20, 10, 4)
+
+
+def state(
+    enabled: bool,
+    idle: float | None = None,
+    interval: float | None = None,
+    count: int | None = None,
+    user_timeout: float | None = None,
+) -> SocketState:
+    """In the order of the text form."""
+    return SocketState(enabled=enabled, idle=idle, interval=interval, count=count, user_timeout=user_timeout)
+
+
+@pytest.mark.parametrize(
+    ("policy", "has", "expected"),
+    [
+        (POLICY, state(True, 20, 10, 4), Limits(20, 10, 4, 60.0)),
+        (Keepalive(20, 10, 4, stalled="drop"), state(True, 20, 10, 4, 60.0), Limits(20, 10, 4, None)),
+        (Keepalive(20, 10, 4, user_timeout=90), state(True, 20, 10, 4), Limits(20, 10, 4, 90.0)),
+        (POLICY, state(True, 30, 5, 3), Limits(30, 5, 3, 45)),
+        (POLICY, state(True, 30, 5, 3, 50.0), Limits(30, 5, 3, None)),
+        (Keepalive.SYSTEM, state(True, 7200, 75, 9), Limits(7200, 75, 9, None)),
+        (Keepalive.OFF, state(True, 30, 5, 3), Limits(30, 5, 3, 45)),
+        (POLICY, state(False, 20, 10, 4), None),
+        (POLICY, state(True), None),
+    ],
+)
+def test_a_socket_of_others_is_watched_by_what_it_has(
+    policy: Keepalive, has: SocketState, expected: Limits | None
+) -> None:
+    """The policy speaks for its own times; other times speak for themselves."""
+    assert limits_of_state(policy, has) == expected
+
+
+KEPT = state(True, 1, 1, 2)
+BOUNDED = state(True, 1, 1, 2, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("info", "has", "died"),
+    [
+        (TcpInfo(state=GONE, probes=2, last_ack_recv=3.0), KEPT, True),
+        (TcpInfo(state=GONE, probes=2, last_ack_recv=2.6), KEPT, True),
+        (TcpInfo(state=GONE, probes=2, last_ack_recv=2.0), KEPT, False),  # a reset that answered the last probe
+        (TcpInfo(state=GONE, probes=0, last_ack_recv=9.0), KEPT, False),  # closed by both
+        (TcpInfo(state=GONE, retransmits=3, last_ack_recv=3.2), BOUNDED, True),
+        (TcpInfo(state=GONE, retransmits=3, last_ack_recv=2.0), BOUNDED, False),
+        (TcpInfo(state=GONE, retransmits=3, last_ack_recv=9.0), KEPT, False),  # the kernel goes on for minutes
+        (TcpInfo(state=GONE, retransmits=15, last_ack_recv=920.0), KEPT, True),
+        (TcpInfo(state=GONE, notsent_bytes=9, snd_wnd=0, last_ack_recv=3.1), BOUNDED, True),
+        (TcpInfo(state=UP, probes=2, last_ack_recv=3.0), KEPT, False),
+        (TcpInfo(state=GONE, probes=2), KEPT, False),
+    ],
+    ids=str,
+)
+def test_an_end_is_a_death_only_if_questions_went_unanswered(info: TcpInfo, has: SocketState, died: bool) -> None:
+    """What the kernel ended for others' protocols, told apart from resets and ordinary ends."""
+    assert fell_silent(info, has) is died
+
+
+@pytest.mark.parametrize(("silence", "ahead"), [(0.0, 25.0), (20.0, 5.0), (25.0, 25.0), (900.0, 25.0)])
+def test_the_next_look_at_rest_is_when_trouble_could_show(silence: float, ahead: float) -> None:
+    """After the first probe and half an interval; as the long way decides."""
+    limits = Limits(20, 10, 4, 60.0)
+    assert look_at_rest(limits, silence) == ahead
+    info = TcpInfo(state=UP, probes=0, retransmits=0, unacked=0, notsent_bytes=0, last_ack_recv=silence)
+    assert decide(info, limits, 0.0).look_after == ahead
