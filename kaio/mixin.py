@@ -82,7 +82,7 @@ class _Cover:
         try:
             if platform.is_tcp(sock) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return platform.tcp_info(sock).unacked or 0  # net/ipv4/tcp.c: tcpi_unacked is sk_ack_backlog there
-        except (OSError, KeepaliveError):
+        except (OSError, KeepaliveError, AttributeError, TypeError, ValueError):  # no socket at all: the base says so
             pass
         return 0
 
