@@ -17,7 +17,7 @@ import os
 import signal
 from typing import Any, Final
 
-from ._sockopt import SocketLike, platform
+from ._sockopt import platform
 from .covering import Standing, adopt, standing, tally
 from .descriptors import Descriptor, descriptors
 from .errors import KaioError
@@ -86,8 +86,9 @@ class Sweeper:
 
     def __init__(self, policy: Keepalive, interval: float) -> None:
         self._policy = policy
-        self._interval = interval
         self._bound = policy.effective_user_timeout if policy.stalled == "keep" else None
+        # A window that shuts is seen before its peer would be given up for it.
+        self._interval = interval if self._bound is None else min(interval, self._bound / 4)
         self._settled: set[int] = set()  # inodes of sockets that are somebody else's affair
         self._minded: dict[int, float | None] = {}  # inodes of those covered here, and their user timeout
         self._make_locks()
@@ -123,8 +124,10 @@ class Sweeper:
             pass
 
     def _after_fork(self) -> None:
-        self._run_thread()
-        self._forking.release()
+        try:
+            self._run_thread()
+        finally:
+            self._forking.release()
 
     def _in_child(self) -> None:
         self._make_locks()
@@ -157,16 +160,12 @@ class Sweeper:
         if self._bound is None:
             self._settled.add(found.inode)
         else:
-            self._set(found, self._bound)
+            self._mind(found)
 
     def _mind(self, found: Descriptor) -> None:
         info = platform.tcp_info(found)
         spared = window_is_shut(info) and (info.probes or 0) < 2
         bound = None if spared else self._bound
-        if self._minded[found.inode] != bound:
-            self._set(found, bound)
-
-    def _set(self, sock: SocketLike, bound: float | None) -> None:
-        platform.bound_connect(sock, bound)
-        assert isinstance(sock, Descriptor)
-        self._minded[sock.inode] = bound
+        if self._minded.get(found.inode, -1) != bound:
+            platform.bound_connect(found, bound)
+            self._minded[found.inode] = bound

@@ -62,7 +62,9 @@ def best_base() -> LoopFactory:
     try:
         import uvloop  # noqa: PLC0415 - not everywhere
     except ImportError:
-        return asyncio.SelectorEventLoop if sys.platform != "win32" else asyncio.new_event_loop
+        if sys.platform == "win32":
+            return asyncio.ProactorEventLoop
+        return asyncio.SelectorEventLoop
     return uvloop.new_event_loop
 
 
@@ -126,6 +128,8 @@ def _policy_class() -> type[Any]:
 
         def __init__(self, keepalive: KeepaliveArg = None, *, base: LoopFactory | None = None) -> None:
             super().__init__()
+            if base is asyncio.new_event_loop:  # which asks the policy, so that it would be this one
+                base = asyncio.get_event_loop_policy().new_event_loop
             self._loop_factory = loop_factory(keepalive, base=base)
 
     EventLoopPolicy.__qualname__ = "EventLoopPolicy"

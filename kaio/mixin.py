@@ -174,8 +174,9 @@ class _Cover:
         descriptors, self._descriptors = self._descriptors, []
         for descriptor, state in descriptors:
             fd = descriptor.fileno()
-            if fd >= 0 and state.enabled and not isinstance(self._known.get(fd), TransportLink):
-                self._forget(self._known.get(fd))
+            known = self._known.get(fd)
+            if fd >= 0 and state.enabled and (known is None or known.ended or isinstance(known, DescriptorLink)):
+                self._forget(known)
                 monitor.watch(DescriptorLink(descriptor, self.policy, state, monitor, self._known, fd), since)
             yield
 
@@ -313,7 +314,10 @@ class Covering(_Base):
     ) -> Any:
         cover = self._kaio
         sock = kwargs.get("sock")
-        waiting = cover.queued(sock) if sock is not None and cover.active and keep_alive is not False else 0
+        waiting = 0
+        if sock is not None and host is None and port is None and cover.active and keep_alive is not False:
+            cover.adopt(sock)  # and only then count: what comes in between has the policy
+            waiting = cover.queued(sock)
         if cover.active:
             protocol_factory = self._accepting(protocol_factory, waiting)
         server = await super().create_server(protocol_factory, host, port, start_serving=False, **kwargs)

@@ -1601,6 +1601,59 @@ async def test_kaios_own_connections_keep_their_policy_and_are_counted_once(
         assert not kaio.inspect(quiet.sockets[0]).enabled
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_peers")
+@on_kaio(QUICK)
+async def test_kaios_protocols_by_the_loops_own_functions_are_watched_once(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """loop.create_server and loop.create_connection: the class's policy, one watcher, one report of a death."""
+
+    class Own(kaio.KeepaliveProtocol):
+        keepalive = kaio.Keepalive(2, 1, 1)
+
+        def __init__(self) -> None:
+            self.made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self.lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self.events: list[str] = []
+            self.received = b""
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            self.made.set_result(transport)
+
+        def peer_dead(self, error: kaio.DeadPeerError) -> None:
+            self.events.append("dead")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.events.append("lost")
+            self.lost.set_result(exc)
+
+    monitor = kaio.get_monitor()
+    events: list[kaio.Event] = []
+    monitor.hook = events.append
+    async with Connections(server_tls, client_tls) as connections:
+        protocol: Any = Own
+        cases = [
+            await getattr(connections, how)(tls, protocol)
+            for how in ("accepted", "connected", "by_hand")
+            for tls in (False, True)
+        ]
+        for case in cases:
+            assert kaio.inspect(case.transport) == has(2, 1, 1)
+        await asyncio.sleep(1.5)
+        assert monitor.counters.watched == len(cases)
+        for case in cases:
+            connections.darken(case)
+        for case in cases[::2]:
+            case.transport.write(b"into the dark")
+        await asyncio.wait([case.protocol.lost for case in cases], timeout=LATEST + 1)
+        assert [case.protocol.events for case in cases] == [["dead", "lost"]] * len(cases)
+        assert sum(monitor.counters.deaths.values()) == len(cases)
+        assert [event.kind for event in events].count("dead") == len(cases)
+        await until(lambda: monitor.counters.watched == 0)
+
+
 # -- what it leaves
 
 
@@ -1830,6 +1883,10 @@ asyncio.run(main())
 loop = asyncio.new_event_loop()
 loop.run_until_complete(main())
 loop.close()
+""",
+    "install over whatever asyncio makes": """
+kaio.install("7s:3s:5", base=asyncio.new_event_loop)  # the default where there is no uvloop
+asyncio.run(main())
 """,
     "EventLoopPolicy": """
 asyncio.set_event_loop_policy(kaio.EventLoopPolicy("7s:3s:5"))

@@ -107,8 +107,8 @@ class ProcessSocket:
 
     @property
     def covered(self) -> bool:
-        """Whether a dead peer is found while the connection is idle, and within an hour."""
-        return self.idle_detection <= COVERED_WITHIN
+        """Whether a dead peer is found while the connection is idle, within an hour, and no live one is taken for it."""
+        return self.idle_detection <= COVERED_WITHIN and not self.one_lost_probe_kills
 
 
 def sockets(pid: int) -> list[ProcessSocket]:
