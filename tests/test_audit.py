@@ -41,7 +41,7 @@ MIXTURES = [
     ((1, 300, 100, 3, None), False, "about 15 min for data in flight"),
     ((1, 30, 5, 3, 45000), False, "at most 45 s"),
     ((1, 20, 10, 4, 60000), False, "at most 1 min"),
-    ((1, 300, 100, 3, 3000), False, "a single lost probe ends it: the user timeout is too short"),
+    ((1, 300, 100, 3, 3000), True, "a single lost probe ends it: the user timeout is too short"),
     ((1, 10, 10, 1, 20000), False, "at most 20 s"),
     ((1, 32767, 75, 9, None), True, "only after 9 h 17 min while idle"),
 ]

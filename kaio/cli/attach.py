@@ -48,13 +48,16 @@ def watch_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-keepalive_option: Callable[[F], F] = click.option(
-    "--keepalive",
-    "policy",
-    metavar="SPEC",
-    callback=policy_of,
-    help="Such as 20s:10s:4, detect=30s, off; see `kaio plan`. Default: from the environment, else 20s:10s:4.",
-)
+
+def keepalive_option(command: F) -> F:
+    """The option, for every command that takes it."""
+    return click.option(
+        "--keepalive",
+        "policy",
+        metavar="SPEC",
+        callback=policy_of,
+        help="Such as 20s:10s:4, detect=30s, off; see `kaio plan`. Default: from the environment, else 20s:10s:4.",
+    )(command)
 
 
 @click.command()

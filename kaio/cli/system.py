@@ -37,9 +37,10 @@ _SUDO_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-dry_run_option: Callable[[F], F] = click.option(
-    "--dry-run", is_flag=True, help="Show what would change, and change nothing."
-)
+
+def dry_run_option(command: F) -> F:
+    """The option, for every command that takes it."""
+    return click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")(command)
 
 
 @click.group(invoke_without_command=True)

@@ -107,7 +107,7 @@ class ProcessSocket:
 
     @property
     def covered(self) -> bool:
-        """Whether a dead peer is found while the connection is idle, within an hour, and no live one is taken for it."""
+        """Whether a dead idle peer is found within an hour, and a live one is not given up for one lost probe."""
         return self.idle_detection <= COVERED_WITHIN and not self.one_lost_probe_kills
 
 
