@@ -111,8 +111,9 @@ class StreamProtocol(KeepaliveProtocol):
         return self.connection
 
     def connection_made(self, transport: Any) -> None:
-        if self._made is not None:
-            self._made(self.connection)
+        made, self._made = self._made, None
+        if made is not None:
+            made(self.connection)
 
     def data_received(self, data: bytes) -> None:
         callback = self._callback
@@ -172,7 +173,6 @@ class StreamProtocol(KeepaliveProtocol):
         _wake(self._drained)
         _wake(self._lost_waiter)
         del self.connection  # so that what has ended goes away without the garbage collector's help
-        self._made = None
 
     def settle(self) -> None:
         """Something has changed: see what the short ways have to know."""
@@ -430,12 +430,11 @@ class Connection(_Stream):
     works long on each of many small messages yields by itself, with `await asyncio.sleep(0)`.
     """
 
-    __slots__ = ("__weakref__", "_protocol", "_transport", "_write")
+    __slots__ = ("__weakref__", "_protocol", "_transport")
 
     def __init__(self, transport: KeepaliveTransport, protocol: StreamProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
-        self._write = transport.write
 
     # -- receiving
 
@@ -528,7 +527,7 @@ class Connection(_Stream):
         if not protocol._sendable:
             protocol.check_send()
         # Anything but bytes could be changed by its owner while the transport still holds it.
-        self._write(item if type(item) is bytes else _as_bytes(item))
+        self._transport.write(item if type(item) is bytes else _as_bytes(item))
         protocol._unturned = unturned = protocol._unturned + 1
         if not protocol._sendable:
             await protocol.drain()

@@ -101,7 +101,7 @@ def worst_case(found: ProcessSocket, mark: bool) -> str:
         return "no peer yet" if found.tcp_state == TcpState.CLOSE else "the program covers what it accepts"
     if math.isinf(found.idle_detection):
         return "never found out while idle"
-    if not found.covered:
+    if not found.covered and not found.one_lost_probe_kills:
         return f"only after {_rounded(found.idle_detection)} while idle"
     if found.one_lost_probe_kills:
         return "a single lost probe ends it: the user timeout is too short"
