@@ -117,15 +117,22 @@ class StreamProtocol(KeepaliveProtocol):
 
     def data_received(self, data: bytes) -> None:
         callback = self._callback
-        if callback is not None and not self._needed:
+        # What fills a loop's buffer is followed by more at once, before anybody else has a turn: that waits for one.
+        if callback is not None and not self._needed and len(data) <= _HIGH_WATER:
             self._callback = None
             self._handed = data
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
                 return
-            except RuntimeError:  # not while another task runs: then this was called by hand, in that task
+            except RuntimeError:
+                if self._handed is None:  # the task has gone on, and this is its own
+                    raise
+                # Not while another task runs: this was called by hand, in that task.
                 self._handed = None
                 self._callback = callback
+            except (SystemExit, KeyboardInterrupt) as exc:  # uvloop keeps to itself what a callback for data raises
+                self._loop.call_soon(_raise, exc)
+                return
         self.keep(data)
         if callback is not None:
             if self._size >= self._needed:
@@ -140,11 +147,16 @@ class StreamProtocol(KeepaliveProtocol):
         callback = self._callback
         if callback is not None:
             self._callback = None
+            self._woken = True
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
             except RuntimeError:  # as in data_received
+                if not self._woken:
+                    raise
                 self._callback = callback
                 self._wake()
+            except (SystemExit, KeyboardInterrupt) as exc:
+                self._loop.call_soon(_raise, exc)
         # True keeps our half open. TLS has no halves and warns when asked to.
         return self._transport.get_extra_info("sslcontext") is None
 
@@ -218,6 +230,10 @@ class StreamProtocol(KeepaliveProtocol):
         """The task says how it is to be woken."""
         self._callback = callback
         self._context = context
+
+    def done(self) -> bool:
+        """Whether the task is woken; anyio asks."""
+        return self._callback is None
 
     def cancel(self, msg: Any = None) -> bool:
         """The task is cancelled."""
@@ -371,8 +387,9 @@ class StreamProtocol(KeepaliveProtocol):
     def abort_after(self, timeout: float) -> None:
         """Let what was sent leave for so many seconds."""
         handle = self._loop.call_later(timeout, self._transport.abort)
-        waiting = self._lost_waiter = self._loop.create_future()
-        waiting.add_done_callback(lambda _: handle.cancel())
+        if self._lost_waiter is None or self._lost_waiter.done():
+            self._lost_waiter = self._loop.create_future()
+        self._lost_waiter.add_done_callback(lambda _: handle.cancel())
 
     async def lost(self) -> None:
         """Wait for connection_lost."""
@@ -398,6 +415,10 @@ class _Cancelled:
     def __call__(self) -> None:
         self._protocol.result = _NOTHING
         raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
+
+
+def _raise(exc: BaseException) -> None:
+    raise exc
 
 
 def _wake(waiting: asyncio.Future[None] | None) -> None:
@@ -587,7 +608,8 @@ class Connection(_Stream):
         protocol.closing()
         if not protocol._lost:
             transport.close()
-            if transport.get_write_buffer_size():
+            # TLS has its farewell to send and to wait for, of which the size says nothing.
+            if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
                 protocol.abort_after(timeout)
 
     def abort(self) -> None:

@@ -186,15 +186,16 @@ class Monitor:
         if loop is None:
             return
         began = loop.time()
-        while self._newcomers or self._unheard:
-            if self._newcomers:
-                self.watch(self._newcomers.pop(), self._newest_since)
-            else:
-                self.watch_errors(self._unheard.pop())
-            if loop.time() - began > _BUDGET:
-                self._growing = loop.call_later(0, self._grow_up)
-                return
         self._growing = None
+        try:
+            while (self._newcomers or self._unheard) and loop.time() - began <= _BUDGET:
+                if self._newcomers:
+                    self.watch(self._newcomers.pop(), self._newest_since)
+                else:
+                    self.watch_errors(self._unheard.pop())
+        finally:
+            if self._newcomers or self._unheard:
+                self._growing = loop.call_later(0, self._grow_up)
 
     def forget(self, link: Link) -> None:
         """A connection has ended."""
@@ -248,7 +249,8 @@ class Monitor:
     def _leave_bucket(self, link: Link) -> None:
         if link._due >= 0:
             bucket = self._buckets.get(link._due, self._now)
-            bucket.discard(link)
+            # A bucket may have been made anew for a tick whose turn has come.
+            (bucket if link in bucket else self._now).discard(link)
             link._due = -1
             self._population -= 1
             if not self._population:
@@ -377,17 +379,16 @@ class Monitor:
             fd = link._socket().fileno()
             if self._errors is None:
                 self._errors = _ErrorWatch(loop, self._on_errors)
-        except (OSError, ValueError, AttributeError, KeepaliveError):
-            return
+            if fd >= 0:
+                self._errors.add(fd, link)
         except NotImplementedError as exc:
             self._can_watch_errors = False
             logger.warning(
                 "this event loop cannot tell of a death while reading is paused; it is told when reading resumes (%s)",
                 exc,
             )
+        except (OSError, ValueError, AttributeError, RuntimeError, KeepaliveError):  # closed, or no more can be watched
             return
-        if fd >= 0:
-            self._errors.add(fd, link)
 
     def _on_errors(self, links: list[Link]) -> None:
         for link in links:

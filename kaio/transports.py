@@ -394,7 +394,8 @@ class KeepaliveTransport(asyncio.Transport):
     def _saw_eof(self) -> None:
         """The peer sends no more and the protocol keeps the connection: the loop no longer listens."""
         self._half_closed = True
-        self._monitor.watch_errors_soon(self)
+        if not self._ended:
+            self._monitor.watch_errors_soon(self)
 
     def _examine(self, protocol: asyncio.BaseProtocol) -> None:
         """Read what tells why the connection died, if a layer between will close the socket before we are told.

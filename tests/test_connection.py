@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import random
 import socket
 import ssl
+import statistics
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -421,3 +426,111 @@ async def test_a_closed_connection_has_no_options_and_says_so() -> None:
         for ask in asks:
             with pytest.raises(kaio.KeepaliveError, match="closed"):
                 ask(client)
+
+
+# -- the task that waits is woken directly
+
+
+@pytest.mark.slow
+async def test_a_handler_that_leaves_tls_to_a_mute_peer_is_bounded(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """The farewell of TLS, which nobody answers, takes no longer than the close timeout."""
+
+    async def leave(connection: kaio.Connection) -> None:
+        await connection.receive()
+
+    async with kaio.serve(leave, listeners=[kaio.Listener("127.0.0.1:0", ssl=server_tls)], close_timeout=1) as server:
+        port = server.sockets[0].getsockname()[1]
+        plain = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))
+        mute = await asyncio.to_thread(client_tls.wrap_socket, plain, server_hostname="localhost")
+        with mute:
+            await asyncio.to_thread(mute.sendall, b"bye")
+            await until(lambda: not server.connections, within=4)
+
+
+async def test_who_waits_in_aclose_is_told_though_the_handler_ends() -> None:
+    """Two wait for the same end: the server, with its timeout, and a task of the handler's."""
+    closing: list[asyncio.Task[None]] = []
+
+    async def fill(connection: kaio.Connection) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                while True:
+                    await connection.send(bytes(65536))
+        closing.append(asyncio.create_task(connection.aclose(timeout=None)))
+        await asyncio.sleep(0.05)
+
+    async with kaio.serve(fill, "127.0.0.1", 0, close_timeout=0.3) as server:
+        client = await asyncio.open_connection(*server.sockets[0].getsockname()[:2], limit=1)
+        await until(lambda: closing)
+        async with asyncio.timeout(5):
+            await closing[0]
+        client[1].transport.abort()
+
+
+async def test_an_exit_in_a_handler_ends_the_program() -> None:
+    """Also where the loop keeps to itself what a callback for data raises."""
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 7, done.stderr
+
+
+EXITS = """
+import asyncio, sys, kaio, uvloop
+
+async def leave(connection):
+    async for _ in connection:
+        sys.exit(7)
+
+async def main():
+    async with kaio.serve(leave, "127.0.0.1", 0) as server:
+        connection = await kaio.connect(*server.sockets[0].getsockname()[:2])
+        await connection.send(b"x")
+        await asyncio.sleep(5)
+
+uvloop.run(main())
+"""
+
+
+async def test_one_who_sends_without_end_does_not_keep_others_waiting() -> None:
+    """The handler of the flood works for a while on each piece; another connection is served in between."""
+    order: list[str] = []
+
+    async def handle(connection: kaio.Connection) -> None:
+        async for data in connection:
+            if data.startswith(b"ping"):
+                order.append("ping")
+                await connection.send(b"pong")
+            else:
+                order.append("flood")
+                time.sleep(0.002)  # noqa: ASYNC251 - it is to keep the loop busy
+
+    async def flood(connection: kaio.Connection) -> None:
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            while True:
+                await connection.send(bytes(1 << 20))
+
+    async with kaio.serve(handle, "127.0.0.1", 0, close_timeout=0.1) as server:
+        where = server.sockets[0].getsockname()[:2]
+        async with kaio.connect(*where) as noisy, kaio.connect(*where) as quiet:
+            sending = asyncio.create_task(flood(noisy))
+            for _ in range(20):
+                await quiet.send(b"ping")
+                assert await quiet.receive() == b"pong"
+            sending.cancel()
+            noisy.abort()
+    runs = [len(list(run)) for kind, run in itertools.groupby(order) if kind == "flood"]
+    assert statistics.median(runs or [0]) <= 8, runs
+
+
+async def test_what_a_task_waits_for_is_a_future_to_anyio() -> None:
+    """anyio.wait_all_tasks_blocked asks every task's waiter whether it is done."""
+    async with pair() as (ours, _):
+        task = asyncio.create_task(ours.receive())
+        async with asyncio.timeout(5):
+            await anyio.wait_all_tasks_blocked()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
