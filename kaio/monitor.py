@@ -273,7 +273,7 @@ class Monitor:
             return
         self._timer = None
         self.counters.wakeups += 1
-        began = loop.time()
+        began = now = loop.time()
         tick = int(began * _TICKS)
         while self._ticks and self._ticks[0] <= tick:
             bucket = self._buckets.pop(heapq.heappop(self._ticks))
@@ -283,8 +283,9 @@ class Monitor:
                 link = self._now.pop()
                 link._due = -1
                 self._population -= 1
-                self._look(link, loop)
-                if loop.time() - began > _BUDGET:
+                self._look(link, loop, now)
+                now = loop.time()
+                if now - began > _BUDGET:
                     break
         finally:
             if self._now:
@@ -293,7 +294,7 @@ class Monitor:
             else:
                 self._set_timer(loop)
 
-    def _look(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, link: Link, loop: asyncio.AbstractEventLoop, now: float) -> None:
         limits = link._limits
         if limits is None:
             return
@@ -305,7 +306,7 @@ class Monitor:
                 if silence is not None:
                     link._looked(sock, _AT_REST)
                     if link._due < 0 and link._limits is limits and not link._ended:
-                        self._enter_bucket(link, loop, loop.time() + look_at_rest(limits, silence))
+                        self._enter_bucket(link, loop, now + look_at_rest(limits, silence))
                     return
             sample = platform.tcp_info(sock)
         except KeepaliveError:

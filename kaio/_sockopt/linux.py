@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import socket
 from typing import Final
 
@@ -89,7 +90,14 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
 
 
 def resting_for(sock: SocketLike) -> float | None:
-    return at_rest(sock.getsockopt(_TCP, _TCP_INFO, _REST_SIZE))
+    if type(sock).__name__ != "PseudoSocket":
+        return at_rest(sock.getsockopt(_TCP, _TCP_INFO, _REST_SIZE))
+    # uvloop's stand-in makes a socket for each call, in Python; made here in C it is a third of a look less.
+    borrowed = _socket.socket(sock.family, socket.SOCK_STREAM, _TCP, sock.fileno())
+    try:
+        return at_rest(borrowed.getsockopt(_TCP, _TCP_INFO, _REST_SIZE))
+    finally:
+        borrowed.detach()
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:
