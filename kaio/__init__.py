@@ -11,7 +11,7 @@ The map; each row imports only from the rows above it, and from its own without 
     links                                 other people's connections as the monitor knows them
     transports protocols                  what a connection hands to user code
     connection                            the stream
-    listeners client server               accept, connect, serve
+    connecting listeners client server    accept, connect, serve
     mixin loops                           the event loop that covers the sockets of any library
     system plans middleboxes              the kernel's own defaults; what a policy means
     processes sources connections         sockets of running processes; what source code leaves uncovered

@@ -19,6 +19,7 @@ import aiohappyeyeballs
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
+from .connecting import Attempts, tls_arguments
 from .connection import Connection, StreamProtocol
 from .errors import Cause, DeadPeerError, KeepaliveError
 from .keepalive import cover, logger
@@ -106,7 +107,7 @@ def connect(
     """
     address = one_address(host, port)
     policy = as_policy(keepalive) if isinstance(address, TcpAddress) else None
-    tls = _tls_arguments(
+    tls = tls_arguments(
         ssl,
         server_hostname,
         address.host if isinstance(address, TcpAddress) else None,
@@ -167,7 +168,7 @@ async def create_connection(
     source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
     explicit = keepalive is not None
     policy = as_policy(keepalive if explicit else source)
-    tls = _tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
+    tls = tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
     if (sock is None) == (host is None and port is None):
         raise ValueError("give either host and port, or sock")
     endpoint = Endpoint(policy, source=source, explicit=explicit)
@@ -261,36 +262,6 @@ def our_transport(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) 
 # -- connecting
 
 
-def _tls_arguments(
-    ssl: ssl_module.SSLContext | bool | None,
-    server_hostname: str | None,
-    host: str | None,
-    handshake: float | None,
-    shutdown: float | None,
-) -> dict[str, Any]:
-    """asyncio's TLS arguments, checked before there is a socket that could be left open."""
-    if not ssl:
-        for name, value in (
-            ("server_hostname", server_hostname),
-            ("ssl_handshake_timeout", handshake),
-            ("ssl_shutdown_timeout", shutdown),
-        ):
-            if value is not None:
-                raise ValueError(f"{name} is only meaningful with ssl")
-        return {}
-    for name, value in (("ssl_handshake_timeout", handshake), ("ssl_shutdown_timeout", shutdown)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} should be a positive number, got {value}")
-    if server_hostname is None and host is None:
-        raise ValueError("You must set server_hostname when using ssl without a host")
-    return {
-        "ssl": ssl,
-        "server_hostname": host if server_hostname is None else server_hostname,
-        "ssl_handshake_timeout": handshake,
-        "ssl_shutdown_timeout": shutdown,
-    }
-
-
 async def _connect_tcp(
     factory: Callable[[], P],
     host: str | None,
@@ -313,7 +284,7 @@ async def _connect_tcp(
     bound = policy.effective_user_timeout if policy.enabled else None
     if bound is not None:
         bound = min(bound, MAX_USER_TIMEOUT_MS / 1000)
-    attempts = _Attempts(bare(loop), bound)
+    attempts = Attempts(bare(loop), bound)
 
     def make_socket(info: Any) -> socket.socket:
         sock = socket.socket(info[0], info[1], info[2])
@@ -384,36 +355,6 @@ async def _resolve(
     if not infos:
         raise OSError(f"getaddrinfo() returned nothing for {host}:{port}")
     return infos
-
-
-class _Attempts:
-    """The loop as happy eyeballs sees it: it remembers how each attempt failed."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, bound: float | None) -> None:
-        self._loop = loop
-        self._bound = bound  # seconds for each attempt
-        self.bound_by_kernel = False  # else by a timer here
-        self.errors: list[OSError] = []
-
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        try:
-            if self._bound is None or self.bound_by_kernel:
-                await self._loop.sock_connect(sock, address)
-            else:
-                async with asyncio.timeout(self._bound):
-                    await self._loop.sock_connect(sock, address)
-        except TimeoutError as exc:
-            self.errors.append(exc if exc.errno else TimeoutError(_ETIMEDOUT, os.strerror(_ETIMEDOUT)))
-            raise self.errors[-1] from None
-        except OSError as exc:
-            self.errors.append(exc)
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-
-_ETIMEDOUT: Final = 110 if os.name == "posix" else 10060
 
 
 def _dead_while_connecting(

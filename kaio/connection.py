@@ -602,7 +602,7 @@ class Connection(_Stream):
     ) -> None:
         await self.aclose()
 
-    def finish(self, timeout: float) -> None:
+    def _finish(self, timeout: float) -> None:
         """Close without waiting for it: what was sent has so many seconds to leave. For servers."""
         protocol, transport = self._protocol, self._transport
         protocol.closing()

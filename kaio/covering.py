@@ -33,13 +33,13 @@ def standing(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState
     """Whose options a TCP socket has, and which. Raises OSError, `KeepaliveError`."""
     state = platform.read(sock)
     if not policy.enabled:
-        chosen = state.enabled and _times(state) != _times(system_state(sock))
+        chosen = state.enabled and state.times != system_state(sock).times
         return Standing.OWN if chosen else Standing.POLICY, state
     if not state.enabled:
         return Standing.UNCOVERED, state
-    if _times(state) == _times(wanted(policy, sock)):
+    if state.times == wanted(policy, sock).times:
         return Standing.POLICY, state
-    return Standing.UNCOVERED if _times(state) == _times(system_state(sock)) else Standing.OWN, state
+    return Standing.UNCOVERED if state.times == system_state(sock).times else Standing.OWN, state
 
 
 tally: Final[Counter[Standing]] = Counter()
@@ -53,7 +53,3 @@ def adopt(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState]:
         found, state = Standing.POLICY, apply(sock, policy)
     tally[found] += 1
     return found, state
-
-
-def _times(state: SocketState) -> tuple[float | None, float | None, int | None]:
-    return state.idle, state.interval, state.count

@@ -1,4 +1,4 @@
-"""The sockets of this process by their descriptors, whoever opened them. Linux only, but for `unread`.
+"""The sockets of this process by their descriptors, whoever opened them (Linux only); what any socket can be asked.
 
 Rules kept here: a look at a descriptor changes nothing of it, and holds nothing open.
 """
@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any, Final
@@ -20,7 +21,7 @@ from ._sockopt import SocketLike, platform
 from .errors import KeepaliveError
 from .keepalive import describe
 
-__all__ = ["Descriptor", "descriptors", "unread"]
+__all__ = ["Descriptor", "descriptors", "is_listening", "libc", "reset_on_close", "unread"]
 
 if os.name == "posix":
     import fcntl
@@ -65,7 +66,7 @@ class Descriptor:
     @property
     def is_listening(self) -> bool:
         """Whether it accepts connections."""
-        return bool(self.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        return is_listening(self)
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
         """As `socket.socket.getsockopt`."""
@@ -78,16 +79,16 @@ class Descriptor:
     def setsockopt(self, level: int, optname: int, value: Any, /) -> None:
         """As `socket.socket.setsockopt`, for integers."""
         number = ctypes.c_int(value)
-        if _libc().setsockopt(self._fd, level, optname, ctypes.byref(number), ctypes.sizeof(number)) != 0:
+        if libc().setsockopt(self._fd, level, optname, ctypes.byref(number), ctypes.sizeof(number)) != 0:
             raise _os_error()
 
     def getsockname(self) -> tuple[Any, ...]:
         """Its own address."""
-        return self._address(_libc().getsockname)
+        return self._address(libc().getsockname)
 
     def getpeername(self) -> tuple[Any, ...]:
         """Its peer's address."""
-        return self._address(_libc().getpeername)
+        return self._address(libc().getpeername)
 
     def _address(self, call: Any) -> tuple[Any, ...]:
         """struct sockaddr_in and sockaddr_in6: ip(7), ipv6(7)."""
@@ -114,7 +115,7 @@ class Descriptor:
 
     def _get(self, level: int, option: int, buffer: Any, size: int) -> int:
         length = ctypes.c_uint(size)
-        if _libc().getsockopt(self._fd, level, option, buffer, ctypes.byref(length)) != 0:
+        if libc().getsockopt(self._fd, level, option, buffer, ctypes.byref(length)) != 0:
             raise _os_error()
         return length.value
 
@@ -123,7 +124,8 @@ class Descriptor:
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """The C library, whose errno ctypes.get_errno() gives."""
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -146,6 +148,19 @@ def descriptors() -> Iterator[Descriptor]:
                 yield descriptor
         except OSError:  # closed meanwhile
             continue
+
+
+def is_listening(sock: SocketLike) -> bool:
+    """Whether a socket accepts connections; False where that cannot be told, as on macOS."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def reset_on_close(sock: SocketLike) -> None:
+    """Let closing drop what is unsent and reset: nobody is there to take it, and the kernel need not go on trying."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def unread(sock: SocketLike) -> int:

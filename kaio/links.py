@@ -12,26 +12,23 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import math
 import os
 import socket
-import struct
 import weakref
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal
 
 from ._sockopt import SocketLike, platform
-from .descriptors import Descriptor, unread
-from .errors import Cause, DeadPeerError, KeepaliveError
+from .descriptors import Descriptor, reset_on_close, unread
+from .errors import Cause, KeepaliveError
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo, TcpState
-from .verdict import Decision, Health, Limits, cause_of_death, fell_silent, limits_of_state
+from .verdict import Decision, Health, Limits, dead_peer, fell_silent, limits_of_state
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
 
 _GONE: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket says, on one loop or another
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
 _PIECE: Final = 0.01  # seconds for a loop to read a piece of what waits
 _PATIENCE: Final = 10  # times that long for a loop that reads to find the error by itself
 _AT_ONCE: Final = 0.001  # seconds of user timeout: at the kernel's next timer
@@ -47,7 +44,7 @@ def state_of(sock: SocketLike, policy: Keepalive) -> SocketState:
     if policy.stalled != "drop" or state.user_timeout is None or state.user_timeout != policy.effective_user_timeout:
         return state
     times = (policy.idle, policy.interval, policy.count)
-    if all(mine in (None, has) for mine, has in zip(times, (state.idle, state.interval, state.count), strict=True)):
+    if all(mine in (None, has) for mine, has in zip(times, state.times, strict=True)):
         return state
     with contextlib.suppress(KeepaliveError):
         platform.bound_connect(sock, None)
@@ -172,25 +169,17 @@ class _Link:
         except _GONE:
             return
         if fell_silent(sample, self._state):
-            self._report(sock, cause_of_death(errno.ETIMEDOUT, sample), sample)
+            self._report(sock, None, sample)
         self._help()
         if sample.state == TcpState.CLOSE:
             self._end()
 
-    def _report(self, sock: SocketLike, cause: Cause, sample: TcpInfo | None) -> None:
+    def _report(self, sock: SocketLike, cause: Cause | None, sample: TcpInfo | None) -> None:
         """Count and log a death, once."""
         if self._ended:
             return
-        silence = None if sample is None else sample.silence
-        error = DeadPeerError(
-            cause,
-            errno.ETIMEDOUT,
-            silence=math.nan if silence is None else silence,
-            peername=self._peername(sock),
-            policy=self._policy,
-            info=sample,
-        )
-        error.__cause__ = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        timed_out = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        error = dead_peer(timed_out, cause, sample, peername=self._peername(sock), policy=self._policy)
         self._monitor.emit(Event("dead", self._owner, None, error))
         self._end()
 
@@ -274,8 +263,8 @@ class TransportLink(_Link):
                 then(transport)
 
     def _give_up(self, transport: Any) -> None:
-        """The verdict is ours. Nobody is there to take what is left: the kernel need not go on trying."""
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        """The verdict is ours."""
+        reset_on_close(transport.get_extra_info("socket"))
         # What both loops' own fatal errors do: connection_lost(exc) in the next turn, through TLS too.
         transport._force_close(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, parse_address
+from .descriptors import is_listening
 from .errors import AddressError, KaioError, KeepaliveError, PolicyError
 from .keepalive import apply, cover
 from .monitor import bare, get_monitor
@@ -229,7 +230,7 @@ class Listener:
         self._loop = loop = asyncio.get_running_loop()
         self._endpoint.monitor = get_monitor()
         for sock in self._sockets:
-            if _is_listening(sock):
+            if is_listening(sock):
                 self._drain(sock)
             if _loop_accepts(loop):
                 self._endpoint.by_hand = not platform.INHERITS
@@ -488,13 +489,6 @@ def _address_of(sock: socket.socket) -> Address:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         return TcpAddress(name[0], name[1])
     return UnixAddress(os.fsdecode(name))
-
-
-def _is_listening(sock: socket.socket) -> bool:
-    try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:  # macOS cannot tell; then nothing can wait in it that we would miss on Linux
-        return False
 
 
 def _free_descriptors() -> int:

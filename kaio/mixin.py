@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohappyeyeballs
 
 from ._sockopt import SocketLike, platform
+from .connecting import Attempts, tls_arguments
 from .covering import Standing, adopt
-from .descriptors import Descriptor
+from .descriptors import Descriptor, is_listening
 from .errors import KeepaliveError
 from .keepalive import logger
 from .links import DescriptorLink, TransportLink, state_of
-from .monitor import Monitor, close_monitor, get_monitor
+from .monitor import TURN, Monitor, close_monitor, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
 from .protocols import Watched
 from .tcpinfo import TcpState
@@ -36,7 +37,6 @@ from .verdict import limits_of
 __all__ = ["Covering", "loop_class", "take_over"]
 
 _INTRODUCTION: Final = 5.0  # seconds, at most, after which the monitor is told of a connection that still stands
-_BUDGET: Final = 0.005  # seconds that one turn may take
 
 if TYPE_CHECKING:
     _Base = asyncio.SelectorEventLoop
@@ -80,7 +80,7 @@ class _Cover:
     def queued(self, sock: SocketLike) -> int:
         """How many connections wait at a listening socket: they have what it had when they came."""
         try:
-            if platform.is_tcp(sock) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if platform.is_tcp(sock) and is_listening(sock):
                 return platform.tcp_info(sock).unacked or 0  # net/ipv4/tcp.c: tcpi_unacked is sk_ack_backlog there
         except (OSError, KeepaliveError, AttributeError, TypeError, ValueError):  # no socket at all: the base says so
             pass
@@ -125,7 +125,7 @@ class _Cover:
         try:
             descriptor = Descriptor(fd, inode)
             found = self.adopt(descriptor)
-            if found is not None and not descriptor.is_listening:
+            if found is not None and not is_listening(descriptor):
                 self._descriptors.append((descriptor, found[1]))
                 self.stir()
         except OSError:  # a pipe, say
@@ -155,7 +155,7 @@ class _Cover:
         self._work_on(loop, self._introductions(loop, self._since))
 
     def _work_on(self, loop: asyncio.AbstractEventLoop, steps: Iterator[None]) -> None:
-        until = loop.time() + _BUDGET
+        until = loop.time() + TURN
         for _ in steps:
             if loop.time() > until:
                 loop.call_soon(self._work_on, loop, steps)
@@ -408,7 +408,9 @@ class _CoveringOther(Covering):
         options: dict[str, Any],
     ) -> Any:
         """The base would make the socket where no option can be set before it connects."""
-        tls = _tls_options(host, options)
+        names = ("ssl", "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
+        ssl, server_hostname, handshake, shutdown = (options.pop(name, None) for name in names)
+        tls = tls_arguments(ssl, server_hostname, host or None, handshake, shutdown)
         protocol = protocol_factory()
         family, proto, flags = (options.pop(name, 0) for name in ("family", "proto", "flags"))
         local_addr = options.pop("local_addr", None)
@@ -418,7 +420,7 @@ class _CoveringOther(Covering):
             if not isinstance(local_addr, (tuple, list)) or len(local_addr) != 2:
                 raise ValueError("local_addr must be a tuple of host and port")
             local = await self._resolve(local_addr[0], local_addr[1], family, proto, flags)
-        attempts = _Attempts(self)
+        attempts = Attempts(self)
         try:
             sock = await aiohappyeyeballs.start_connection(
                 infos,
@@ -428,7 +430,9 @@ class _CoveringOther(Covering):
                 loop=attempts,  # type: ignore[arg-type]
             )
         except OSError as exc:
-            raise attempts.summary(exc, all_errors).with_traceback(None) from None  # or it would refer to itself
+            raise _summary(exc, attempts.errors, all_errors).with_traceback(
+                None
+            ) from None  # or it would refer to itself
         finally:
             attempts.errors = []  # they hold this frame, by their tracebacks
         try:
@@ -452,49 +456,15 @@ class _CoveringOther(Covering):
         return list(infos)
 
 
-def _tls_options(host: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """asyncio's rules for TLS arguments, kept before there is a socket; they leave `options`."""
-    names = ("server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
-    ssl, tls = options.pop("ssl", None), {name: options.pop(name, None) for name in names}
-    if not ssl:
-        for name, value in tls.items():
-            if value is not None:
-                raise ValueError(f"{name} is only meaningful with ssl")
-        return {}
-    if tls["server_hostname"] is None:
-        if not host:
-            raise ValueError("You must set server_hostname when using ssl without a host")
-        tls["server_hostname"] = host
-    return {"ssl": ssl, **tls}
-
-
-class _Attempts:
-    """The loop as happy eyeballs sees it: it remembers how each attempt failed, for asyncio's own summary of it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.errors: list[OSError] = []
-
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        try:
-            await self._loop.sock_connect(sock, address)
-        except OSError as exc:
-            self.errors.append(exc)
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    def summary(self, exc: OSError, all_errors: bool) -> Exception:
-        """What create_connection raises."""
-        errors = self.errors
-        if all_errors:
-            return ExceptionGroup("create_connection failed", errors or [exc])
-        if not errors:
-            return exc
-        if all((type(error), error.errno) == (type(errors[0]), errors[0].errno) for error in errors):
-            return errors[0]
-        return OSError(f"Multiple exceptions: {', '.join(map(str, errors))}")
+def _summary(exc: OSError, errors: list[OSError], all_errors: bool) -> Exception:
+    """What create_connection raises when these attempts have failed: asyncio's own summary of it."""
+    if all_errors:
+        return ExceptionGroup("create_connection failed", errors or [exc])
+    if not errors:
+        return exc
+    if all((type(error), error.errno) == (type(errors[0]), errors[0].errno) for error in errors):
+        return errors[0]
+    return OSError(f"Multiple exceptions: {', '.join(map(str, errors))}")
 
 
 # -- classes

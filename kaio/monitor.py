@@ -34,12 +34,13 @@ from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
 from .verdict import Decision, Health, Limits, State, decide, judge, look_at_rest
 
-__all__ = ["Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
+__all__ = ["TURN", "Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
 
 logger: Final = logging.getLogger("kaio")
 
 _TICKS: Final = 4  # of the wheel, a second
-_BUDGET: Final = 0.005  # seconds that one turn may take
+TURN: Final = 0.005
+"""Seconds that work of kaio's own may take in one turn of a loop."""
 _AT_REST: Final = Decision(State.ALIVE, None, 0.0)  # what is to be thought of a connection that is
 _CHILDHOOD: Final = 1.0  # seconds; no policy asks for a look before, but for a user timeout that is shorter
 SILENCE_BOUNDS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, math.inf)
@@ -188,7 +189,7 @@ class Monitor:
         began = loop.time()
         self._growing = None
         try:
-            while (self._newcomers or self._unheard) and loop.time() - began <= _BUDGET:
+            while (self._newcomers or self._unheard) and loop.time() - began <= TURN:
                 if self._newcomers:
                     self.watch(self._newcomers.pop(), self._newest_since)
                 else:
@@ -285,7 +286,7 @@ class Monitor:
                 self._population -= 1
                 self._look(link, loop, now)
                 now = loop.time()
-                if now - began > _BUDGET:
+                if now - began > TURN:
                     break
         finally:
             if self._now:
@@ -422,7 +423,7 @@ class Monitor:
         loop = self._loop()
         if loop is None:
             return
-        until = loop.time() + _BUDGET
+        until = loop.time() + TURN
         while self._unlogged:
             error = self._unlogged.popleft()
             logger.warning(

@@ -63,6 +63,11 @@ class SocketState:
     user_timeout: float | None = None
 
     @property
+    def times(self) -> tuple[float | None, float | None, int | None]:
+        """Idle, interval and count."""
+        return self.idle, self.interval, self.count
+
+    @property
     def detection_time(self) -> float | None:
         """Seconds until a dead idle peer is found; `math.inf` when keepalive is off, None where it cannot be told."""
         if not self.enabled:

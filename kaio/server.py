@@ -208,7 +208,7 @@ class Server:
             handling = self._handler(connection)
         except Exception as exc:
             _log_failure(connection, exc)
-            connection.finish(self._close_timeout)
+            connection._finish(self._close_timeout)
             return
         task = self._loop.create_task(handling if asyncio.iscoroutine(handling) else _wait_for(handling))
         self._tasks[task] = connection
@@ -219,7 +219,7 @@ class Server:
         exc = None if task.cancelled() else task.exception()
         if isinstance(exc, Exception):
             _log_failure(connection, exc)
-        connection.finish(self._close_timeout)
+        connection._finish(self._close_timeout)
         if not self._tasks:
             self._check_ended()
 

@@ -15,7 +15,7 @@ from .keepalive import logger
 from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
 from .tcpinfo import TcpState
 
-__all__ = ["Report", "Row", "survey", "sweep"]
+__all__ = ["Report", "Row", "is_open", "survey", "sweep"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

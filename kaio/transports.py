@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -20,18 +18,17 @@ from typing import Any, Final, Literal
 from anyio import ClosedResourceError, EndOfStream
 
 from ._sockopt import SocketLike, platform
-from .descriptors import unread
+from .descriptors import reset_on_close, unread
 from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .keepalive import apply, tcp_info
 from .monitor import Counters, Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .tcpinfo import TcpInfo
-from .verdict import DEATHS, Decision, Health, Limits, State, cause_of_death, judge, limits_of
+from .verdict import DEATHS, Decision, Health, Limits, State, dead_peer, judge, limits_of
 
 __all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
 
 _PATIENCE: Final = 0.5  # seconds for the loop to bring the end by itself
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what is unsent and resets
 
 _without_layers: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
 
@@ -370,10 +367,9 @@ class KeepaliveTransport(asyncio.Transport):
             scope.ended(error)
 
     def _drop(self) -> None:
-        """End a dead connection in the loop's next turn. Nobody is there to take what is left: the kernel need not go
-        on trying, nor the transport wait for it."""
+        """End a dead connection in the loop's next turn, and wait for nothing that it still has to say."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            reset_on_close(self._socket())
         self._inner.abort()
 
     def _drop_when_read(self) -> None:
@@ -447,17 +443,8 @@ class KeepaliveTransport(asyncio.Transport):
         if self._sample is None and self._policy is not None:  # None: not TCP
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self._sample = platform.tcp_info(self._socket())
-        sample = self._sample
-        silence = None if sample is None else sample.silence
-        error = DeadPeerError(
-            cause or cause_of_death(number, sample),
-            number,
-            silence=math.nan if silence is None else silence,
-            peername=self.peername,
-            policy=self._policy,
-            info=sample,
-        )
-        error.__cause__ = exc
+        assert isinstance(exc, OSError)
+        error = dead_peer(exc, cause, self._sample, peername=self.peername, policy=self._policy)
         event = Event("dead", self, None, error)
         self._count(event)
         self._monitor.emit(event)

@@ -9,9 +9,10 @@ import dataclasses
 import enum
 import errno
 import functools
-from typing import Final, NamedTuple
+import math
+from typing import Any, Final, NamedTuple
 
-from .errors import Cause
+from .errors import Cause, DeadPeerError
 from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo, TcpState
 
@@ -22,6 +23,7 @@ __all__ = [
     "Limits",
     "State",
     "cause_of_death",
+    "dead_peer",
     "decide",
     "fell_silent",
     "judge",
@@ -250,3 +252,24 @@ def cause_of_death(number: int, info: TcpInfo | None) -> Cause:
     if info is not None and info.notsent_bytes and not info.snd_wnd:
         return Cause.ZERO_WINDOW
     return Cause.KEEPALIVE
+
+
+def dead_peer(
+    exc: OSError, cause: Cause | None, sample: TcpInfo | None, *, peername: Any, policy: Keepalive | None
+) -> DeadPeerError:
+    """The error for a connection that stood, and of which the kernel's error and its last sample tell.
+
+    A cause that is not known already is what those two say.
+    """
+    assert exc.errno is not None
+    silence = None if sample is None else sample.silence
+    error = DeadPeerError(
+        cause or cause_of_death(exc.errno, sample),
+        exc.errno,
+        silence=math.nan if silence is None else silence,
+        peername=peername,
+        policy=policy,
+        info=sample,
+    )
+    error.__cause__ = exc
+    return error

@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,8 @@ import uvloop
 
 import kaio
 from kaio.testing import lacking
+
+from . import namespaces
 
 CI = bool(os.environ.get("CI"))
 
@@ -101,6 +103,20 @@ def dead_peers(_filters: str | None) -> None:
     """The test lets peers play dead."""
     if _filters is not None:
         pytest.skip(_filters)
+
+
+@pytest.fixture(scope="session")
+def _networks() -> str | None:
+    return namespaces.lacking()
+
+
+@pytest.fixture
+def network(_networks: str | None) -> Iterator[namespaces.Routed]:
+    """A client, a router and a server of the test's own."""
+    if _networks is not None:
+        pytest.skip(_networks)
+    with namespaces.routed() as network:
+        yield network
 
 
 @pytest.fixture(scope="session")

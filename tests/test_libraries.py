@@ -27,9 +27,9 @@ from kaio import TcpState
 from kaio.processes import ProcessSocket, sockets
 from kaio.processes import lacking as no_looking
 
-from . import namespaces, servers
+from . import servers
 from .conftest import reset
-from .namespaces import Routed, routed
+from .namespaces import Routed
 from .servers import Running
 
 ROOT: Final = Path(__file__).parent.parent
@@ -289,23 +289,12 @@ def test_no_connection_of_a_crowd_escapes_uvicorn(options: str) -> None:
 # -- death
 
 
-@pytest.fixture(scope="module")
-def _networks() -> str | None:
-    return namespaces.lacking() or servers.lacking()
-
-
-@pytest.fixture
-def network(_networks: str | None) -> Iterator[Routed]:
-    """A client, a router and a server of the test's own."""
-    if _networks is not None:
-        pytest.skip(_networks)
-    with routed() as network:
-        yield network
-
-
 @pytest.fixture
 def far_databases(network: Routed) -> Iterator[dict[str, Running]]:
     """PostgreSQL, redis-server and nginx on the network's server."""
+    missing = servers.lacking()
+    if missing is not None:
+        pytest.skip(missing)
     with contextlib.ExitStack() as stack:
         with network.server.entered():
             running = stack.enter_context(servers.all_servers(network.SERVER))

@@ -7,14 +7,14 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 import kaio
 
 from .conftest import Recorder, reset, until
-from .namespaces import Namespace, Routed, lacking, routed
+from .namespaces import Namespace, Routed
 
 pytestmark = pytest.mark.slow
 
@@ -22,20 +22,6 @@ SERVER = Routed.SERVER
 PORT = 9000
 SILENCE = 12.0
 LOSSY = 60.0  # seconds of a network that loses packets
-
-
-@pytest.fixture(scope="module")
-def _networks() -> str | None:
-    return lacking()
-
-
-@pytest.fixture
-def network(_networks: str | None) -> Iterator[Routed]:
-    """A client, a router and a server of the test's own."""
-    if _networks is not None:
-        pytest.skip(_networks)
-    with routed() as network:
-        yield network
 
 
 class Heard(Recorder):

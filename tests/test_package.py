@@ -28,7 +28,7 @@ ROWS = [
     ["links"],
     ["transports", "protocols"],
     ["connection"],
-    ["listeners", "client", "server", "mixin", "loops"],
+    ["connecting", "listeners", "client", "server", "mixin", "loops"],
     ["kaio"],  # the package's own names
     ["testing", "system", "plans", "middleboxes", "processes", "sources", "connections"],
     ["bootstrap", "_bootstrap"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 import select
 import socket
@@ -16,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
+from ..descriptors import libc
 from ..errors import KaioError
 
 __all__ = ["Process", "ProcessError", "lacking", "wait_for_end"]
@@ -157,13 +157,8 @@ def _cannot(number: int) -> str:
 
 def _getfd(pidfd: int, fd: int) -> tuple[int, int]:
     """A copy of another process's descriptor, close-on-exec; -1 and the errno when there is none."""
-    copy = _libc().syscall(_PIDFD_GETFD, pidfd, fd, 0)
+    copy = libc().syscall(_PIDFD_GETFD, pidfd, fd, 0)
     return copy, ctypes.get_errno() if copy < 0 else 0
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 # -- why not

@@ -275,7 +275,7 @@ def _equal(state: SocketState, wanted: SocketState) -> bool:
 
 def _times(state: SocketState) -> tuple[float | None, float | None, int | None] | None:
     """What of a state counts while nothing is in flight; None: keepalive is off."""
-    return (state.idle, state.interval, state.count) if state.enabled else None
+    return state.times if state.enabled else None
 
 
 def _set_user_timeout(sock: SocketLike, seconds: float | None) -> None:

@@ -66,8 +66,7 @@ class ProcessSocket:
         Keepalive alone is no choice of times, and a user timeout alone none of keepalive.
         """
         state, system = self.state, self.system
-        times = (state.idle, state.interval, state.count)
-        return state.enabled and times != (system.idle, system.interval, system.count)
+        return state.enabled and state.times != (system.idle, system.interval, system.count)
 
     @property
     def idle_detection(self) -> float:

@@ -6,13 +6,13 @@ thread that ends there.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import threading
 from typing import Final
 
+from ..descriptors import libc
 from ..system import Defaults
 from ..system import read as read_here
 
@@ -59,7 +59,7 @@ def _read_there(sock: socket.socket) -> Defaults:
             namespace = fcntl.ioctl(sock, _SIOCGSKNS)
             try:
                 # os.setns is Python 3.12's
-                if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) == 0:
+                if libc().setns(namespace, _CLONE_NEWNET) == 0:
                     found[0] = read_here()
             finally:
                 os.close(namespace)
