@@ -21,7 +21,7 @@ ROOT = pathlib.Path(kaio.__file__).parent
 ROWS = [
     ["errors"],
     ["policy", "addresses", "tcpinfo", "verdict", "watch"],
-    ["_sockopt"],
+    ["_sockopt", "owners"],
     ["keepalive"],
     ["covering", "descriptors", "sweeping"],
     ["monitor"],
