@@ -37,8 +37,8 @@ __all__ = ["LARGEST", "MEMFD", "claim", "is_owned", "owned", "records", "release
 
 MEMFD: Final = "kaio"
 """The memfd's name: the link in /proc/PID/fd reads "/memfd:kaio (deleted)"."""
-LARGEST: Final = 1 << 25
-"""Bytes of a table that are read: two million connections."""
+LARGEST: Final = 1 << 24
+"""Bytes of a table that are read: a million connections."""
 
 _MAGIC: Final = int.from_bytes(b"kaio own", sys.byteorder)
 _VERSION: Final = 1

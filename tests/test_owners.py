@@ -213,37 +213,45 @@ def test_without_a_descriptor_only_outsiders_are_left_out() -> None:
         assert watched(os.getpid()) == owned() == {inode(sock): 5 for sock in some} | {inode(last): None}
 
 
+def memfd_of(content: bytes, size: int = 0) -> int:
+    """A file that looks like a table from afar."""
+    fd = os.memfd_create("kaio")
+    os.write(fd, content)
+    if size:
+        os.truncate(f"/proc/self/fd/{fd}", size)
+    return fd
+
+
 def test_content_is_not_trusted() -> None:
-    """Whatever a memfd of that name holds: nothing is raised, and other processes' pids are not believed."""
+    """Whatever memfds of that name hold: nothing is raised, and no other process's is believed."""
     with sockets(1) as (sock,):
-        mine = {claim(sock.fileno(), 9): 9.0}
+        number = claim(sock.fileno(), 9)
         (memfd,) = memfds()
         true = os.pread(memfd, 1 << 20, 0)
-        later = (2).to_bytes(4, sys.byteorder)
-        record = (2**64 - 1).to_bytes(8, sys.byteorder) * 2
-        for content, expected in [
-            (b"", {}),
-            (b"k", {}),
-            (b"kaio own", {}),
-            (os.urandom(100_003), {}),
-            (b"x" + true[1:], {}),
-            (true[:8] + later + true[12:], {}),
-            (true[:12] + (1).to_bytes(4, sys.byteorder) + true[16:], {}),
-            (true[:16] + record + b"left over", {2**64 - 1: 4294967.295}),
+        release(number)
+        later, other = ((number).to_bytes(4, sys.byteorder) for number in (2, 1))
+        forged = true[:16] + b"\xff" * 16
+        for content, size, expected in [
+            (b"", 0, {}),
+            (b"k", 0, {}),
+            (b"kaio own", 0, {}),
+            (os.urandom(100_003), 0, {}),
+            (b"x" + true[1:], 0, {}),
+            (true[:8] + later + true[12:], 0, {}),
+            (true[:12] + other + true[16:], 0, {}),
+            (true[:16], 0, {}),
+            (true[:16], 1 << 40, {}),
+            (forged + b"left over", 0, {2**64 - 1: 4294967.295}),
         ]:
-            fd = os.memfd_create("kaio")
+            fd = memfd_of(content, size)
             try:
-                os.write(fd, content)
-                assert watched(os.getpid()) == mine | expected
+                assert watched(os.getpid()) == expected
+                claim(sock.fileno(), 9)
+                if not content.startswith(true[:16]):
+                    assert watched(os.getpid()) == {number: 9}
+                release(number)
             finally:
                 os.close(fd)
-        fd = os.memfd_create("kaio")
-        try:
-            os.truncate(f"/proc/self/fd/{fd}", 1 << 40)
-            os.pwrite(fd, true[:16], 0)
-            assert watched(os.getpid()) == mine
-        finally:
-            os.close(fd)
     assert watched(2**22 + 1) == {}
 
 

@@ -25,33 +25,34 @@ def watched(pid: int) -> dict[int, float | None]:
     None: the monitor leaves that to the kernel. Empty for a process without kaio, and for one that may not be read.
     """
     directory = f"/proc/{pid}/fd"
-    found: dict[int, float | None] = {}
+    writer = _own_pid(pid)
     try:
         names = os.listdir(directory)
     except OSError:
-        return found
-    for name in names:
+        return {}
+    for fd in sorted(map(int, names)):
         try:
-            if os.readlink(f"{directory}/{name}") == _LINK:
-                found |= _bounds(f"{directory}/{name}", pid)
+            if os.readlink(f"{directory}/{fd}") == _LINK:
+                found = _read(f"{directory}/{fd}", writer)
+                if found is not None:
+                    return found
         except OSError:  # closed meanwhile
             continue
-    return found
+    return {}
 
 
-def _bounds(path: str, pid: int) -> dict[int, float | None]:
+def _read(path: str, writer: int) -> dict[int, float | None] | None:
+    """What a table says; None where it is none, or another process's, as a forked one has its parent's descriptor."""
     # Non-blocking: what is opened may be another file by now.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return {}
-        first, second = (os.pread(fd, owners.LARGEST, 0) for _ in range(2))
+            return None
+        (first, before), (second, after) = (owners.records(os.pread(fd, owners.LARGEST, 0)) for _ in range(2))
     finally:
         os.close(fd)
-    writer, before = owners.records(first)
-    again, after = owners.records(second)
-    if writer != again or writer != _own_pid(pid):  # a forked child has its parent's descriptor
-        return {}
+    if not first == second == writer:
+        return None
     return {inode: (word & _LOW) / 1000 or None for _, inode, word in before & after}
 
 
