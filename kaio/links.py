@@ -283,11 +283,12 @@ class DescriptorLink(_Link):
     socket, which a shut window takes off again. One that the application has set itself stands.
     """
 
-    __slots__ = ("_bound", "_peer", "descriptor")
+    __slots__ = ("_bound", "_peer", "_suspected", "descriptor")
 
     def __init__(self, descriptor: Descriptor, *common: Any) -> None:
         self.descriptor: Descriptor = descriptor
         self._bound: float | None = None  # the user timeout that was set here
+        self._suspected: tuple[TcpInfo, float] | None = None  # what it was when it became suspect, and when
         self._peer: Any = None  # once it has ended, the kernel does not tell
         with contextlib.suppress(OSError):
             self._peer = descriptor.getpeername()
@@ -317,6 +318,29 @@ class DescriptorLink(_Link):
                 with contextlib.suppress(*_GONE):
                     platform.bound_connect(sock, bound)
                     self._bound = bound
+
+    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
+        if kind == "suspect":
+            self._suspected = health.info, asyncio.get_running_loop().time()
+            self._monitor.suspect_descriptors.add(self)
+        else:
+            self._monitor.suspect_descriptors.discard(self)
+        return super()._event(kind, health)
+
+    def look_whether_closed(self) -> None:
+        """Report the death of a socket whose owner heard of it first, and closed it."""
+        if self._suspected is None or self.descriptor.fileno() >= 0:
+            return
+        sample, at = self._suspected
+        silence = (sample.silence or 0.0) + asyncio.get_running_loop().time() - at
+        ended = sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
+        if fell_silent(ended, self._state):
+            self._report(self.descriptor, None, ended)
+        self._end()
+
+    def _end(self) -> None:
+        self._monitor.suspect_descriptors.discard(self)
+        super()._end()
 
     def _deliver(self) -> None:
         with contextlib.suppress(*_GONE):
