@@ -31,14 +31,14 @@ from .peers import Peer
 from .places import PLACES
 from .states import MEGABYTES, STATES, WAITING, Case, tcp_info
 
-__all__ = ["BASES", "Ledger", "Secrets", "watch"]
+__all__ = ["BASES", "LONGEST", "Ledger", "Secrets", "loosen", "watch"]
 
 BASES: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
     "asyncio": asyncio.SelectorEventLoop,
     "uvloop": uvloop.new_event_loop,
 }
 LONGEST: Final = 2 * BOUND + 1.0
-"""Seconds after the break within which the last of them is to be told, and for a while more it is waited."""
+"""Seconds after the break within which the last of them is to be told; it is waited for 2 s more."""
 _SETTLE: Final = 1.0  # seconds for what may come twice
 _STEADY: Final = 1.5  # seconds that they stand before the break, so that all are known to the monitor
 
@@ -210,14 +210,20 @@ def _of_the_whole(place: str, cases: list[Case], seen: list[Seen], ledger: Ledge
     ]
 
 
+def loosen(network: Routed) -> None:
+    """Let the router answer everybody: Linux sends few ICMP errors, and here hundreds ask at once."""
+    network.router.sysctl("net.ipv4.icmp_ratelimit", 0)
+    network.router.sysctl("net.ipv4.icmp_msgs_per_sec", 1_000_000)
+    network.router.sysctl("net.ipv4.icmp_msgs_burst", 1_000_000)
+
+
 def main(task: dict[str, Any]) -> None:
     """Do the task, and print what was seen."""
     cells = [Cell(**fields) for fields in task["cells"]]
     first = cells[0]
     factory = kaio.loop_factory(keepalive=policy(first.mode), base=BASES[first.loop])
     with routed() as network, network.client.entered(), asyncio.Runner(loop_factory=factory) as runner:
-        for sysctl, value in (("icmp_ratelimit", 0), ("icmp_msgs_per_sec", 1_000_000), ("icmp_msgs_burst", 1_000_000)):
-            network.router.sysctl(f"net.ipv4.{sysctl}", value)
+        loosen(network)
         for seen in runner.run(watch(network, first.place, cells, Secrets(task["secrets"]))):
             print(seen.to_json())
         sys.stdout.flush()

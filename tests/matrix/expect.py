@@ -129,7 +129,7 @@ def problems(seen: Seen) -> list[str]:
     if not expected(cell):
         return []
     if seen.told_at is None:
-        return [f"missed: not told in {latest(cell) + GRACE:.0f} s", *_left(seen)]
+        return [f"missed: bound {latest(cell):.2f} s", *_left(seen)]
     return [*_times(seen), *_why(seen), *_how_often(seen), *_left(seen)]
 
 
