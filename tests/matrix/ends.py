@@ -31,12 +31,12 @@ class End:
     kind: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]  # what its owner is to be told of a death, each once
 
-    def __init__(self, cell: Cell, address: tuple[str, int]) -> None:
+    def __init__(self, cell: Cell, address: tuple[str, int], keepalive: kaio.Keepalive | None = None) -> None:
         self.cell = cell
         self.address = address
-        self.policy = policy(cell.mode)
+        self.policy = keepalive or policy(cell.mode)
         self.events: list[tuple[str, float, BaseException | None]] = []  # what the owner is told of the end
-        self.received = 0  # bytes
+        self.heard = bytearray()  # what the peer has sent
         self.tasks: dict[str, asyncio.Task[Any]] = {}  # what waits for the peer beside that, by name
         self.dialing = False  # whether all that its owner has is a task that connects
         self.transport: Any = None
@@ -55,6 +55,9 @@ class End:
     def write_eof(self) -> None:
         """Send no more."""
         self.transport.write_eof()
+
+    async def drained(self) -> None:
+        """Until what was written is nobody's but the transport's and the kernel's."""
 
     def pause(self) -> None:
         """Read no more."""
@@ -97,6 +100,11 @@ class End:
         return self.transport.get_extra_info("socket")
 
     @property
+    def received(self) -> int:
+        """How many bytes the peer's data is, as far as it was delivered."""
+        return len(self.heard)
+
+    @property
     def wanted(self) -> tuple[str, ...]:
         """What its owner is to be told of a death, each once."""
         return ("error",) if self.dialing else self.needs
@@ -137,7 +145,7 @@ class _OwnProtocol(kaio.KeepaliveProtocol):
         self.end.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.end.received += len(data)
+        self.end.heard += data
 
     def eof_received(self) -> bool:
         return self.end.transport.get_extra_info("sslcontext") is None
@@ -177,7 +185,7 @@ class _OthersProtocol(asyncio.Protocol):
         self.end.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.end.received += len(data)
+        self.end.heard += data
 
     def eof_received(self) -> bool:
         return self.end.transport.get_extra_info("sslcontext") is None
@@ -220,8 +228,8 @@ class Stream(End):
     kind = "connection"
     needs = ("dead", "lost")
 
-    def __init__(self, cell: Cell, address: tuple[str, int]) -> None:
-        super().__init__(cell, address)
+    def __init__(self, cell: Cell, address: tuple[str, int], keepalive: kaio.Keepalive | None = None) -> None:
+        super().__init__(cell, address, keepalive)
         self._reading = asyncio.Event()
         self._reading.set()
         self._dead = asyncio.Event()
@@ -251,18 +259,26 @@ class Stream(End):
             await self._reading.wait()
             try:
                 # Not receive() while it is to be paused: a stream that nobody reads from pauses by itself.
-                self.received += len(await self.connection.receive())
+                self.heard += await self.connection.receive()
             except anyio.EndOfStream:
                 if self._dead.is_set():
                     raise
                 await self._dead.wait()
 
     def write(self, data: bytes) -> None:
+        before = self.tasks.get("send")
+
         async def send() -> None:
+            if before is not None:
+                await before
             with contextlib.suppress(Exception):  # what it raises, the others are told too
                 await self.connection.send(data)
 
         self.spawn("send", send())
+
+    async def drained(self) -> None:
+        if "send" in self.tasks:
+            await self.tasks["send"]
 
     def write_eof(self) -> None:
         async def send_eof() -> None:
@@ -318,7 +334,7 @@ class Watched(End):
         except OSError as exc:
             self._end(exc)
             return
-        self.received += len(data)
+        self.heard += data
         if not data:
             self._end(None)
 
@@ -334,6 +350,8 @@ class Watched(End):
             self._loop.remove_writer(self._sock.fileno())
 
     def write(self, data: bytes) -> None:
+        if self._sock.fileno() < 0:
+            return
         self._unsent += data
         self._loop.add_writer(self._sock.fileno(), self._flush)
         self._flush()
@@ -341,6 +359,10 @@ class Watched(End):
     def write_eof(self) -> None:
         with contextlib.suppress(OSError):  # its end is told to the reader
             self._sock.shutdown(socket.SHUT_WR)
+
+    async def drained(self) -> None:
+        while self._unsent and self._sock.fileno() >= 0:
+            await asyncio.sleep(0.05)
 
     def _end(self, exc: OSError | None) -> None:
         self.abort()

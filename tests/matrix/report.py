@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from .cells import Seen
+from .cells import MODES, Seen
 from .expect import expected, problems
+from .live import TROUBLES, Result
 from .places import PLACES
 from .states import STATES
 
-__all__ = ["failures", "table"]
+__all__ = ["failures", "live_failures", "live_table", "table"]
 
 _MARKS: Final = {
     "missed": "MISSED",
@@ -101,3 +102,45 @@ def failures(results: Iterable[Seen]) -> list[str]:
             before = f"; at the break: {seen.before}" if seen.before else ""
             lines.append(f"{seen.cell}: {'; '.join(wrong)}  [{facts}{before}]")
     return lines
+
+
+def live_table(results: Sequence[Result], *, markdown: bool = False) -> str:
+    """What became of live peers that look dead, of all loops and kinds."""
+    rows = [["", *MODES]]
+    for trouble in TROUBLES.values():
+        for life in trouble.lives:
+            found = [
+                result for result in results if (result.cell.place, result.cell.state) == (trouble.name, life.name)
+            ]
+            if found:
+                each = ([result for result in found if result.cell.mode == mode] for mode in MODES)
+                rows.append([f"{trouble.name}: {life.name}", *map(_outcome, each)])
+    if markdown:
+        rows.insert(1, ["---"] * len(rows[0]))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _outcome(found: Sequence[Result]) -> str:
+    """Such as "16 alive", "7 alive, 1 NOT AS IT SHOULD BE"; "dead after 3.5 s, UNACKNOWLEDGED" where that is right."""
+    wrong = [result for result in found if result.problems]
+    deaths = sorted(result.note for result in found if not result.problems and result.note.startswith("dead"))
+    alive = len(found) - len(wrong) - len(deaths)
+    parts = [f"{alive} alive"] if alive else []
+    if deaths:
+        parts.append(f"{len(deaths)} {deaths[-1]}")
+    if wrong:
+        parts.append(f"{len(wrong)} NOT AS IT SHOULD BE")
+    return ", ".join(parts)
+
+
+def live_failures(results: Iterable[Result]) -> list[str]:
+    """A line for each live peer that was reported dead, or whose bytes are missing."""
+    return [
+        f"{result.cell}: {'; '.join(result.problems)}"
+        for result in sorted(results, key=lambda result: result.cell)
+        if result.problems
+    ]

@@ -18,15 +18,17 @@ from .. import namespaces
 from .cells import KINDS, LOOPS, MODES, Cell, Seen
 from .crowd import Secrets
 from .expect import expected, problems
+from .live import TROUBLES, Result, live_cells
 from .places import PLACES
-from .report import failures, table
+from .report import failures, live_failures, live_table, table
 from .states import STATES
 
 __all__ = ["all_cells", "main", "run"]
 
-_AT_ONCE: Final = 4
+LIVES: Final = tuple(dict.fromkeys(life.name for trouble in TROUBLES.values() for life in trouble.lives))
+_AT_ONCE: Final = 8
 """Processes: more make the machine so busy that times are no longer the kernel's."""
-_LIMIT: Final = 90.0
+_LIMIT: Final = 160.0
 """Seconds that one process may take."""
 
 
@@ -50,31 +52,47 @@ def all_cells(
     return found
 
 
-async def run(cells: Iterable[Cell]) -> list[Seen]:
-    """Try all these cells, and say what was seen, in no order."""
+async def run(cells: Iterable[Cell], live: Iterable[Cell] = ()) -> tuple[list[Seen], list[Result]]:
+    """Try all these cells, deaths and live peers, and say what was seen, in no order."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.place, cell.loop, cell.mode if cell.loop else ""), []).append(cell)
+    troubles: dict[str, list[Cell]] = {}
+    for cell in live:
+        troubles.setdefault(cell.place, []).append(cell)
     with tempfile.TemporaryDirectory() as secrets:
         Secrets.make(secrets)
         room = asyncio.Semaphore(_AT_ONCE)
-        results = await asyncio.gather(*(_group(group, secrets, room) for group in groups.values()))
-    return [seen for found in results for seen in found]
+        # The longest first.
+        lives = [asyncio.create_task(_trouble(each, room)) for each in troubles.values()]
+        deaths = [asyncio.create_task(_group(each, secrets, room)) for each in groups.values()]
+        seen = [each for found in await asyncio.gather(*deaths) for each in found]
+        results = [each for found in await asyncio.gather(*lives) for each in found]
+    return seen, results
 
 
 async def _group(cells: list[Cell], secrets: str, room: asyncio.Semaphore) -> list[Seen]:
-    """One process."""
+    """One process's worth of deaths."""
     module = "crowd" if cells[0].loop else "guarded"
-    task = {"secrets": secrets, "cells": [dataclasses.asdict(cell) for cell in cells]}
     async with room:
-        lines, complaint = await process(module, task)
+        lines, complaint = await process(module, cells, secrets=secrets)
     seen = [Seen.from_json(line) for line in lines]
     missing = set(cells) - {each.cell for each in seen}
     return seen + [Seen(cell, unready=f"no result: {complaint}") for cell in sorted(missing)]
 
 
-async def process(module: str, task: dict[str, Any]) -> tuple[list[str], str]:
+async def _trouble(cells: list[Cell], room: asyncio.Semaphore) -> list[Result]:
+    """One trouble of live peers."""
+    async with room:
+        lines, complaint = await process("live", cells)
+    results = [Result.from_json(line) for line in lines]
+    missing = set(cells) - {each.cell for each in results}
+    return results + [Result(cell, [f"no result: {complaint}"]) for cell in sorted(missing)]
+
+
+async def process(module: str, cells: list[Cell], **more: str) -> tuple[list[str], str]:
     """Run one of this package's modules as a program: its lines, and what it complains of."""
+    task = {"cells": [dataclasses.asdict(cell) for cell in cells], **more}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -102,26 +120,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(lacking, file=sys.stderr)
         return 1
     began = time.monotonic()
-    cells = all_cells(options.place, options.state, options.kind, options.loop, options.mode)
-    results = asyncio.run(run(cells))
-    print(table(results, markdown=options.markdown))
-    wrong = failures(results)
-    for line in wrong:
-        print(line)
-    deaths = [seen for seen in results if seen.cell.state in STATES and expected(seen.cell)]
-    missed = sum(any(problem.startswith("missed") for problem in problems(seen)) for seen in deaths)
-    print(
-        f"{len(deaths)} deaths: {missed} missed, {len(wrong)} lines of what is not as the contract says;"
-        f" {time.monotonic() - began:.0f} s",
+    # --place and --state may name what befalls live peers, too.
+    places, troubles = ([name for name in options.place if name in names] for names in (PLACES, TROUBLES))
+    states, lives = ([name for name in options.state if name in names] for names in (STATES, LIVES))
+    chosen = (options.kind, options.loop, options.mode)
+    deaths = [] if options.live or _elsewhere(options, places, states) else all_cells(places, states, *chosen)
+    live = [] if options.deaths or _elsewhere(options, troubles, lives) else live_cells(troubles, lives, *chosen)
+    seen, results = asyncio.run(run(deaths, live))
+    wrong = [*failures(seen), *live_failures(results)]
+    if seen:
+        print(table(seen, markdown=options.markdown))
+    if results:
+        print(live_table(results, markdown=options.markdown))
+    if not options.markdown:
+        print("\n".join(["", *wrong]))
+    print(_summary(seen, results, wrong, time.monotonic() - began), file=sys.stderr if options.markdown else sys.stdout)
+    return 1 if wrong or not (seen or results) else 0
+
+
+def _elsewhere(options: argparse.Namespace, places: list[str], states: list[str]) -> bool:
+    """Whether the places or states that were asked for are all of the other kind."""
+    return bool((options.place and not places) or (options.state and not states))
+
+
+def _summary(seen: list[Seen], results: list[Result], wrong: list[str], took: float) -> str:
+    deaths = [each for each in seen if each.cell.state in STATES and expected(each.cell)]
+    missed = sum(any(problem.startswith("missed") for problem in problems(each)) for each in deaths)
+    false = sum("FALSE DEATH" in " ".join(each.problems) for each in results)
+    return (
+        f"{len(deaths)} deaths, {missed} of them missed; {len(results)} live peers, {false} of them taken for dead;"
+        f" {len(wrong)} lines of what is not as the contract says; {took:.0f} s"
     )
-    return 1 if wrong else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     for name, choices in (
-        ("place", PLACES),
-        ("state", STATES),
+        ("place", [*PLACES, *TROUBLES]),
+        ("state", [*STATES, *LIVES]),
         ("kind", KINDS),
         ("loop", LOOPS),
         ("mode", MODES),
@@ -129,5 +165,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", action="append", default=[], choices=list(choices), help="may be given more than once"
         )
-    parser.add_argument("--markdown", action="store_true", help="the table for the README")
+    parser.add_argument("--live", action="store_true", help="only the live peers")
+    parser.add_argument("--deaths", action="store_true", help="only the deaths")
+    parser.add_argument("--markdown", action="store_true", help="the tables for the README")
     return parser.parse_args(argv)
