@@ -24,7 +24,7 @@ from .errors import Cause, KeepaliveError
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo, TcpState
-from .verdict import Health, Limits, dead_peer, fell_silent, limits_of_state
+from .verdict import Health, Limits, State, dead_peer, fell_silent, limits_of_state
 from .watch import Decision, Watch
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
@@ -279,8 +279,9 @@ class TransportLink(_Link):
 class DescriptorLink(_Link):
     """A socket that a library only ever gives to `add_reader`, `add_writer` or `sock_*`.
 
-    A verdict on it is the kernel's to deliver, at its next timer: so data in flight puts the user timeout on the
-    socket, which a shut window takes off again. One that the application has set itself stands.
+    A verdict on it is the kernel's to deliver, at its next timer: so the user timeout is put on the socket while its
+    peer is suspect, unless its window is shut: the kernel does not count what the peer says meanwhile. One that the
+    application has set itself stands.
     """
 
     __slots__ = ("_bound", "_peer", "_suspected", "descriptor")
@@ -313,7 +314,8 @@ class DescriptorLink(_Link):
 
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         if not self._follow(sock) and self._limits is not None and self._state.user_timeout is None:
-            bound = self._limits.user_timeout if decision.waiting and not decision.spare else None
+            suspect = decision.state is State.SUSPECT and decision.waiting and not decision.spare
+            bound = self._limits.user_timeout if suspect else None
             if bound != self._bound:
                 with contextlib.suppress(*_GONE):
                     platform.bound_connect(sock, bound)
