@@ -111,7 +111,8 @@ class Watch:
             return Decision(State.DEAD, None, limits.interval)
         if silence is None:
             return Decision(State.ALIVE, None, limits.first_look)
-        waiting = bool(info.unacked or info.notsent_bytes)
+        # Of a listening socket, unacked is the length of its queue (net/ipv4/tcp.c, tcp_get_info).
+        waiting = info.state != TcpState.LISTEN and bool(info.unacked or info.notsent_bytes)
         self._count(info, silence, now)
         self._date(waiting, now)
         if self._since is not None:
@@ -122,16 +123,11 @@ class Watch:
         shut = window_is_shut(info)
         cause = self._cause(info, silence, now, shut) if waiting else None
         self._suspect = self._asked >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
+        cap = waiting and limits.user_timeout is not None and (shut or not info.unacked or self._suspect)
         if cause is not None:
-            return Decision(State.DEAD, cause, 0.0, waiting)
-        return Decision(
-            State.SUSPECT if self._suspect else State.STALLED if shut else State.ALIVE,
-            None,
-            self._look_after(silence, now, waiting),
-            waiting,
-            cap=waiting and limits.user_timeout is not None and (shut or not info.unacked or self._suspect),
-            spare=shut,
-        )
+            return Decision(State.DEAD, cause, limits.interval, waiting, cap)
+        state = State.SUSPECT if self._suspect else State.STALLED if shut else State.ALIVE
+        return Decision(state, None, self._look_after(silence, now, waiting), waiting, cap, spare=shut)
 
     def _count(self, info: TcpInfo, silence: float, now: float) -> None:
         """Count the questions that were asked since the peer was heard."""

@@ -23,7 +23,7 @@ ROWS = [
     ["policy", "addresses", "tcpinfo", "verdict", "watch"],
     ["_sockopt", "owners"],
     ["keepalive"],
-    ["covering", "descriptors", "sweeping", "sweeper"],
+    ["covering", "deadline", "descriptors", "sweeping", "sweeper"],
     ["monitor"],
     ["links"],
     ["transports", "protocols"],
