@@ -7,6 +7,7 @@ The map; each row imports only from the rows above it, and from its own without 
     _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
     keepalive                             apply, inspect, health on any socket
     covering descriptors sweeping         sockets that others make: whose options they have, and giving them the policy
+    ending bases                          the stages of a connection's end; what is known of the loops' own transports
     monitor                               one per loop: looks after connections that may be in trouble
     links                                 other people's connections as the monitor knows them
     transports protocols                  what a connection hands to user code

@@ -96,12 +96,16 @@ class Link(Protocol):
     _watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
     _suspect: bool
-    _ended: bool
     _waiting_since: float | None
     """When data was first seen waiting, on the loop's clock; None: none waits."""
     _backoff: int | None
     """What the kernel's longest back-off was before the monitor shortened it; None: it has not."""
     _limits: Limits | None
+
+    @property
+    def _ended(self) -> bool:
+        """Whether it is watched no more."""
+        ...
 
     def _socket(self) -> SocketLike:
         """Its socket. Raises OSError, ValueError, AttributeError once it is closed."""

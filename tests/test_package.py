@@ -24,7 +24,7 @@ ROWS = [
     ["_sockopt"],
     ["keepalive"],
     ["covering", "descriptors", "sweeping"],
-    ["monitor"],
+    ["bases", "ending", "monitor"],
     ["links"],
     ["transports", "protocols"],
     ["connection"],
