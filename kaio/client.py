@@ -221,7 +221,7 @@ class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self.inner = transport._inner
-        transport._monitor.watch_errors(transport)  # the reader pauses the inner transport, past ours
+        transport._lend()  # the reader pauses the inner transport past ours, and start_tls puts a layer over it
         super().connection_made(self.inner)  # type: ignore[arg-type,unused-ignore]
 
 

@@ -85,7 +85,7 @@ class Cause(enum.StrEnum):
     ZERO_WINDOW = "zero window"
     """The peer's window was shut and no window probe was answered (RFC 9293 3.8.6.1)."""
     UNREACHABLE = "unreachable"
-    """The network said that there is no way to the peer (ICMP, ARP, or the own interface)."""
+    """There was no way to the peer: the network said so (ICMP, ARP), or data could not leave this host."""
     CONNECTING = "connecting"
     """The peer never answered the handshake."""
 
@@ -93,8 +93,9 @@ class Cause(enum.StrEnum):
 class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The peer of a TCP connection no longer answers. It is a `ConnectionError`, and not a `TimeoutError`.
 
-    `__cause__` is the `OSError` that the kernel gave, `errno` its number (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH,
-    EHOSTDOWN or ENETDOWN).
+    `__cause__` is the `OSError` that the kernel gave, `errno` its number: ETIMEDOUT; or, with the cause UNREACHABLE,
+    what a router or this host had said last (EHOSTUNREACH, ENETUNREACH; EINVAL, EACCES, EPERM from this host's own
+    routes and filters; and others).
     """
 
     cause: Cause
@@ -108,6 +109,8 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The policy under which the connection was watched."""
     info: TcpInfo | None
     """The kernel's TCP_INFO at the end, where it could still be read."""
+    this_host: bool
+    """Whether it was this host that had no way to the peer: its link, route, address or packet filter."""
 
     def __init__(
         self,
@@ -118,27 +121,38 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         peername: Any = None,
         policy: Keepalive | None = None,
         info: TcpInfo | None = None,
+        this_host: bool = False,
     ) -> None:
         where = "peer" if peername is None else f"peer {format_address(peername)}"
+        what = f"no way from this host to {where}" if this_host else f"{where} is dead"
         since = "" if math.isnan(silence) else f": silent for {silence:.1f} s"
-        super().__init__(errno, f"{where} is dead ({cause.value}){since}")
+        super().__init__(errno, f"{what} ({cause.value}){since}")
         self.cause = cause
         self.silence = silence
         self.peername = peername
         self.policy = policy
         self.info = info
+        self.this_host = this_host
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info)
+        return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info, self.this_host)
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def _rebuild(
-    cause: Cause, errno: int, silence: float, peername: Any, policy: Keepalive | None, info: TcpInfo | None
+    cause: Cause,
+    errno: int,
+    silence: float,
+    peername: Any,
+    policy: Keepalive | None,
+    info: TcpInfo | None,
+    this_host: bool = False,
 ) -> DeadPeerError:
-    return DeadPeerError(cause, errno, silence=silence, peername=peername, policy=policy, info=info)
+    return DeadPeerError(
+        cause, errno, silence=silence, peername=peername, policy=policy, info=info, this_host=this_host
+    )
 
 
 class ResetError(KaioError, ConnectionResetError, BrokenResourceError):

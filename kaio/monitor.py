@@ -98,12 +98,16 @@ class Link(Protocol):
     """The wheel's tick at which it is looked at; -1: it is not in the wheel."""
     _watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
-    _ended: bool
     _inode: int
     """Its socket in the registry of what this process watches (`owners`); 0: it is not there."""
     _watch: Watch | None
     """What the last looks remember; None: nothing."""
     _limits: Limits | None
+
+    @property
+    def _ended(self) -> bool:
+        """Whether it is watched no more."""
+        ...
 
     def _socket(self) -> SocketLike:
         """Its socket. Raises OSError, ValueError, AttributeError once it is closed."""

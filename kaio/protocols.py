@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, ClassVar
 
+from .ending import Stage
 from .errors import DeadPeerError, KeepaliveError
 from .keepalive import cover, logger, raw_socket
 from .policy import Keepalive, KeepaliveArg, as_policy
@@ -56,7 +57,11 @@ class Watched:
         """The peer that was suspect was heard again."""
 
     def peer_dead(self, error: DeadPeerError) -> None:
-        """The peer no longer answers. Called once; `connection_lost` follows at once with the same error."""
+        """The peer no longer answers. Called once; `connection_lost` follows with the same error.
+
+        It follows in the loop's next turn; after what the peer had sent before, while that is still to be read: so not
+        before reading resumes, when the application has paused it. What is written meanwhile is dropped.
+        """
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone: None for an ordinary end, the `DeadPeerError`, or what else ended it."""
@@ -98,8 +103,7 @@ def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]
         transport = getattr(self, "_kaio", None)
         if type(transport) is not KeepaliveTransport:
             return function(self)
-        if transport._verdict is not None:
-            transport._drop()  # no end of file, but the end of what a dead peer had sent: connection_lost says so
+        if transport._is_read():
             return None
         keep_open = function(self)
         if keep_open:
@@ -120,8 +124,11 @@ class _Lost:
             transport: Any = getattr(protocol, "_kaio", function)
             if transport is None:  # turned away before it was made
                 return
-            if type(transport) is KeepaliveTransport and not transport._ended:
-                exc = transport._end(exc)
+            if type(transport) is KeepaliveTransport:
+                if transport._stage is Stage.UNHEARD:  # kaio has called it already
+                    return
+                if not transport._ended:
+                    exc = transport._end(exc)
             function(protocol, exc)
 
         functools.update_wrapper(self, function)

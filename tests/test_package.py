@@ -24,7 +24,7 @@ ROWS = [
     ["_sockopt", "owners"],
     ["keepalive"],
     ["covering", "deadline", "descriptors", "sweeping", "sweeper"],
-    ["monitor"],
+    ["bases", "ending", "monitor"],
     ["links"],
     ["transports", "protocols"],
     ["connection"],

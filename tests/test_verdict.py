@@ -90,7 +90,7 @@ PROBED = TcpInfo(state=GONE, probes=4, retransmits=0, notsent_bytes=0, snd_wnd=6
         (errno.ETIMEDOUT, TcpInfo(state=GONE, retransmits=7, probes=2), Cause.UNACKNOWLEDGED),
         (errno.ETIMEDOUT, WEDGED, Cause.ZERO_WINDOW),
         (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1), Cause.ZERO_WINDOW),
-        (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=1, probes=4), Cause.KEEPALIVE),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=1, probes=4), Cause.UNREACHABLE),
         (10060, PROBED, Cause.KEEPALIVE),
         *[
             (number, info, Cause.UNREACHABLE)
