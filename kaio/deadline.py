@@ -11,7 +11,7 @@ from ._sockopt import SocketLike, platform
 from .verdict import Limits
 from .watch import Watch
 
-__all__ = ["Deadline"]
+__all__ = ["Deadline", "cap_backoff"]
 
 
 class Deadline:
@@ -34,8 +34,20 @@ class Deadline:
         if wanted != self.user_timeout:
             platform.bound_connect(sock, wanted)
             self.user_timeout = wanted
-        if decision.cap and watch.backoff is None:
-            watch.backoff = platform.cap_backoff(sock, watch.limits.longest_backoff)
-        elif watch.backoff is not None and not decision.cap:
-            platform.cap_backoff(sock, watch.backoff / 1000)
-            watch.backoff = None
+        cap_backoff(watch, sock, decision.cap)
+
+
+def cap_backoff(watch: Watch, sock: SocketLike, seconds: float | None) -> None:
+    """Let the kernel ask at least that often; None: as it did before. Raises OSError.
+
+    Nothing happens where the platform cannot do it.
+    """
+    if seconds == watch.cap:
+        return
+    watch.cap = seconds
+    if seconds is not None:
+        before = platform.cap_backoff(sock, seconds)
+        watch.backoff = before if watch.backoff is None else watch.backoff
+    elif watch.backoff is not None:
+        platform.cap_backoff(sock, watch.backoff / 1000)
+        watch.backoff = None

@@ -129,10 +129,10 @@ class _Link:
         """What the application and the policy have made of the socket."""
         return state_of(sock, self._policy)
 
-    @property
-    def _in_kernel(self) -> SocketState:
-        """What the socket has, with what was set here."""
-        return self._state
+    def _fell_silent(self, sample: TcpInfo) -> bool:
+        """Whether a connection that the kernel has ended had a peer that no longer answered."""
+        bound = self._state.user_timeout or (None if self._limits is None else self._limits.user_timeout)
+        return fell_silent(sample, dataclasses.replace(self._state, user_timeout=bound))
 
     def _follow(self, sock: SocketLike) -> bool:
         """See whether the application has set other times since; they stand."""
@@ -179,7 +179,7 @@ class _Link:
             return
         if sample.state != TcpState.CLOSE:
             return
-        silent = fell_silent(sample, self._in_kernel)
+        silent = self._fell_silent(sample)
         if silent:
             self._report(sock, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, sample)
         else:
@@ -316,12 +316,11 @@ class DescriptorLink(_Link):
     application has set itself stands.
     """
 
-    __slots__ = ("_bound", "_peer", "_suspected", "descriptor")
+    __slots__ = ("_bound", "_peer", "descriptor")
 
     def __init__(self, descriptor: Descriptor, *common: Any) -> None:
         self.descriptor: Descriptor = descriptor
         self._bound: float | None = None  # the user timeout that was set here
-        self._suspected: tuple[TcpInfo, float] | None = None  # what it was when it became suspect, and when
         self._peer: Any = None  # once it has ended, the kernel does not tell
         with contextlib.suppress(OSError):
             self._peer = descriptor.getpeername()
@@ -355,7 +354,6 @@ class DescriptorLink(_Link):
 
     def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
         if kind == "suspect":
-            self._suspected = health.info, asyncio.get_running_loop().time()
             self._monitor.suspect_descriptors.add(self)
         else:
             self._monitor.suspect_descriptors.discard(self)
@@ -363,18 +361,14 @@ class DescriptorLink(_Link):
 
     def look_whether_closed(self) -> None:
         """Report the death of a socket whose owner heard of it first, and closed it."""
-        if self._suspected is None or self.descriptor.fileno() >= 0:
+        watch = self._watch
+        if watch is None or watch.sample is None or self.descriptor.fileno() >= 0:
             return
-        sample, at = self._suspected
-        silence = (sample.silence or 0.0) + asyncio.get_running_loop().time() - at
-        ended = sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
-        if fell_silent(ended, self._in_kernel):
+        silence = watch.silence(asyncio.get_running_loop().time())
+        ended = watch.sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
+        if self._fell_silent(ended):
             self._report(self.descriptor, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, ended)
         self._end()
-
-    @property
-    def _in_kernel(self) -> SocketState:
-        return self._state if self._bound is None else dataclasses.replace(self._state, user_timeout=self._bound)
 
     def _end(self, happening: Happening = Happening.LOST) -> None:
         self._monitor.suspect_descriptors.discard(self)

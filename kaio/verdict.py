@@ -159,13 +159,15 @@ class Limits:
         rest = bound - self.first_look
         return min(rest if rest > 0 else bound, 1.5 * self.interval)
 
-    @property
-    def longest_backoff(self) -> float:
-        """Seconds between window probes, at most, for the bound to hold.
+    def longest_backoff(self, *, under_shrunk_window: bool = False) -> float | None:
+        """Seconds between two of the kernel's questions, at most, for the user timeout to hold; None: there is none.
 
-        Not less than a seventh of the user timeout: the kernel itself gives up after tcp_retries2 (15) of them.
+        Not less than a seventh of it: the kernel itself gives up after tcp_retries2 (15) of them. Where a window has
+        shrunk under a segment in flight, not less than half: there it gives up after two of the longest
+        (net/ipv4/tcp_timer.c, tcp_rtx_probe0_timed_out).
         """
-        return max(self.interval, (self.user_timeout or 0.0) / 7)
+        bound = self.user_timeout
+        return None if bound is None else max(self.interval, bound / (2 if under_shrunk_window else 7))
 
 
 @functools.lru_cache(maxsize=256)
@@ -217,7 +219,8 @@ def fell_silent(info: TcpInfo, state: SocketState) -> bool:
     if info.state != TcpState.CLOSE or silence is None:
         return False
     if info.retransmits or (info.notsent_bytes and not info.snd_wnd) or _shrank(info):
-        return silence >= (state.user_timeout or _LONG)
+        # The user timeout counts from when the data was sent first, the silence from what was heard after that.
+        return silence >= (state.user_timeout or _LONG) - (state.interval or 0) / 2
     bounds = [bound for bound in (state.detection_time, state.user_timeout) if bound]
     return bool(info.probes and bounds) and silence >= min(bounds) - (state.interval or 0) / 2
 
