@@ -554,6 +554,8 @@ class KeepaliveTransport(asyncio.Transport):
         while data:
             room = memoryview(protocol.get_buffer(len(data))).cast("B")
             count = min(len(room), len(data))
+            if not count:
+                return
             room[:count] = data[:count]
             self._tell("buffer_updated", count)
             data = data[count:]

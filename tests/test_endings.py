@@ -8,7 +8,7 @@ import errno
 import pathlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -19,10 +19,20 @@ from kaio.ending import OVER, TABLE, UNDECIDED, Happening, Stage, after
 from kaio.testing import blackhole
 
 from .conftest import Recorder, reset, until
+from .namespaces import Routed
 
 QUICK = kaio.Keepalive(1, 1, 2)
 DROP = kaio.Keepalive(1, 1, 2, stalled="drop")
 BOUND = 3.0
+
+
+async def raised(awaitable: Awaitable[object]) -> BaseException | None:
+    """What it raises."""
+    try:
+        await awaitable
+    except Exception as exc:
+        return exc
+    return None
 
 
 # -- the table
@@ -74,25 +84,26 @@ class Upgrading(Recorder):
         self.upgrade = asyncio.create_task(self._upgrade())
 
     async def _upgrade(self) -> BaseException | None:
-        try:
-            await asyncio.get_running_loop().start_tls(
-                self.transport.inner,
+        loop = asyncio.get_running_loop()
+        name = None if self.server_side else "localhost"
+        inner = self.transport.inner
+        return await raised(
+            loop.start_tls(
+                inner,
                 self,
                 self.context,
                 server_side=self.server_side,
-                server_hostname=None if self.server_side else "localhost",
+                server_hostname=name,
                 ssl_handshake_timeout=self.timeout,
             )
-        except Exception as exc:
-            return exc
-        return None
+        )
 
 
 @contextlib.asynccontextmanager
 async def upgrading(
     context: ssl.SSLContext, policy: Any, *, server_side: bool, timeout: float = 30.0
 ) -> AsyncIterator[tuple[Upgrading, socket.socket]]:
-    """A connection of kaio's in a TLS handshake, and its peer, which has said nothing yet. All tables are empty after."""
+    """A connection of kaio's in a TLS handshake, and its peer, which has said nothing yet. Nothing is left of it."""
     loop = asyncio.get_running_loop()
     made: list[Upgrading] = []
 
@@ -191,7 +202,7 @@ async def test_a_tls_handshake_over_a_connection_that_is_given_up_ends_it(
 async def test_a_peer_that_dies_in_a_tls_handshake_over_a_connection(
     contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: kaio.Keepalive
 ) -> None:
-    """peer_dead and connection_lost with one error, within the bound: idle as server, with a hello in flight as client."""
+    """peer_dead and connection_lost with one error, within the bound: idle as server, a hello in flight as client."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         async with upgrading(contexts(server_side), policy, server_side=server_side) as (ours, their):
@@ -218,9 +229,10 @@ async def test_a_peer_that_resets_a_stream_writers_start_tls_ends_it(
     errors: list[BaseException | None] = []
 
     async def upgrade(writer: asyncio.StreamWriter) -> None:
-        with pytest.raises(OSError):
-            await writer.start_tls(server_tls if server_side else client_tls, server_hostname=_name(server_side))
-        errors.append(None)
+        name = None if server_side else "localhost"
+        context = server_tls if server_side else client_tls
+        errors.append(await raised(writer.start_tls(context, server_hostname=name)))
+        assert isinstance(errors[-1], OSError)
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await upgrade(writer)
@@ -250,10 +262,6 @@ async def test_a_peer_that_resets_a_stream_writers_start_tls_ends_it(
     assert kaio.get_monitor().counters.watched == 0
 
 
-def _name(server_side: bool) -> str | None:
-    return None if server_side else "localhost"
-
-
 # -- streams that are paused by their limit
 
 
@@ -263,7 +271,7 @@ def _name(server_side: bool) -> str | None:
 async def test_a_stream_that_was_paused_by_its_limit_ends_after_its_data(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tls: bool
 ) -> None:
-    """open_connection, keep: the peer dies with data of ours in flight; all that it had sent is read, then the error."""
+    """keep: the peer dies with data of ours in flight; all that it had sent is read, then the error is raised."""
     pieces = 10_000, 50_000  # read at once, and left in the socket
     their: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
 
@@ -292,9 +300,14 @@ async def test_a_stream_that_was_paused_by_its_limit_ends_after_its_data(
                 while not sum(monitor.counters.deaths.values()):
                     await asyncio.sleep(0.05)
             got = 0
-            with pytest.raises(kaio.DeadPeerError):
+
+            async def read() -> None:
+                nonlocal got
                 while data := await asyncio.wait_for(reader.read(65536), 8):
                     got += len(data)
+
+            with pytest.raises(kaio.DeadPeerError):
+                await read()
             assert got == sum(pieces)
             assert monitor.counters.watched == 0
         peer.transport.abort()
@@ -327,8 +340,7 @@ async def test_sending_a_file_to_a_peer_that_dies_ends(
             their.sendall(said)
             await asyncio.sleep(0.1)
             with blackhole(their):
-                with pytest.raises(OSError):
-                    await asyncio.wait_for(sending, BOUND + 2)
+                assert isinstance(await raised(asyncio.wait_for(sending, BOUND + 2)), OSError)
                 error = await asyncio.wait_for(ours.lost, 2)
     assert isinstance(error, kaio.DeadPeerError)
     assert b"".join(data for name, data in ours.events if name == "data") == said
@@ -339,7 +351,7 @@ async def test_sending_a_file_to_a_peer_that_dies_ends(
 @pytest.mark.usefixtures("dead_peers")
 @pytest.mark.parametrize("stalled", ["keep", "drop"])
 def test_a_library_that_sends_a_file_to_a_peer_that_dies(stalled: Any, tmp_path: pathlib.Path) -> None:
-    """kaio's loop over asyncio, somebody else's protocol: sendfile raises, connection_lost comes once with an OSError."""
+    """kaio's loop over asyncio, another's protocol: sendfile raises, connection_lost comes once with an OSError."""
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.truncate(64 << 20)
@@ -362,8 +374,7 @@ def test_a_library_that_sends_a_file_to_a_peer_that_dies(stalled: Any, tmp_path:
                 sending = asyncio.create_task(loop.sendfile(transport, file, fallback=False))
                 await asyncio.sleep(0.1)
                 with blackhole(their):
-                    with pytest.raises(OSError):
-                        await asyncio.wait_for(sending, BOUND + 2)
+                    assert isinstance(await raised(asyncio.wait_for(sending, BOUND + 2)), OSError)
                     await until(lambda: lost)
             await asyncio.sleep(0.05)
             assert kaio.get_monitor().counters.watched == 0
@@ -388,7 +399,7 @@ async def test_what_had_arrived_before_a_reset_is_delivered(writes: str) -> None
         task = asyncio.create_task(kaio.create_connection(Recorder, *listener.getsockname()))
         their, _ = await loop.run_in_executor(None, listener.accept)
         transport, ours = await task
-        transport.pause_reading()  # type: ignore[attr-defined]
+        transport.pause_reading()
         if writes == "before":
             transport.write(bytes(32 << 20))  # more than leaves
         their.sendall(b"d" * size)
@@ -402,8 +413,130 @@ async def test_what_had_arrived_before_a_reset_is_delivered(writes: str) -> None
             transport.write_eof()
             await asyncio.sleep(0.1)
         if not ours.lost.done():
-            transport.resume_reading()  # type: ignore[attr-defined]
+            transport.resume_reading()
         error = await asyncio.wait_for(ours.lost, 3)
     assert isinstance(error, ConnectionResetError)
     assert sum(len(data) for name, data in ours.events if name == "data") == size
     assert [name for name in ours.names if name != "data"] == ["made", "lost"]
+
+
+# -- no way to the peer
+
+# What becomes of the client's own route to the server, and what its kernel says then.
+OWN_ROUTES = {"blackhole": errno.EINVAL, "prohibit": errno.EACCES, "unreachable": errno.EHOSTUNREACH}
+
+
+def hosts_of(network: Routed, names: Iterable[str]) -> dict[str, str]:
+    """An address of the server's for each name, which the router and the client know."""
+    hosts = {name: f"198.51.100.{last}" for last, name in enumerate(names, 10)}
+    network.server.ip(*(f"address add {host}/24 dev router" for host in hosts.values()))
+    network.router.ip(
+        *(f"neighbour replace {host} lladdr 02:00:00:00:02:02 nud permanent dev server" for host in hosts.values())
+    )
+    return hosts
+
+
+def drop_output(network: Routed, host: str) -> None:
+    """The client's own packet filter lets nothing out to a host: sending fails with EPERM."""
+    network.client.run(
+        "nft",
+        "-f",
+        "-",
+        stdin=f"table ip own {{\nchain out {{\ntype filter hook output priority 0;\nip daddr {host} drop\n}}\n}}\n",
+    )
+
+
+@pytest.mark.slow
+async def test_a_host_that_has_no_way_out_says_so_of_a_connection_that_stood(
+    network: Routed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Data is written after this host's own route or filter has changed: UNREACHABLE with its errno, and a text."""
+    hosts = hosts_of(network, [*OWN_ROUTES, "filter"])
+    with network.server.entered():
+        listener = socket.create_server(("", 9000))
+    with listener:
+        ends = {}
+        for name, host in hosts.items():
+            with network.client.entered():
+                _, ends[name] = await kaio.create_connection(Recorder, host, 9000, keepalive=DROP)
+        network.client.ip(*(f"route add {kind} {hosts[kind]}/32" for kind in OWN_ROUTES))
+        drop_output(network, hosts["filter"])
+        for end in ends.values():
+            end.transport.write(b"into the void")
+        async with asyncio.timeout(8):
+            errors = {name: await end.lost for name, end in ends.items()}
+    for name, error in errors.items():
+        assert isinstance(error, kaio.DeadPeerError), name
+        assert ends[name].names == ["made", "dead", "lost"]
+        assert error.cause is kaio.Cause.UNREACHABLE
+        # The kernel keeps the number where it looks the route up anew, which is not at every attempt.
+        assert error.errno in (OWN_ROUTES.get(name, errno.EPERM), errno.ETIMEDOUT)
+        assert error.this_host
+        assert str(error).startswith(f"no way from this host to peer {hosts[name]}:9000 (unreachable): ")
+        assert str(error) in caplog.text
+
+
+async def test_an_application_that_misuses_its_socket_has_no_dead_peer() -> None:
+    """An error with one of those numbers, on a connection that stands, is passed on as it is."""
+    for number in (errno.EPERM, errno.EINVAL, errno.EACCES):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            _, ours = await kaio.create_connection(Recorder, *listener.getsockname())
+            error = OSError(number, "a mistake")
+            inner: Any = ours.transport.inner
+            inner._force_close(error)
+            assert await ours.lost is error
+            assert ours.names == ["made", "lost"]
+
+
+@pytest.mark.slow
+async def test_a_verdict_of_the_monitors_says_what_the_network_said(network: Routed) -> None:
+    """keep, data in flight: a router's answer is the errno, and it is not this host that has no way."""
+    kinds = {"prohibit": errno.EHOSTUNREACH, "unreachable": errno.EHOSTUNREACH, "throw": errno.ENETUNREACH}
+    hosts = hosts_of(network, [*kinds, "blackhole"])
+    with network.server.entered():
+        listener = socket.create_server(("", 9000))
+    with listener:
+        ends = {}
+        for name, host in hosts.items():
+            with network.client.entered():
+                _, ends[name] = await kaio.create_connection(Recorder, host, 9000, keepalive=QUICK)
+        network.router.ip(*(f"route add {kind} {host}/32" for kind, host in hosts.items()))
+        for end in ends.values():
+            end.transport.write(b"into the void")
+        async with asyncio.timeout(8):
+            errors = {name: await end.lost for name, end in ends.items()}
+    for name, error in errors.items():
+        assert isinstance(error, kaio.DeadPeerError), name
+        expected = kaio.Cause.UNREACHABLE if name in kinds else kaio.Cause.UNACKNOWLEDGED
+        assert (error.cause, error.errno) == (expected, kinds.get(name, errno.ETIMEDOUT)), name
+        assert not error.this_host
+        assert str(error).startswith(f"peer {hosts[name]}:9000 is dead")
+
+
+@pytest.mark.slow
+async def test_a_host_that_has_no_way_out_says_so_while_connecting(network: Routed) -> None:
+    """What connect() itself refuses is this host's own, and told at once; what a router answers is not.
+
+    (A filter that drops the SYN is silent to connect(): net/ipv4/tcp_output.c, tcp_connect.)
+    """
+    hosts = hosts_of(network, [*OWN_ROUTES, "router"])
+    network.client.ip(*(f"route add {kind} {hosts[kind]}/32" for kind in OWN_ROUTES))
+    network.router.ip(f"route add unreachable {hosts['router']}/32")
+    nowhere = "203.0.113.1"
+    network.client.ip(
+        "route add 192.0.2.99/32 dev router", "route delete default", "route add 198.51.100.0/24 via 192.0.2.1"
+    )
+    with network.client.entered():
+        for name, host in {**hosts, "nowhere": nowhere}.items():
+            with pytest.raises(kaio.DeadPeerError) as caught:
+                await kaio.connect(host, 9000, keepalive=QUICK)
+            error = caught.value
+            assert error.cause is kaio.Cause.UNREACHABLE, name
+            assert error.this_host is (name != "router"), name
+            if name == "nowhere":
+                assert error.errno == errno.ENETUNREACH
+                assert (
+                    str(error) == f"no way from this host to peer {nowhere}:9000 (unreachable): Network is unreachable"
+                )
+            elif name != "router":
+                assert error.errno == OWN_ROUTES[name]
