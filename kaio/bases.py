@@ -34,11 +34,10 @@ def force_close(transport: Any, exc: BaseException | None) -> None:
 
     It is what both loops' own fatal errors do. A loop that has no such method aborts.
     """
-    close = getattr(transport, "_force_close", None)
-    if close is None:
+    try:
+        transport._force_close(exc)
+    except (AttributeError, TypeError):  # TypeError: the TLS transport of asyncio up to 3.11 passes on one too many
         transport.abort()
-    else:
-        close(exc)
 
 
 def is_closed(transport: asyncio.Transport) -> bool:

@@ -7,6 +7,7 @@ because kaio makes the sockets itself. A peer that does not answer is a `DeadPee
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl as ssl_module
@@ -19,7 +20,7 @@ import aiohappyeyeballs
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
-from .connecting import Attempts, tls_arguments
+from .connecting import BoundedAttempts, tls_arguments
 from .connection import Connection, StreamProtocol
 from .errors import Cause, DeadPeerError, KeepaliveError
 from .keepalive import cover, logger
@@ -28,7 +29,7 @@ from .monitor import Event, bare, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import Endpoint, KeepaliveTransport
-from .verdict import DEATHS, cause_of_death
+from .verdict import DEATHS, NO_WAY, dead_peer
 
 __all__ = ["Pending", "connect", "create_connection", "open_connection"]
 
@@ -284,7 +285,7 @@ async def _connect_tcp(
     bound = policy.effective_user_timeout if policy.enabled else None
     if bound is not None:
         bound = min(bound, MAX_USER_TIMEOUT_MS / 1000)
-    attempts = Attempts(bare(loop), bound)
+    attempts = BoundedAttempts(bare(loop), bound)
 
     def make_socket(info: Any) -> socket.socket:
         sock = socket.socket(info[0], info[1], info[2])
@@ -306,22 +307,19 @@ async def _connect_tcp(
             loop=attempts,  # type: ignore[arg-type]
             socket_factory=make_socket,
         )
-    except OSError as exc:
+    except OSError:
         if all_errors and attempts.errors:
             raise ExceptionGroup("create_connection failed", attempts.errors) from None
-        dead = _dead_while_connecting(exc, attempts.errors, infos, loop.time() - began, policy)
-        if dead is None:
+        told = _what_tells(attempts.errors, attempts.from_here)
+        if told is None:
             raise
-        _tell(dead)
-        raise dead from dead.__cause__
+        raise _never_reached(told, infos, loop.time() - began, policy, this_host=told in attempts.from_here) from told
     try:
         transport, protocol = await bare(loop).create_connection(factory, sock=sock, **tls)
     except OSError as exc:
-        dead = _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy)
-        if dead is None:
+        if isinstance(exc, ssl_module.SSLError) or (exc.errno not in DEATHS and exc.errno not in NO_WAY):
             raise
-        _tell(dead)
-        raise dead from dead.__cause__
+        raise _never_reached(exc, infos, loop.time() - began, policy) from exc
     if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
         # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may be
         # another's by the time that the object would close it once more.
@@ -329,11 +327,6 @@ async def _connect_tcp(
     elif attempts.bound_by_kernel and not transport.is_closing():
         _end_connect_bound(sock, our_transport(transport, protocol), policy)
     return transport, protocol
-
-
-def _tell(error: DeadPeerError) -> None:
-    """Count a peer that was never reached."""
-    get_monitor().emit(Event("dead", None, None, error))
 
 
 def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy: Keepalive) -> None:
@@ -357,21 +350,22 @@ async def _resolve(
     return infos
 
 
-def _dead_while_connecting(
-    exc: OSError, errors: list[OSError], infos: list[Any], silence: float, policy: Keepalive
-) -> DeadPeerError | None:
-    """The error for a connect() that nobody answered; None when somebody did, if only with a refusal."""
-    if not errors or isinstance(exc, ssl_module.SSLError) or any(error.errno not in DEATHS for error in errors):
+def _what_tells(errors: list[OSError], from_here: list[OSError]) -> OSError | None:
+    """Which error tells that connect() was answered by nobody; None when it was, if only with a refusal.
+
+    `from_here` are the errors that connect() itself gave, before anything had left this host.
+    """
+    here = NO_WAY - {errno.ECONNREFUSED}
+    if not errors or not all(error.errno in DEATHS or (error in from_here and error.errno in here) for error in errors):
         return None
-    timed_out = next((error for error in errors if isinstance(error, TimeoutError)), None)
-    told = timed_out or errors[0]
-    assert told.errno is not None
-    error = DeadPeerError(
-        Cause.CONNECTING if timed_out else cause_of_death(told.errno, None),
-        told.errno,
-        silence=silence,
-        peername=infos[0][4],
-        policy=policy,
-    )
-    error.__cause__ = told
+    return next((error for error in errors if isinstance(error, TimeoutError)), errors[0])
+
+
+def _never_reached(
+    exc: OSError, infos: list[Any], silence: float, policy: Keepalive, *, this_host: bool = False
+) -> DeadPeerError:
+    """The error for a peer that was never reached, which is counted."""
+    cause = Cause.CONNECTING if isinstance(exc, TimeoutError) else Cause.UNREACHABLE
+    error = dead_peer(exc, cause, None, peername=infos[0][4], policy=policy, silence=silence, this_host=this_host)
+    get_monitor().emit(Event("dead", None, None, error))
     return error

@@ -50,20 +50,14 @@ def tls_arguments(
 class Attempts:
     """The loop as happy eyeballs sees it: it remembers how each attempt failed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bound: float | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._bound = bound  # seconds for each attempt
-        self.bound_by_kernel: bool = False  # else by a timer here
         self.errors: list[OSError] = []
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        """The loop's, within the bound."""
+        """The loop's."""
         try:
-            if self._bound is None or self.bound_by_kernel:
-                await self._loop.sock_connect(sock, address)
-            else:
-                async with asyncio.timeout(self._bound):
-                    await self._loop.sock_connect(sock, address)
+            await self._connect(sock, address)
         except TimeoutError as exc:
             self.errors.append(exc if exc.errno else TimeoutError(_ETIMEDOUT, os.strerror(_ETIMEDOUT)))
             raise self.errors[-1] from None
@@ -71,5 +65,34 @@ class Attempts:
             self.errors.append(exc)
             raise
 
+    async def _connect(self, sock: socket.socket, address: Any) -> None:
+        await self._loop.sock_connect(sock, address)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
+
+
+class BoundedAttempts(Attempts):
+    """Attempts of kaio's own, within a bound. An error of this host is told apart from an answer of the network."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bound: float | None) -> None:
+        super().__init__(loop)
+        self._bound = bound  # seconds for each attempt
+        self.bound_by_kernel: bool = False  # else by a timer here
+        self.from_here: list[OSError] = []  # those of the errors that this host gave, and nobody else
+
+    async def _connect(self, sock: socket.socket, address: Any) -> None:
+        try:
+            sock.connect(address)
+        except (BlockingIOError, InterruptedError):
+            pass  # under way: the loop's own attempt finds that, and waits
+        except OSError as exc:  # nothing has left this host: no route, no address to send from, a filter
+            self.from_here.append(exc)
+            raise
+        else:
+            return
+        if self._bound is None or self.bound_by_kernel:
+            await self._loop.sock_connect(sock, address)
+        else:
+            async with asyncio.timeout(self._bound):
+                await self._loop.sock_connect(sock, address)

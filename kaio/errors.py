@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import enum
 import math
+import os
+from errno import ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError
@@ -125,8 +127,10 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     ) -> None:
         where = "peer" if peername is None else f"peer {format_address(peername)}"
         what = f"no way from this host to {where}" if this_host else f"{where} is dead"
-        since = "" if math.isnan(silence) else f": silent for {silence:.1f} s"
-        super().__init__(errno, f"{what} ({cause.value}){since}")
+        details = [os.strerror(errno)] if this_host and errno != ETIMEDOUT else []
+        if not math.isnan(silence) and not (this_host and info is None):  # nothing was sent that could be answered
+            details.append(f"silent for {silence:.1f} s")
+        super().__init__(errno, f"{what} ({cause.value})" + (f": {', '.join(details)}" if details else ""))
         self.cause = cause
         self.silence = silence
         self.peername = peername

@@ -128,6 +128,7 @@ class _Lost:
                 if transport._stage is Stage.UNHEARD:  # kaio has called it already
                     return
                 if not transport._ended:
+                    transport._read_rest(exc)
                     exc = transport._end(exc)
             function(protocol, exc)
 

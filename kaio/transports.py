@@ -331,21 +331,22 @@ class KeepaliveTransport(asyncio.Transport):
         """
         if self._stage not in UNDECIDED:
             return
-        sending = is_sending_file(self._inner)  # which has reading paused, and may take the error first
+        inner = self._inner
+        sending = is_sending_file(inner)  # which has reading paused, and may take the error first
+        lent = self._timer is not None  # a TLS layer may hear of it and tell nobody
         try:
             sock = self._socket()
-            if self._stage is not Stage.HALF_CLOSED and self._inner.is_reading() and not sending:
-                if self._timer is not None:  # lent: a TLS layer may hear of it and tell nobody
-                    error = self._error_in(sample or platform.tcp_info(sock))
-                    self._next(_MOMENT, self._check, _FIRST_CHECK, error)
-                return
-            number = take_error(sock)
-            if number:
-                self._condemn(OSError(number, os.strerror(number)), None, sample)
-            elif sending:
+            if self._stage is Stage.HALF_CLOSED or not inner.is_reading():
+                number = take_error(sock)
+                if number:
+                    self._condemn(OSError(number, os.strerror(number)), None, sample)
+                    return
+            if sending or lent:
                 error = self._error_in(sample or platform.tcp_info(sock))
-                if error is not None:
+                if error is not None and sending:
                     self._condemn(error, None, sample)
+                else:
+                    self._next(_MOMENT, self._check, _FIRST_CHECK, error)
         except _CLOSED:
             return
 
@@ -522,6 +523,38 @@ class KeepaliveTransport(asyncio.Transport):
         self._move(Happening.EOF)
         if self._stage is Stage.HALF_CLOSED:
             self._monitor.watch_errors_soon(self)
+
+    def _read_rest(self, exc: BaseException | None) -> None:
+        """Deliver what had arrived, if the loop has given the connection up with some of it unread.
+
+        Both loops do when a write fails: the peer has reset the connection while reading was paused, say.
+        """
+        protocol, inner = self._protocol, self._inner
+        if exc is None or self._stage not in (Stage.OPEN, Stage.VERDICT):
+            return
+        try:
+            if inner.get_protocol() is protocol and inner.get_extra_info("sslcontext") is None:
+                sock = self._socket()
+                left = unread(sock)
+                while left > 0 and (data := os.read(sock.fileno(), left)):
+                    left -= len(data)
+                    self._pass_on(protocol, data)
+        except _CLOSED:
+            return
+
+    def _pass_on(self, protocol: Any, data: bytes) -> None:
+        """Call back the protocol with data, of whichever of asyncio's kinds it is."""
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            self._tell("data_received", data)
+            return
+        while data:
+            room = memoryview(protocol.get_buffer(len(data))).cast("B")
+            count = min(len(room), len(data))
+            if not count:
+                return
+            room[:count] = data[:count]
+            self._tell("buffer_updated", count)
+            data = data[count:]
 
     def _is_read(self) -> bool:
         """At an end of file: whether it is no such thing, but the end of what a dead peer had sent."""

@@ -248,9 +248,16 @@ def cause_of_death(number: int, info: TcpInfo | None) -> Cause:
 def is_death(number: int | None, info: TcpInfo | None) -> bool:
     """Whether an error that ended a connection which stood says that its peer no longer answered.
 
-    Some numbers say so only when it was the kernel that has ended the connection, and not a call of the application's.
+    Some numbers say so only when it was the kernel that has ended the connection, whose questions were not answered:
+    a call of the application's may have got them, too.
     """
-    return number in DEATHS or (number in NO_WAY and info is not None and info.state == TcpState.CLOSE)
+    return number in DEATHS or (number in NO_WAY and info is not None and _was_given_up(info))
+
+
+def _was_given_up(info: TcpInfo) -> bool:
+    """Whether the kernel has ended a connection of which it wanted something."""
+    wanted = info.retransmits or info.probes or info.notsent_bytes or _shrank(info)
+    return info.state == TcpState.CLOSE and bool(wanted)
 
 
 def dead_peer(
