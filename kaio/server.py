@@ -20,6 +20,7 @@ from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 from .addresses import Address, TcpAddress, one_address, tcp_address
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
+from .endpoints import Endpoint
 from .listeners import Listener, ProtocolFactory
 from .monitor import Counters
 from .policy import KeepaliveArg, as_policy
@@ -59,11 +60,17 @@ class Server:
         self._forever: asyncio.Future[None] | None = None
         self._waiting: asyncio.Future[None] | None = None  # wait_closed
         self._counters = Counters()
-        for listener in self._listeners:
-            listener.claim(self)
-        for listener in self._listeners:
-            listener.endpoint.on_empty = self._check_ended
-            listener.endpoint.counters = self._counters
+        self._endpoints: list[Endpoint] = []  # one for each listener
+        try:
+            for listener in self._listeners:
+                endpoint = listener.claim(self)
+                endpoint.on_empty = self._check_ended
+                endpoint.counters = self._counters
+                self._endpoints.append(endpoint)
+        except RuntimeError:
+            for listener in self._listeners:
+                listener.release(self)
+            raise
 
     # -- what it has
 
@@ -80,12 +87,12 @@ class Server:
     @property
     def connections(self) -> frozenset[Any]:
         """The connections that are open now: each a `Connection` where a handler serves it, else a transport."""
-        return frozenset().union(*(listener.endpoint.live for listener in self._listeners))
+        return frozenset().union(*(endpoint.live for endpoint in self._endpoints))
 
     @property
     def counters(self) -> Counters:
         """Suspects, recoveries and deaths of this server's connections since its start, and how many it has now."""
-        self._counters.watched = sum(len(listener.endpoint.live) for listener in self._listeners)
+        self._counters.watched = sum(len(endpoint.live) for endpoint in self._endpoints)
         return self._counters
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -105,29 +112,35 @@ class Server:
 
     async def start_serving(self) -> None:
         """Begin to accept. Harmless when it has begun already; RuntimeError after `close`."""
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed")
+        self._check_open()
         if self._serving:
             return
         self._serving = True
+        make = attaching(self._factory or self._handled)
         try:
             for listener in self._listeners:
                 if not listener.sockets:
                     await listener.bind()
+            self._check_open()
             for listener in self._listeners:
-                await listener.start(attaching(self._factory or self._handled, listener.endpoint))
+                await listener.start(make)
+                self._check_open()
         except BaseException:
             self.close()
             raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
 
     async def serve_forever(self) -> None:
         """Accept until cancelled or closed; then `close` has been called. RuntimeError when it is running already."""
         if self._forever is not None:
             raise RuntimeError(f"serve_forever() is running already on {self!r}")
-        await self.start_serving()
-        self._forever = self._loop.create_future()
+        self._forever = forever = self._loop.create_future()
         try:
-            await self._forever
+            await self.start_serving()
+            await forever
         finally:
             self._forever = None
             self.close()
@@ -137,8 +150,7 @@ class Server:
         self._closed = True
         self._serving = False
         for listener in self._listeners:
-            listener.close()
-            listener.claim(None)
+            listener.release(self)
         if self._forever is not None and not self._forever.done():
             self._forever.set_result(None)
         self._check_ended()
@@ -160,17 +172,14 @@ class Server:
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and its last connection and handler have ended."""
+        await asyncio.sleep(0)  # what uvloop has accepted in this turn is known in the next
         while not self._ended():
             if self._waiting is None or self._waiting.done():
                 self._waiting = self._loop.create_future()
             await asyncio.shield(self._waiting)
 
     def _ended(self) -> bool:
-        return (
-            self._closed
-            and not self._tasks
-            and not any(each.endpoint.live or each.admitting for each in self._listeners)
-        )
+        return self._closed and not self._tasks and all(endpoint.is_empty() for endpoint in self._endpoints)
 
     def _check_ended(self) -> None:
         if self._waiting is not None and not self._waiting.done() and self._ended():
@@ -184,8 +193,8 @@ class Server:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        for listener in self._listeners:
-            listener.refuse()
+        for endpoint in self._endpoints:
+            endpoint.refuse()
         self.close_clients()
         try:
             async with asyncio.timeout(self._close_timeout):

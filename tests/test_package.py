@@ -26,6 +26,7 @@ ROWS = [
     ["covering", "descriptors", "sweeping"],
     ["monitor"],
     ["links"],
+    ["endpoints"],
     ["transports", "protocols"],
     ["connection"],
     ["connecting", "listeners", "client", "server", "mixin", "loops"],
