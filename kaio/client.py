@@ -20,17 +20,17 @@ import aiohappyeyeballs
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
-from .connecting import Attempts, tls_arguments
+from .connecting import Attempts, bound_handshake, tls_arguments
 from .connection import Connection, StreamProtocol
-from .endpoints import REFUSED, Terms, watched_by
+from .endpoints import REFUSED, Terms, known
 from .errors import Cause, DeadPeerError, KeepaliveError
-from .keepalive import cover, logger
+from .keepalive import cover, logger, wanted
 from .listeners import refuse_keepalive
 from .monitor import Event, bare, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import KeepaliveTransport
-from .verdict import DEATHS, Limits, cause_of_death
+from .verdict import DEATHS, cause_of_death, limits_of
 
 __all__ = ["Pending", "connect", "create_connection", "open_connection"]
 
@@ -102,7 +102,10 @@ def connect(
     what `Listener.address` gives). The TLS
     arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one address after the other).
 
-    The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says.
+    The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says. A peer
+    that died during the handshake is a `DeadPeerError`; one that is alive and says nothing of TLS is asyncio's
+    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout and up to an eighth more, at
+    most asyncio's 60).
 
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
@@ -179,8 +182,9 @@ async def create_connection(
     new = attaching(protocol_factory)
     if sock is not None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            limits = watched_by(policy, cover(sock, policy, explicit=explicit))
-            terms = Terms(policy, limits, source, explicit)
+            now = known(policy, cover(sock, policy, explicit=explicit))
+            terms = Terms(policy, limits_of(now), source, explicit)
+            tls = bound_handshake(tls, _bound(now))
         else:
             refuse_keepalive(UnixAddress(str(sock.getsockname())), keepalive)
             terms = Terms(None, None)
@@ -288,17 +292,15 @@ async def _connect_tcp(
     loop = asyncio.get_running_loop()
     infos = await _resolve(loop, host, port, family, proto, flags)
     local = None if local_addr is None else await _resolve(loop, *local_addr, family, proto, flags)
-    bound = policy.effective_user_timeout if policy.enabled else None
-    if bound is not None:
-        bound = min(bound, MAX_USER_TIMEOUT_MS / 1000)
-    attempts = Attempts(bare(loop), bound)
-    limits: Limits | None = None
+    attempts = Attempts(bare(loop))
+    now = policy
 
     def make_socket(info: Any) -> socket.socket:
-        nonlocal limits
+        nonlocal now
         sock = socket.socket(info[0], info[1], info[2])
         try:
-            limits = watched_by(policy, cover(sock, policy, explicit=explicit))  # the same for each: it is the system's
+            now = known(policy, cover(sock, policy, explicit=explicit))  # the same each time
+            attempts.bound = bound = _bound(now)
             attempts.bound_by_kernel = bound is not None and platform.bound_connect(sock, bound)
         except BaseException:
             sock.close()
@@ -324,8 +326,8 @@ async def _connect_tcp(
         _tell(dead)
         raise dead from dead.__cause__
     try:
-        terms = Terms(policy, limits, source, explicit)
-        transport, protocol = await _over(sock, lambda: new(terms), tls)
+        terms = Terms(policy, limits_of(now), source, explicit)
+        transport, protocol = await _over(sock, lambda: new(terms), bound_handshake(tls, attempts.bound))
     except OSError as exc:
         dead = _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy)
         if dead is None:
@@ -395,9 +397,15 @@ def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy
     if isinstance(transport, KeepaliveTransport) and transport.keepalive is not None:
         policy = transport.keepalive
     try:
-        platform.bound_connect(sock, policy.effective_user_timeout if policy.stalled == "drop" else None)
+        platform.bound_connect(sock, wanted(policy, sock).user_timeout)
     except KeepaliveError as exc:  # it has ended already
         logger.debug("%s", exc)
+
+
+def _bound(policy: Keepalive) -> float | None:
+    """Seconds for one attempt to connect, and for the TLS handshake; None: no bound but the system's."""
+    bound = policy.effective_user_timeout if policy.enabled else None
+    return None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
 
 
 async def _resolve(

@@ -12,8 +12,9 @@ import socket
 import ssl as ssl_module
 from typing import Any, Final
 
-__all__ = ["Attempts", "tls_arguments"]
+__all__ = ["Attempts", "bound_handshake", "tls_arguments"]
 
+_HANDSHAKE: Final = 60.0  # seconds that asyncio and uvloop give a TLS handshake
 _ETIMEDOUT: Final = 110 if os.name == "posix" else 10060
 
 
@@ -47,22 +48,33 @@ def tls_arguments(
     }
 
 
+def bound_handshake(tls: dict[str, Any], bound: float | None) -> dict[str, Any]:
+    """The TLS arguments with the handshake bounded by the user timeout, where the caller has not bounded it.
+
+    That is for a peer whose kernel answers while its program is mute. A dead one is the kernel's to report, whose
+    timers are up to an eighth late: it is given the time to say so first.
+    """
+    if not tls or tls["ssl_handshake_timeout"] is not None or bound is None:
+        return tls
+    return {**tls, "ssl_handshake_timeout": min(bound * 1.125 + 0.5, _HANDSHAKE)}
+
+
 class Attempts:
     """The loop as happy eyeballs sees it: it remembers how each attempt failed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bound: float | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._bound = bound  # seconds for each attempt
+        self.bound: float | None = None  # seconds for each attempt
         self.bound_by_kernel: bool = False  # else by a timer here
         self.errors: list[OSError] = []
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """The loop's, within the bound."""
         try:
-            if self._bound is None or self.bound_by_kernel:
+            if self.bound is None or self.bound_by_kernel:
                 await self._loop.sock_connect(sock, address)
             else:
-                async with asyncio.timeout(self._bound):
+                async with asyncio.timeout(self.bound):
                     await self._loop.sock_connect(sock, address)
         except TimeoutError as exc:
             self.errors.append(exc if exc.errno else TimeoutError(_ETIMEDOUT, os.strerror(_ETIMEDOUT)))

@@ -17,7 +17,7 @@ from .monitor import Counters, Monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .verdict import Limits, limits_of
 
-__all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "watched_by"]
+__all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -114,9 +114,14 @@ class Handshake:
 
 def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
     """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
+    return limits_of(known(policy, state))
+
+
+def known(policy: Keepalive, state: SocketState | None) -> Keepalive:
+    """A policy with the kernel's values where it leaves times to the system."""
     if policy.detection_time is None and state is not None and state.enabled:
-        policy = policy.filled(idle=state.idle, interval=state.interval, count=state.count)
-    return limits_of(policy)
+        return policy.filled(idle=state.idle, interval=state.interval, count=state.count)
+    return policy
 
 
 REFUSED: Final = Terms(None, None, endpoint=Endpoint(None))

@@ -278,3 +278,37 @@ async def test_the_longest_policy_can_connect() -> None:
     ):
         assert kaio.inspect(client).idle == 32767
         assert kaio.inspect(client).user_timeout is None
+
+
+@pytest.mark.slow
+async def test_a_peer_that_is_mute_in_the_tls_handshake_is_bounded_by_the_user_timeout(client_tls: Any) -> None:
+    """Its kernel answers and its program does not: asyncio's own error, soon; what the caller chose stands."""
+    loop = asyncio.get_running_loop()
+    quick = kaio.Keepalive(1, 1, 2)
+
+    async def took(connecting: Any) -> float:
+        began = loop.time()
+        with pytest.raises(ConnectionAbortedError):
+            await connecting
+        return loop.time() - began
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, socket.create_connection(mute.getsockname()) as sock:
+        host, port = mute.getsockname()
+        there: dict[str, Any] = {"host": host, "port": port, "ssl": client_tls, "keepalive": quick}
+        over: dict[str, Any] = {**there, "host": None, "port": None, "sock": sock, "server_hostname": "localhost"}
+        times = await asyncio.gather(
+            took(_made(kaio.connect(**there))),
+            took(kaio.create_connection(Recorder, **there)),
+            took(kaio.open_connection(**there)),
+            took(kaio.create_connection(Recorder, **over)),
+            took(_made(kaio.connect(**there, ssl_handshake_timeout=1.5))),
+            took(_made(kaio.connect(**there, ssl_handshake_timeout=5))),
+        )
+    assert all(3 <= each < 4.5 for each in times[:4]), times
+    assert 1.5 <= times[4] < 2.5
+    assert 5 <= times[5] < 6
+    assert not kaio.get_monitor().counters.watched
+
+
+async def _made(pending: Any) -> Any:
+    return await pending
