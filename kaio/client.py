@@ -20,7 +20,7 @@ import aiohappyeyeballs
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
-from .connecting import Attempts, bound_handshake, tls_arguments
+from .connecting import Attempts, bound_handshake, resolve, tls_arguments
 from .connection import Connection, StreamProtocol
 from .endpoints import REFUSED, Terms, known
 from .errors import Cause, DeadPeerError, KeepaliveError
@@ -411,9 +411,7 @@ def _bound(policy: Keepalive) -> float | None:
 async def _resolve(
     loop: asyncio.AbstractEventLoop, host: str | None, port: int | str | None, family: int, proto: int, flags: int
 ) -> list[Any]:
-    infos = await loop.getaddrinfo(
-        host, port, family=family, type=socket.SOCK_STREAM, proto=proto or socket.IPPROTO_TCP, flags=flags
-    )
+    infos = await resolve(loop, host, port, family=family, proto=proto or socket.IPPROTO_TCP, flags=flags)
     if not infos:
         raise OSError(f"getaddrinfo() returned nothing for {host}:{port}")
     return infos

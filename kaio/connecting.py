@@ -12,7 +12,7 @@ import socket
 import ssl as ssl_module
 from typing import Any, Final
 
-__all__ = ["Attempts", "bound_handshake", "tls_arguments"]
+__all__ = ["Attempts", "bound_handshake", "has_scope", "resolve", "sock_connect", "tls_arguments"]
 
 _HANDSHAKE: Final = 60.0  # seconds that asyncio and uvloop give a TLS handshake
 _ETIMEDOUT: Final = 110 if os.name == "posix" else 10060
@@ -48,6 +48,50 @@ def tls_arguments(
     }
 
 
+async def resolve(
+    loop: asyncio.AbstractEventLoop,
+    host: str | None,
+    port: int | str | None,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+) -> list[Any]:
+    """What getaddrinfo says of a host and a port for streams, with the scope of a link-local address."""
+    if has_scope(host):  # uvloop's getaddrinfo loses it. Only the interface is looked up, so this does not wait.
+        flags |= socket.AI_NUMERICHOST
+        return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, proto, flags)
+    return await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, proto=proto, flags=flags)
+
+
+def has_scope(host: object) -> bool:
+    """Whether this is a link-local IPv6 address with its interface, such as "fe80::1%eth0"."""
+    return isinstance(host, str) and "%" in host
+
+
+async def sock_connect(loop: Any, sock: socket.socket, address: Any) -> None:
+    """The loop's `sock_connect`, but for an address with a scope on uvloop, which looks it up anew and loses that."""
+    scoped = isinstance(address, tuple) and len(address) == 4 and address[3]
+    if not scoped or isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+        await loop.sock_connect(sock, address)
+        return
+    try:
+        sock.connect(address)
+        return
+    except (BlockingIOError, InterruptedError):
+        pass
+    fd = sock.fileno()
+    writable = asyncio.Event()
+    loop.add_writer(fd, writable.set)
+    try:
+        await writable.wait()
+    finally:
+        loop.remove_writer(fd)
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if number:
+        raise OSError(number, f"Connect call failed {address}")
+
+
 def bound_handshake(tls: dict[str, Any], bound: float | None) -> dict[str, Any]:
     """The TLS arguments with the handshake bounded by the user timeout, where the caller has not bounded it.
 
@@ -72,10 +116,10 @@ class Attempts:
         """The loop's, within the bound."""
         try:
             if self.bound is None or self.bound_by_kernel:
-                await self._loop.sock_connect(sock, address)
+                await sock_connect(self._loop, sock, address)
             else:
                 async with asyncio.timeout(self.bound):
-                    await self._loop.sock_connect(sock, address)
+                    await sock_connect(self._loop, sock, address)
         except TimeoutError as exc:
             self.errors.append(exc if exc.errno else TimeoutError(_ETIMEDOUT, os.strerror(_ETIMEDOUT)))
             raise self.errors[-1] from None

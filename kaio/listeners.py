@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, parse_address
+from .connecting import resolve
 from .descriptors import is_listening
 from .endpoints import Endpoint, Handshake, Terms
 from .errors import AddressError, KaioError, KeepaliveError, PolicyError
@@ -210,9 +211,8 @@ class Listener:
         address, owner = self._address, self._owner
         infos: Collection[Any] = ()
         if isinstance(address, TcpAddress) and not self._handed_over:
-            infos = await asyncio.get_running_loop().getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
+            loop = asyncio.get_running_loop()
+            infos = await resolve(loop, address.host, address.port, flags=socket.AI_PASSIVE)
             if self._owner is not owner:
                 raise RuntimeError(f"{self!r} was closed while it started")
         try:
