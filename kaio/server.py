@@ -33,12 +33,16 @@ logger: Final = logging.getLogger("kaio")
 
 Handler = Callable[[Connection], Awaitable[object]]
 
+_LAST_WORDS: Final = 1.0  # seconds, after the close timeout, that who was aborted has to end
+_GO_ON: Final = (asyncio.CancelledError, SystemExit, KeyboardInterrupt)  # no failures of a handler
+
 
 class Server:
     """Listeners and their live connections; what `serve`, `create_server` and `start_server` return.
 
     It has the methods of `asyncio.Server`. `async with` closes it at its end: the listeners; then the handlers are
-    cancelled, and the connections have `close_timeout` seconds for what was written to leave, until they are aborted.
+    cancelled, and the connections have `close_timeout` seconds for what was written to leave, until they are aborted. A
+    handler that goes on all the same is left behind a second later, and named in the log.
     """
 
     def __init__(
@@ -197,14 +201,31 @@ class Server:
             endpoint.refuse()
         self.close_clients()
         try:
-            async with asyncio.timeout(self._close_timeout):
-                await self.wait_closed()
-        except TimeoutError:
-            self.abort_clients()
-            await self.wait_closed()
+            if not await self._closed_within(self._close_timeout):
+                self.abort_clients()
+                if not await self._closed_within(_LAST_WORDS):
+                    self._log_stragglers()
         except BaseException:
             self.abort_clients()
             raise
+
+    async def _closed_within(self, timeout: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                await self.wait_closed()
+        except TimeoutError:
+            return False
+        return True
+
+    def _log_stragglers(self) -> None:
+        """Say who is left behind."""
+        name = getattr(self._handler, "__qualname__", self._handler)
+        for connection in self._tasks.values():
+            message = "handler %s of %r ignores that it is cancelled, and is left behind"
+            logger.error(message, name, connection, extra={"connection": connection})
+        for connection in self.connections.difference(self._tasks.values()):
+            message = "%r does not end although it was aborted, and is left behind"
+            logger.error(message, connection, extra={"connection": connection})
 
     # -- handlers
 
@@ -215,9 +236,10 @@ class Server:
         assert self._handler is not None
         try:
             handling = self._handler(connection)
-        except Exception as exc:
-            _log_failure(connection, exc)
-            connection._finish(self._close_timeout)
+        except BaseException as exc:
+            self._handler_ended(connection, exc)
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise
             return
         task = self._loop.create_task(handling if asyncio.iscoroutine(handling) else _wait_for(handling))
         self._tasks[task] = connection
@@ -225,12 +247,14 @@ class Server:
 
     def _handler_done(self, task: asyncio.Task[object]) -> None:
         connection = self._tasks.pop(task)
-        exc = None if task.cancelled() else task.exception()
-        if isinstance(exc, Exception):
-            _log_failure(connection, exc)
-        connection._finish(self._close_timeout)
+        self._handler_ended(connection, None if task.cancelled() else task.exception())
         if not self._tasks:
             self._check_ended()
+
+    def _handler_ended(self, connection: Connection, exc: BaseException | None) -> None:
+        if exc is not None and not isinstance(exc, _GO_ON):
+            _log_failure(connection, exc)
+        connection._finish(self._close_timeout)
 
 
 async def _wait_for(handling: Awaitable[object]) -> None:
@@ -240,9 +264,9 @@ async def _wait_for(handling: Awaitable[object]) -> None:
 _ENDS: Final = (BrokenResourceError, EndOfStream, IncompleteRead)  # DeadPeerError and ResetError are the first
 
 
-def _log_failure(connection: Connection, exc: Exception) -> None:
+def _log_failure(connection: Connection, exc: BaseException) -> None:
     """A traceback for what the handler did; what the network did is no failure, and a death is in the log already."""
-    ended = exc.split(_ENDS) if isinstance(exc, ExceptionGroup) else None
+    ended = exc.split(_ENDS) if isinstance(exc, BaseExceptionGroup) else None
     if ended is not None and ended[0] is not None and ended[1] is None:
         exc = _first(ended[0])
     extra = {"connection": connection}
@@ -252,7 +276,7 @@ def _log_failure(connection: Connection, exc: Exception) -> None:
         logger.error("handler failed for %r", connection, exc_info=exc, extra=extra)
 
 
-def _first(group: ExceptionGroup[Any]) -> Exception:
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     leaf: Any = group
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]

@@ -17,7 +17,7 @@ import pytest
 
 import kaio
 
-from .conftest import Recorder, echo, reset, until
+from .conftest import LOOPS, Recorder, echo, reset, until
 
 SHORT = kaio.Keepalive(5, 2, 3)
 LONG = kaio.Keepalive(300, 60, 9, user_timeout=None)
@@ -613,3 +613,97 @@ async def test_wait_closed_waits_for_tls_handshakes(server_tls: Any, client_tls:
             await closed
         sock.close()
     assert handled == 1
+
+
+async def test_leaving_does_not_wait_for_a_handler_that_swallows_cancellation(caplog: pytest.LogCaptureFixture) -> None:
+    """After the close timeout and a second more it is left behind, and the log says which."""
+    loop = asyncio.get_running_loop()
+    released = False
+
+    async def stubborn(connection: kaio.Connection) -> None:
+        while not released:
+            with contextlib.suppress(asyncio.CancelledError, kaio.DeadPeerError):
+                await asyncio.Event().wait()
+
+    server = await kaio.serve(stubborn, "127.0.0.1", 0, close_timeout=0.2)
+    with socket.create_connection(tuple(server.listeners[0].address)) as client:  # type: ignore[arg-type]
+        await until(lambda: server.connections)
+        began = loop.time()
+        async with server:
+            pass
+        assert 1 < loop.time() - began < 3
+        (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert "stubborn" in record.getMessage()
+        assert "Connection to {}:{}".format(*client.getsockname()) in record.getMessage()
+        assert client.recv(1) == b""
+    released = True
+    server.abort_clients()
+    await server.wait_closed()
+
+
+async def test_leaving_does_not_wait_for_a_protocol_that_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Its transport was given away, so that nobody tells it of its end."""
+
+    class Elsewhere(kaio.KeepaliveProtocol):
+        def connection_made(self, transport: Any) -> None:
+            transport.inner.set_protocol(asyncio.Protocol())
+
+    loop = asyncio.get_running_loop()
+    server = await kaio.serve(Elsewhere, "127.0.0.1", 0, close_timeout=0.2)
+    with socket.create_connection(tuple(server.listeners[0].address)) as client:  # type: ignore[arg-type]
+        await until(lambda: server.connections)
+        began = loop.time()
+        async with server:
+            pass
+        assert loop.time() - began < 3
+        (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert "left behind" in record.getMessage()
+        assert client.recv(1) == b""
+
+
+async def test_every_failure_of_a_handler_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it raises, in a task or before there is one, but being cancelled; its connection is closed."""
+
+    class Base(BaseException):
+        pass
+
+    def failing(exc: BaseException, *, at_once: bool) -> Any:
+        async def handler(connection: kaio.Connection) -> None:
+            raise exc
+
+        def no_coroutine(connection: kaio.Connection) -> Any:
+            raise exc
+
+        return no_coroutine if at_once else handler
+
+    for at_once in (False, True):
+        for exc in (ValueError("x"), Base("x"), BaseExceptionGroup("x", [Base("y")]), asyncio.CancelledError()):
+            caplog.clear()
+            async with kaio.serve(failing(exc, at_once=at_once), "127.0.0.1", 0) as server:
+                async with kaio.connect(server.listeners[0].address) as client:
+                    assert [data async for data in client] == []
+                await until(lambda server=server: not server.connections)  # type: ignore[misc]
+            records = [record for record in caplog.records if record.levelno == logging.ERROR]
+            if isinstance(exc, asyncio.CancelledError):
+                assert not records
+            else:
+                (record,) = records
+                assert record.exc_info is not None
+                assert record.exc_info[1] is exc
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_handler_may_end_the_program(loop: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    """SystemExit and KeyboardInterrupt go on, and are no failures of the handler."""
+
+    async def handler(connection: kaio.Connection) -> None:
+        raise kind
+
+    async def main() -> None:
+        async with kaio.serve(handler, "127.0.0.1", 0) as server, kaio.connect(server.listeners[0].address) as client:
+            await client.receive()
+
+    with pytest.raises(kind), asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    assert not [record for record in caplog.records if record.name == "kaio"]
