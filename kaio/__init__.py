@@ -12,6 +12,7 @@ The map; each row imports only from the rows above it, and from its own without 
     ending bases                          the stages of a connection's end; what is known of the loops' own transports
     monitor                               one per loop: looks after connections that may be in trouble
     links                                 other people's connections as the monitor knows them
+    endpoints                             what a connection starts with, and where it was accepted
     transports protocols                  what a connection hands to user code
     connection                            the stream
     connecting listeners client server    accept, connect, serve

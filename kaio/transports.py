@@ -1,4 +1,4 @@
-"""The transport that protocols get, and the endpoint that it came from.
+"""The transport that protocols get.
 
 Rules kept here: nothing is added to what is done for each message: `write` is the inner transport's own method. The
 kernel is asked about a connection only after the loop has reported its death.
@@ -30,9 +30,10 @@ from .bases import (
 )
 from .descriptors import reset_on_close, unread
 from .ending import OVER, UNDECIDED, Happening, Stage, after
+from .endpoints import Endpoint, watched_by
 from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .keepalive import apply, tcp_info
-from .monitor import Counters, Event, Monitor, get_monitor
+from .monitor import Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .tcpinfo import TcpInfo, TcpState
 from .verdict import (
@@ -45,11 +46,10 @@ from .verdict import (
     fell_silent,
     is_death,
     judge,
-    limits_of,
 )
 from .watch import Decision, Watch
 
-__all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
+__all__ = ["AliveScope", "KeepaliveTransport"]
 
 _PATIENCE: Final = 0.5  # seconds for the loop to read a piece of what had arrived
 _LONGEST: Final = 5.0  # and at most, between two looks at whether the application reads again
@@ -59,47 +59,6 @@ _LAST_CHECK: Final = 60.0  # and at most, between two of those
 _CLOSED: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket or transport raises
 
 _without_layers: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
-
-
-class Endpoint:
-    """What the connections of one listener, or of one call to connect, have in common."""
-
-    __slots__ = (
-        "by_hand",
-        "counters",
-        "explicit",
-        "limits",
-        "live",
-        "monitor",
-        "on_empty",
-        "policy",
-        "refusing",
-        "source",
-    )
-
-    def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
-        self.policy: Keepalive | None = policy  # what their sockets have already; None: not TCP
-        self.limits: Limits | None = None if policy is None else limits_of(policy)  # how the monitor watches them
-        self.counters: Counters | None = None  # the server's
-        self.monitor: Monitor | None = None  # the loop's, where there is one loop
-        self.source: KeepaliveArg = source  # the protocol class's own default that `policy` was made from
-        self.explicit: bool = explicit  # whether a keepalive= argument said so, which wins over the protocol's own
-        self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
-        self.refusing: bool = False  # whether what still comes is turned away: its server has been left
-        self.live: set[Any] = set()  # those that are open, as the user knows them
-        self.on_empty: Callable[[], None] | None = None  # called when the last of them has ended
-
-    def take(self, policy: Keepalive, state: SocketState | None) -> None:
-        """From now on they start with this policy; `state` is what the kernel made of it."""
-        self.policy = policy
-        self.limits = watched_by(policy, state)
-
-
-def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
-    """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
-    if policy.enabled and state is not None and state.enabled:
-        policy = policy.filled(idle=state.idle, interval=state.interval, count=state.count)
-    return limits_of(policy)
 
 
 class KeepaliveTransport(asyncio.Transport):

@@ -26,6 +26,7 @@ ROWS = [
     ["covering", "deadline", "descriptors", "sweeping", "sweeper"],
     ["bases", "ending", "monitor"],
     ["links"],
+    ["endpoints"],
     ["transports", "protocols"],
     ["connection"],
     ["connecting", "listeners", "client", "server", "mixin", "loops"],
