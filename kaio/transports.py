@@ -253,7 +253,12 @@ class KeepaliveTransport(asyncio.Transport):
     @property
     def peername(self) -> Any:
         """The peer's address as asyncio gives it, also after the end."""
-        return self._peername or self._inner.get_extra_info("peername")
+        if self._peername is not None:
+            return self._peername
+        try:
+            return self._inner.get_extra_info("peername")
+        except AttributeError:  # uvloop, not TCP: it asks the socket, and has none any more
+            return None
 
     def health(self) -> Health:
         """How the peer is now, by a sample of the kernel's TCP_INFO; after its death, how it was then.
@@ -419,6 +424,8 @@ class KeepaliveTransport(asyncio.Transport):
             self._verdict = self._translate(exc, None)
             self._ended = True
             self._pass_verdict()
+        if self._policy is None:  # not TCP: uvloop knows the name no longer than the socket
+            self._peername = self.peername
         self._let_go()
         return self._verdict
 
