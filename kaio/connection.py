@@ -12,6 +12,7 @@ between; otherwise it is woken in the loop's next turn, and takes what is in the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -30,6 +31,7 @@ from anyio import (
 )
 from anyio.abc import SocketStream
 
+from .descriptors import take_unread
 from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
@@ -170,14 +172,22 @@ class StreamProtocol(KeepaliveProtocol):
         _wake(self._drained)
 
     def peer_dead(self, error: DeadPeerError) -> None:
-        # A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
-        self._error = error
+        self._end_is_known(error)
+
+    def _end_is_known(self, error: BaseException) -> None:
+        """The transport knows how it will end, before the loop does.
+
+        A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
+        """
+        self._error = as_stream_error(error)
         self._sendable = False
         _wake(self._drained)
         if self._reading_paused and self.receiving:
             self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self._closed:
+            self._keep_unread()
         self._lost = self._eof = True
         self._receivable = self._sendable = False
         self._error = as_stream_error(exc)
@@ -185,6 +195,15 @@ class StreamProtocol(KeepaliveProtocol):
         _wake(self._drained)
         _wake(self._lost_waiter)
         del self.connection  # so that what has ended goes away without the garbage collector's help
+
+    def _keep_unread(self) -> None:
+        """Take what is left in the socket: a loop whose write fails closes at once, whatever had arrived."""
+        transport = self._transport
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if transport.get_extra_info("sslcontext") is None:
+                data = take_unread(transport.get_extra_info("socket"))
+                if data:
+                    self.keep(data)
 
     def settle(self) -> None:
         """Something has changed: see what the short ways have to know."""

@@ -153,10 +153,12 @@ class KeepaliveTransport(asyncio.Transport):
     """The inner transport's own method, as it is."""
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        self._inner.writelines(list_of_data)
+        if self._verdict is None:
+            self._inner.writelines(list_of_data)
 
     def write_eof(self) -> None:
-        self._inner.write_eof()
+        if self._verdict is None:
+            self._inner.write_eof()
 
     def can_write_eof(self) -> bool:
         return self._inner.can_write_eof()
@@ -339,6 +341,7 @@ class KeepaliveTransport(asyncio.Transport):
         if sample is not None:
             self._sample = sample
         self._verdict = self._translate(exc, cause)
+        self.write = _drop_write  # the inner transport would fail, and close with all that is left to read
         self._monitor.forget(self)
         self._pass_verdict()
         if not self._wait_until_read():
@@ -368,6 +371,8 @@ class KeepaliveTransport(asyncio.Transport):
         error = self._verdict
         if isinstance(error, DeadPeerError):
             self._tell("peer_dead", error)
+        elif error is not None:
+            self._tell("_end_is_known", error)
         for scope in list(self._scopes or ()):
             scope.ended(error)
 
@@ -511,6 +516,10 @@ class AliveScope:
         self._reason = as_stream_error(error) or clean
         assert self._task is not None
         self._task.cancel()
+
+
+def _drop_write(data: bytes | bytearray | memoryview) -> None:
+    """`write` once the end is known: dropped, as asyncio drops what is written to a lost connection."""
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -1,17 +1,23 @@
-"""Streams at their end: nothing that arrived is lost, nothing that was sent is thrown away, and nothing stays behind."""
+"""Streams at their end: no byte that arrived or was sent is thrown away, and nothing stays behind."""
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
+import fcntl
 import logging
+import random
 import socket
+import termios
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 import kaio
 
-from .conftest import until
+from .conftest import Recorder, reset, until
 
 
 @pytest.mark.parametrize("kind", ["path", "pair"])
@@ -65,3 +71,95 @@ async def test_the_handlers_own_failure_is_logged_after_the_end_of_a_unix_connec
             await until(lambda: caplog.records)
     assert "the handler's own" in caplog.text
     assert "<Connection to unix:" in caplog.text
+
+
+# -- a reset that the loop does not hear of
+
+
+ARRIVED = 600_000
+
+
+@contextlib.asynccontextmanager
+async def filled(factory: Any = None) -> AsyncIterator[tuple[Any, socket.socket, bytes]]:
+    """A paused client, in whose socket lies more than its buffer takes; its peer's socket; and all that was sent."""
+    blob = random.randbytes(ARRIVED)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what the client sends soon has to wait
+        if factory is None:
+            client: Any = await kaio.connect(*listening.getsockname())
+            raw = client.transport.get_extra_info("socket")
+        else:
+            client, _ = await kaio.create_connection(factory, *listening.getsockname())
+            raw = client.get_extra_info("socket")
+            client.pause_reading()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_000_000)
+        peer, _ = listening.accept()
+        with peer:
+            for start in range(0, ARRIVED, 20_000):
+                await asyncio.to_thread(peer.sendall, blob[start : start + 20_000])
+            await until(lambda: not unacknowledged(peer))
+            await until(lambda: not client.is_reading() if factory else client._protocol._reading_paused)
+            yield client, peer, blob
+        client.abort()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes that were sent have not been acknowledged: SIOCOUTQ, tcp(7)."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
+    return count[0]
+
+
+async def heard_of_the_reset(client: kaio.Connection) -> None:
+    """Wait until the connection knows, without reading."""
+    with pytest.raises(kaio.ResetError):
+        async with client.while_alive():
+            await asyncio.sleep(5)
+
+
+async def test_a_reset_while_reading_is_paused_stops_the_sender_and_loses_nothing() -> None:
+    """send raises ResetError and writes nothing; then all that had arrived is received, and then ResetError."""
+    async with filled() as (client, peer, blob):
+        reset(peer)
+        peer.close()
+        await heard_of_the_reset(client)
+        for method in (client.send(b"x"), client.send_eof(), client.send(b"x")):
+            with pytest.raises(kaio.ResetError):
+                await method
+        await asyncio.sleep(0.02)
+        assert await client.receive_exactly(ARRIVED) == blob
+        for method in (client.receive(), client.send(b"x")):
+            with pytest.raises(kaio.ResetError) as caught:
+                await method
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+async def test_a_reset_that_a_waiting_write_hears_of_first_loses_nothing() -> None:
+    """The loop's failing write closes the transport at once: what lies in the socket is received all the same."""
+    async with filled() as (client, peer, blob):
+        sending = asyncio.create_task(client.send(bytes(8_000_000)))
+        await until(lambda: client.transport.get_write_buffer_size())
+        reset(peer)
+        peer.close()
+        with pytest.raises(kaio.ResetError):
+            await sending
+        await asyncio.sleep(0.02)
+        assert await client.receive_exactly(ARRIVED) == blob
+        with pytest.raises(kaio.ResetError):
+            await client.receive()
+
+
+async def test_a_protocol_that_writes_after_a_reset_reads_what_had_arrived() -> None:
+    """What it writes while reading is paused is dropped, as asyncio drops it, and does not close the connection."""
+    async with filled(Recorder) as (transport, peer, blob):
+        reset(peer)
+        peer.close()
+        await heard_of_the_reset(transport)
+        transport.write(b"x")
+        transport.writelines([b"x", b"y"])
+        transport.write_eof()
+        await asyncio.sleep(0.02)
+        protocol = transport._protocol
+        transport.resume_reading()
+        assert isinstance(await protocol.lost, ConnectionResetError)
+        assert b"".join(data for name, data in protocol.events if name == "data") == blob
