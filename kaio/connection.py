@@ -188,9 +188,19 @@ class StreamProtocol(KeepaliveProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self._closed:
             self._keep_unread()
+        self._error = as_stream_error(exc)
+        self._ended()
+
+    def _handed_over(self, _: asyncio.BaseProtocol) -> None:
+        """Another protocol takes the connection over: to this stream, and to no one else, it is closed."""
+        self._closed = True
+        self._ended()
+        if self._reading_paused:  # of which the other knows nothing
+            self._transport.resume_reading()
+
+    def _ended(self) -> None:
         self._lost = self._eof = True
         self._receivable = self._sendable = False
-        self._error = as_stream_error(exc)
         self._wake()
         _wake(self._drained)
         _wake(self._lost_waiter)
@@ -670,7 +680,11 @@ class Connection(_Stream):
 
     @property
     def transport(self) -> KeepaliveTransport:
-        """The transport below."""
+        """The transport below.
+
+        Its `set_protocol` hands the connection over to another protocol: to the stream it is closed then, but `aclose`
+        closes nothing. What arrived and was not received is lost; receive it first.
+        """
         return self._transport
 
     @property

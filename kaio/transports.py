@@ -215,6 +215,8 @@ class KeepaliveTransport(asyncio.Transport):
         A `KeepaliveProtocol` goes on being told of the peer's death. Another one gets what the loop tells it: the
         connection keeps its policy, and is no longer the monitor's nor in `Server.connections`.
         """
+        if protocol is not self._protocol:
+            self._tell("_handed_over", protocol)
         # By name: the protocols are a row above, and any class that has the slot will do.
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]

@@ -13,11 +13,12 @@ import termios
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 
 import kaio
 
-from .conftest import Recorder, reset, until
+from .conftest import Recorder, echo, reset, until
 
 
 @pytest.mark.parametrize("kind", ["path", "pair"])
@@ -163,3 +164,80 @@ async def test_a_protocol_that_writes_after_a_reset_reads_what_had_arrived() -> 
         transport.resume_reading()
         assert isinstance(await protocol.lost, ConnectionResetError)
         assert b"".join(data for name, data in protocol.events if name == "data") == blob
+
+
+# -- a connection that another protocol takes over
+
+
+class Plain(asyncio.Protocol):
+    """A protocol that knows nothing of kaio."""
+
+
+@pytest.mark.parametrize("taker", [Plain, Recorder])
+async def test_a_connection_that_was_handed_over_is_closed_to_its_stream(taker: Any) -> None:
+    """Waiting receivers and senders are woken, aclose returns at once and closes nothing; the taker has it."""
+    async with kaio.serve(echo, "127.0.0.1", 0) as server:
+        client = await kaio.connect(str(server.listeners[0].address))
+        transport = client.transport
+        receiving = asyncio.create_task(client.receive())
+        await asyncio.sleep(0)
+        got = asyncio.get_running_loop().create_future()
+        protocol = taker()
+        protocol.data_received = got.set_result
+        transport.set_protocol(protocol)
+        with pytest.raises(anyio.ClosedResourceError):
+            await receiving
+        for method in (client.receive(), client.send(b"x"), client.receive_exactly(1), client.send_eof()):
+            with pytest.raises(anyio.ClosedResourceError):
+                await method
+        async with asyncio.timeout(1):
+            await client.aclose(timeout=None)
+        assert "closed" in repr(client)
+        transport.write(b"still mine")
+        assert await got == b"still mine"
+        transport.close()
+
+
+async def test_handing_over_wakes_a_sender_and_ends_scopes() -> None:
+    """All who wait for what will no longer be told to the stream."""
+    async with filled() as (client, _, _):
+        transport = client.transport
+        sending = asyncio.create_task(client.send(bytes(8_000_000)))
+
+        async def watch() -> None:
+            async with client.while_alive():
+                await asyncio.sleep(5)
+
+        watching = asyncio.create_task(watch())
+        await until(lambda: client.transport.get_write_buffer_size())
+        transport.set_protocol(Plain())
+        assert transport.is_reading()  # the taker knows nothing of the stream's pause
+        with pytest.raises(anyio.ClosedResourceError):
+            await sending
+        with pytest.raises(anyio.BrokenResourceError, match="taken"):
+            await watching
+
+
+async def test_a_handler_may_hand_its_connection_over_and_return() -> None:
+    """The server closes nothing then, and does not wait for it when it is left."""
+    taken: list[kaio.KeepaliveTransport] = []
+
+    class Echo(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            taken[0].write(data)
+
+    async def hand_over(connection: kaio.Connection) -> None:
+        taken.append(connection.transport)
+        connection.transport.set_protocol(Echo())
+
+    async with asyncio.timeout(2), kaio.serve(hand_over, "127.0.0.1", 0) as server:
+        client = await kaio.connect(str(server.listeners[0].address))
+        await client.send(b"x")
+        assert await client.receive() == b"x"
+        assert not server.connections
+    await client.send(b"y")
+    assert await client.receive() == b"y"
+    taken[0].close()
+    with pytest.raises(anyio.EndOfStream):
+        await client.receive()
+    await client.aclose()
