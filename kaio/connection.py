@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from anyio import (
     BrokenResourceError,
@@ -32,7 +32,7 @@ from anyio import (
 from anyio.abc import SocketStream
 
 from .descriptors import take_unread
-from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
+from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
 from .transports import AliveScope, KeepaliveTransport
@@ -102,7 +102,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._sent_eof = False  # we will send no more
         self._closed = False  # we have closed it
         self._lost = False  # connection_lost has come
-        self._error: BaseException | None = None  # what it came with, as it is raised
+        self._error: Any = None  # what it came with, as `remember` keeps it
         self._receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
         self._sendable = True  # whether a sender need only write
 
@@ -179,7 +179,7 @@ class StreamProtocol(KeepaliveProtocol):
 
         A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
         """
-        self._error = as_stream_error(error)
+        self._error = remember(error)
         self._sendable = False
         _wake(self._drained)
         if self._reading_paused and self.receiving:
@@ -188,7 +188,7 @@ class StreamProtocol(KeepaliveProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self._closed:
             self._keep_unread()
-        self._error = as_stream_error(exc)
+        self._error = remember(exc)
         self._ended()
 
     def _handed_over(self, _: asyncio.BaseProtocol) -> None:
@@ -281,6 +281,15 @@ class StreamProtocol(KeepaliveProtocol):
 
     # -- for Connection
 
+    def fail(self) -> NoReturn:
+        """Raise what ended the connection."""
+        error = as_stream_error(self._error)
+        assert error is not None
+        try:
+            raise error.with_traceback(None)
+        finally:
+            del error  # which holds this frame
+
     def check_receive(self) -> None:
         """Raise what stands in the way of receiving."""
         if self._closed:
@@ -293,7 +302,7 @@ class StreamProtocol(KeepaliveProtocol):
         if self._closed:
             raise ClosedResourceError
         if self._lost and self._error is not None:
-            raise self._error.with_traceback(None)
+            self.fail()
         if self._eof and self._error is None:
             raise EndOfStream
         if self._reading_paused:
@@ -382,7 +391,7 @@ class StreamProtocol(KeepaliveProtocol):
     def check_send(self) -> None:
         """Raise what stands in the way of sending."""
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            self.fail()
         if self._closed:
             raise ClosedResourceError
         if self._lost:
@@ -724,7 +733,7 @@ class Connection(_Stream):
     def __repr__(self) -> str:
         protocol = self._protocol
         if protocol._lost:
-            state = "dead" if isinstance(protocol._error, DeadPeerError) else "closed"
+            state = "dead" if isinstance(as_stream_error(protocol._error), DeadPeerError) else "closed"
         elif protocol._closed:
             state = "closing"
         else:

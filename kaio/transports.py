@@ -19,7 +19,7 @@ from anyio import ClosedResourceError, EndOfStream
 
 from ._sockopt import SocketLike, platform
 from .descriptors import reset_on_close, unread
-from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
+from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .keepalive import apply, tcp_info
 from .monitor import Counters, Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
@@ -433,8 +433,9 @@ class KeepaliveTransport(asyncio.Transport):
             self._pass_verdict()
         if self._policy is None:  # not TCP: uvloop knows the name no longer than the socket
             self._peername = self.peername
+        verdict, self._verdict = self._verdict, remember(self._verdict)
         self._let_go()
-        return self._verdict
+        return verdict
 
     def _let_go(self) -> None:
         """Leave every table."""
@@ -503,9 +504,12 @@ class AliveScope:
             assert self._task is not None
             # As in asyncio.timeout: a cancellation from outside, on top of ours, stays one.
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-                reason = self._reason
+                reason, self._reason = self._reason, None
                 assert reason is not None
-                raise reason.with_traceback(None) from reason.__cause__
+                try:
+                    raise reason.with_traceback(None) from reason.__cause__
+                finally:
+                    del reason  # its traceback holds this frame
 
     def ended(self, error: BaseException | None) -> None:
         """The connection has ended: cancel the block, and remember what to raise."""

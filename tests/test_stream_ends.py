@@ -6,6 +6,7 @@ import array
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import random
 import socket
@@ -15,8 +16,11 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 import kaio
+from kaio.connection import StreamProtocol
+from kaio.testing import blackhole
 
 from .conftest import Recorder, echo, reset, until
 
@@ -241,3 +245,152 @@ async def test_a_handler_may_hand_its_connection_over_and_return() -> None:
     with pytest.raises(anyio.EndOfStream):
         await client.receive()
     await client.aclose()
+
+
+# -- what is left of a connection
+
+
+async def _clean(client: kaio.Connection) -> None:
+    await client.send(b"x")
+    await client.receive()
+
+
+async def _eof(client: kaio.Connection) -> None:
+    await client.send(b"bye")
+    with contextlib.suppress(anyio.EndOfStream):
+        while True:
+            await client.receive()
+
+
+async def _reset_here(client: kaio.Connection) -> None:
+    reset(client.extra(SocketAttribute.raw_socket))
+    client.abort()
+
+
+async def _reset_there(client: kaio.Connection) -> None:
+    await client.send(b"reset")
+    for method in (client.receive, client.receive, lambda: client.send(b"x")):
+        with contextlib.suppress(kaio.ResetError):
+            await method()
+
+
+async def _scope(client: kaio.Connection) -> None:
+    await client.send(b"reset")
+    with contextlib.suppress(kaio.ResetError):
+        async with client.while_alive() as scope:
+            await asyncio.sleep(5)
+        del scope
+
+
+async def _incomplete(client: kaio.Connection) -> None:
+    await client.send(b"exactly")  # the handler ends with IncompleteRead
+    await client.send(b"bye")
+    await client.send_eof()
+    with contextlib.suppress(anyio.IncompleteRead):
+        await client.receive_exactly(100)
+    with contextlib.suppress(anyio.IncompleteRead):
+        await client.receive_until(b"?", 100)
+
+
+async def _delimiter(client: kaio.Connection) -> None:
+    await client.send(b"until")  # DelimiterNotFound in the handler
+    with contextlib.suppress(anyio.DelimiterNotFound):
+        await client.receive_until(b"?", 2)
+
+
+async def _cancelled(client: kaio.Connection) -> None:
+    for _ in range(2):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await client.receive()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                async for _ in client:
+                    pass
+
+
+async def _obey(connection: kaio.Connection) -> None:
+    """Sends back what comes, or does what it is told."""
+    async for data in connection:
+        if data.startswith(b"reset"):
+            reset(connection.extra(SocketAttribute.raw_socket))
+            return connection.abort()
+        if data.startswith(b"bye"):
+            return None
+        await connection.send(data)
+        if data.startswith(b"exactly"):
+            await connection.receive_exactly(100)
+        if data.startswith(b"until"):
+            with contextlib.suppress(anyio.DelimiterNotFound):
+                await connection.receive_until(b"\n", 0)
+    return None
+
+
+@pytest.mark.parametrize(
+    "live",
+    [_clean, _eof, _reset_here, _reset_there, _scope, _incomplete, _delimiter, _cancelled],
+    ids=lambda f: f.__name__,
+)
+async def test_nothing_is_left_of_a_connection(live: Any) -> None:
+    """With the collector off: neither end's connection, transport and protocol outlive it, however it ended."""
+    async with kaio.serve(_obey, "127.0.0.1", 0) as server, nothing_left():
+        client = await kaio.connect(str(server.listeners[0].address))
+        await until(lambda: server.connections)
+        await live(client)
+        await client.aclose()
+        del client
+
+
+@contextlib.asynccontextmanager
+async def nothing_left() -> AsyncIterator[None]:
+    """What the block makes of connections is gone soon after it, without the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        kinds = (kaio.Connection, kaio.KeepaliveTransport, StreamProtocol)
+        await until(lambda: not [each for each in gc.get_objects() if isinstance(each, kinds)])
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_peers")
+async def test_nothing_is_left_of_a_connection_whose_peer_died(caplog: pytest.LogCaptureFixture) -> None:
+    """The error is one object for whoever has it, keeps its traceback for him, and holds nothing after him."""
+    caplog.set_level(logging.CRITICAL, "kaio")  # a record of the log would hold the error
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with nothing_left():
+            client = await kaio.connect(*listening.getsockname(), keepalive="1s:1s:1")
+            peer, _ = listening.accept()
+            with peer, blackhole(peer):
+                first = await death(client.receive())
+                text, cause = str(first), first.__cause__
+                assert await death(client.send(b"x")) is first
+                assert await death(alive(client)) is first
+                assert first.__traceback__ is not None
+                del first
+                later = await death(client.receive())
+                assert (str(later), later.__cause__) == (text, cause)
+                assert "dead" in repr(client)
+                del later, cause
+                await client.aclose()
+                reset(peer)
+            del client
+
+
+async def alive(connection: kaio.Connection) -> None:
+    """Enter a scope that ends with the connection."""
+    async with connection.while_alive():
+        await asyncio.sleep(10)
+
+
+async def death(method: Any) -> kaio.DeadPeerError:
+    """What it raises."""
+    with pytest.raises(kaio.DeadPeerError) as caught:
+        await method
+    error = caught.value
+    try:
+        return error
+    finally:
+        del caught, error, method
