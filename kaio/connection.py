@@ -32,7 +32,7 @@ from anyio import (
 )
 from anyio.abc import SocketStream
 
-from .descriptors import take_unread
+from .descriptors import take_unread, unacknowledged, unread
 from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
@@ -66,6 +66,7 @@ class StreamProtocol(KeepaliveProtocol):
         "_eof",
         "_error",
         "_handed",
+        "_lingering",
         "_loop",
         "_lost",
         "_lost_waiter",
@@ -104,6 +105,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._eof = False  # the peer will send no more
         self._sent_eof = False  # we will send no more
         self._closed = False  # we have closed it
+        self._lingering = False  # we have, and throw away what the peer still sends until it closes, too
         self._lost = False  # connection_lost has come
         self._error: Any = None  # what it came with, as `remember` keeps it
         self._receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
@@ -163,7 +165,7 @@ class StreamProtocol(KeepaliveProtocol):
             except (SystemExit, KeyboardInterrupt) as exc:
                 self._loop.call_soon(_raise, exc)
         # True keeps our half open. TLS has no halves and warns when asked to.
-        return self._transport.get_extra_info("sslcontext") is None
+        return not self._lingering and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -330,6 +332,8 @@ class StreamProtocol(KeepaliveProtocol):
 
     def keep(self, data: bytes) -> None:
         """What nobody has taken."""
+        if self._lingering:
+            return
         if self._chunks is _EMPTY:  # a deque is large, and most connections never need one
             self._chunks = deque()
         self._chunks.append(data)
@@ -424,6 +428,36 @@ class StreamProtocol(KeepaliveProtocol):
         self._receivable = self._sendable = False
         self._wake()
         _wake(self._drained)
+
+    def linger(self) -> bool:
+        """Close in a way that a peer who still sends gets the whole answer; False: an ordinary close is as good.
+
+        A socket that is closed with input unread sends a reset, and what was not acknowledged until then is lost. So,
+        as nginx's lingering_close: say that no more will be sent, and throw away what comes until the peer closes, too.
+        Costs one look at the socket where the peer has not said that it sends no more.
+        """
+        if self._lingering:
+            return True
+        transport = self._transport
+        if self._eof or self._error is not None or transport.is_closing():
+            return False
+        try:
+            sock = transport.get_extra_info("socket")
+            if not (self._reading_paused or self._size or unread(sock)):
+                return False
+            if not transport.can_write_eof() or not (transport.get_write_buffer_size() or unacknowledged(sock)):
+                return False
+            if not self._sent_eof:
+                transport.write_eof()
+        except (OSError, ValueError, AttributeError, RuntimeError):  # it has ended
+            return False
+        transport._note_closer()
+        self._lingering = self._sent_eof = True
+        self._chunks, self._size = _EMPTY, 0
+        if self._reading_paused:
+            self._reading_paused = False
+            transport.resume_reading()
+        return True
 
     def abort_after(self, timeout: float) -> None:
         """Let what was sent leave for so many seconds."""
@@ -631,6 +665,11 @@ class Connection(_Stream):
     async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
         """Close the connection: let what was sent leave for at most `timeout` seconds (None: for ever), then abort.
 
+        When the peer still sends what was not received, and has not acknowledged all of what was sent to it, this side
+        says that it sends no more, and throws away what comes until the peer closes, too, within the same time: an
+        immediate close would reset the connection and lose the answer. With TLS, which has no such half close, it is
+        reset and may be lost; receive up to the end of what the peer sends before closing.
+
         Never raises for what the network does. Whoever waits in another method gets `anyio.ClosedResourceError`. When
         cancelled, the connection is aborted at once.
         """
@@ -638,7 +677,8 @@ class Connection(_Stream):
         protocol.closing()
         if protocol._lost:
             return
-        self._transport.close()
+        if (timeout is not None and timeout <= 0) or not protocol.linger():
+            self._transport.close()
         try:
             async with asyncio.timeout(timeout):
                 await protocol.lost()
@@ -661,7 +701,11 @@ class Connection(_Stream):
         """Close without waiting for it: what was sent has so many seconds to leave. For servers."""
         protocol, transport = self._protocol, self._transport
         protocol.closing()
-        if not protocol._lost:
+        if protocol._lost:
+            return
+        if timeout > 0 and protocol.linger():
+            protocol.abort_after(timeout)
+        else:
             transport.close()
             # TLS has its farewell to send and to wait for, of which the size says nothing.
             if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:

@@ -22,7 +22,16 @@ from ._sockopt import SocketLike, platform
 from .errors import KeepaliveError
 from .keepalive import describe
 
-__all__ = ["Descriptor", "descriptors", "is_listening", "libc", "reset_on_close", "take_unread", "unread"]
+__all__ = [
+    "Descriptor",
+    "descriptors",
+    "is_listening",
+    "libc",
+    "reset_on_close",
+    "take_unread",
+    "unacknowledged",
+    "unread",
+]
 
 if os.name == "posix":
     import fcntl
@@ -166,10 +175,20 @@ def reset_on_close(sock: SocketLike) -> None:
 
 def unread(sock: SocketLike) -> int:
     """How many bytes a socket holds that were not read yet; 0 where that cannot be told. Raises OSError."""
-    if os.name != "posix":
-        return 0
+    return _count(sock, termios.FIONREAD) if os.name == "posix" else 0
+
+
+def unacknowledged(sock: SocketLike) -> int:
+    """How many bytes that a socket was given to send were not acknowledged yet; 0 where that cannot be told.
+
+    SIOCOUTQ of tcp(7) and unix(7), which Linux has under this name, too. Raises OSError.
+    """
+    return _count(sock, termios.TIOCOUTQ) if sys.platform.startswith("linux") else 0
+
+
+def _count(sock: SocketLike, request: int) -> int:
     count = array.array("i", [0])
-    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    fcntl.ioctl(sock.fileno(), request, count)
     return count[0]
 
 

@@ -189,14 +189,18 @@ class KeepaliveTransport(asyncio.Transport):
 
         Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
         """
-        self._closed_here = self._closed_here or _current_task() or True
+        self._note_closer()
         if not self._inner.is_closing():
             self._inner.close()
 
     def abort(self) -> None:
         """Close the connection at once, and drop what has not left, as in asyncio."""
-        self._closed_here = self._closed_here or _current_task() or True
+        self._note_closer()
         self._inner.abort()
+
+    def _note_closer(self) -> None:
+        """This side closes the connection, or begins to; scopes are told of it at the end."""
+        self._closed_here = self._closed_here or _current_task() or True
 
     def pause_reading(self) -> None:
         """Stop reading, as in asyncio. The peer's death is reported all the same."""

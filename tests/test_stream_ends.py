@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import fcntl
 import gc
 import logging
 import random
 import socket
-import termios
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +18,7 @@ from anyio.abc import SocketAttribute
 
 import kaio
 from kaio.connection import StreamProtocol
+from kaio.descriptors import unacknowledged, unread
 from kaio.testing import blackhole
 
 from .conftest import Recorder, echo, reset, until
@@ -85,13 +84,13 @@ ARRIVED = 600_000
 
 
 @contextlib.asynccontextmanager
-async def filled(factory: Any = None) -> AsyncIterator[tuple[Any, socket.socket, bytes]]:
+async def filled(factory: Any = None, keepalive: str | None = None) -> AsyncIterator[tuple[Any, socket.socket, bytes]]:
     """A paused client, in whose socket lies more than its buffer takes; its peer's socket; and all that was sent."""
     blob = random.randbytes(ARRIVED)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what the client sends soon has to wait
         if factory is None:
-            client: Any = await kaio.connect(*listening.getsockname())
+            client: Any = await kaio.connect(*listening.getsockname(), keepalive=keepalive)
             raw = client.transport.get_extra_info("socket")
         else:
             client, _ = await kaio.create_connection(factory, *listening.getsockname())
@@ -106,13 +105,6 @@ async def filled(factory: Any = None) -> AsyncIterator[tuple[Any, socket.socket,
             await until(lambda: not client.is_reading() if factory else client._protocol._reading_paused)
             yield client, peer, blob
         client.abort()
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """How many bytes that were sent have not been acknowledged: SIOCOUTQ, tcp(7)."""
-    count = array.array("i", [0])
-    fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
-    return count[0]
 
 
 async def heard_of_the_reset(client: kaio.Connection) -> None:
@@ -394,3 +386,162 @@ async def death(method: Any) -> kaio.DeadPeerError:
         return error
     finally:
         del caught, error, method
+
+
+# -- closing while the peer still sends
+
+
+ANSWER = 2_000_000
+UPLOAD = 8_000_000
+
+
+def upload(address: tuple[str, int], size: int) -> bytes:
+    """As a client that sends its whole request before it reads a byte of the answer."""
+    with socket.create_connection(address, timeout=20) as sock:
+        sock.sendall(bytes(size))
+        sock.shutdown(socket.SHUT_WR)
+        parts = []
+        while part := sock.recv(1 << 20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("way", ["return", "aclose", "raise", "eof sent"])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "paused"])
+async def test_an_answer_arrives_though_the_request_was_not_read(way: str, late: bool) -> None:
+    """The connection is not reset under it: what the client still sends is thrown away until it closes, too."""
+    answer = random.randbytes(ANSWER)
+    finished = []
+
+    async def refuse(connection: kaio.Connection) -> None:
+        await connection.receive(100)
+        if late:
+            await until(lambda: connection._protocol._reading_paused)
+        sending = asyncio.create_task(connection.send(answer))
+        await asyncio.sleep(0)
+        if way == "eof sent":
+            await connection.send_eof()
+        if way == "raise":
+            raise anyio.EndOfStream
+        if way == "aclose":
+            await connection.aclose()
+            with pytest.raises(anyio.ClosedResourceError):
+                await connection.receive()
+        finished.append(sending)
+
+    async with kaio.serve(refuse, "127.0.0.1", 0, close_timeout=5) as server:
+        address = server.sockets[0].getsockname()
+        got = await asyncio.gather(*(asyncio.to_thread(upload, address, UPLOAD) for _ in range(4)))
+        assert [each == answer for each in got] == [True] * 4, [len(each) for each in got]
+        await until(lambda: not server.connections)
+    await asyncio.gather(*finished, return_exceptions=True)
+
+
+async def test_a_peer_that_sends_for_ever_holds_no_close() -> None:
+    """aclose ends with its timeout, and so do the handler's connection and the server's own end."""
+    closed: list[float] = []
+
+    async def refuse(connection: kaio.Connection) -> None:
+        await connection.receive(100)
+        await connection.send(bytes(ANSWER // 40))
+        began = time.monotonic()
+        if not closed:
+            await connection.aclose(timeout=0.3)
+        closed.append(time.monotonic() - began)
+
+    async def flood(connection: kaio.Connection) -> None:
+        while True:
+            await connection.send(bytes(100_000))
+
+    server = await kaio.serve(refuse, "127.0.0.1", 0, close_timeout=0.3)
+    async with server:
+        for _ in range(2):
+            async with await kaio.connect(str(server.listeners[0].address)) as client:
+                client.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                with pytest.raises(anyio.BrokenResourceError):
+                    await asyncio.wait_for(flood(client), 3)
+        await until(lambda: not server.connections)
+    assert 0.2 < closed[0] < 2
+
+
+async def test_closing_with_nothing_left_to_lose_lingers_for_nobody() -> None:
+    """No time to wait, an abort, an acknowledged answer, nothing unread, the peer's own end: closed at once."""
+    connections: list[kaio.Connection] = []
+    closing = asyncio.Event()
+
+    async def take(connection: kaio.Connection) -> None:
+        connections.append(connection)
+        await closing.wait()
+
+    async with kaio.serve(take, "127.0.0.1", 0) as server:
+        clients = [await kaio.connect(str(server.listeners[0].address)) for _ in range(5)]
+        await until(lambda: len(connections) == 5)
+        ports = {each.extra(SocketAttribute.local_port): each for each in clients}
+        for number, connection in enumerate(connections):
+            client = ports[connection.peername[1]]
+            if number != 3:
+                await client.send(b"unread")
+                await until(lambda c=connection: c._protocol._size)  # type: ignore[misc]
+            if number == 4:
+                await client.send_eof()
+                await until(lambda c=connection: c._protocol._eof)  # type: ignore[misc]
+            await connection.send(b"answer")
+            if number == 2:
+                sock = connection.extra(SocketAttribute.raw_socket)
+                await until(lambda s=sock: not unacknowledged(s))  # type: ignore[misc]
+            if number == 1:
+                connection.abort()
+            else:
+                async with asyncio.timeout(1):
+                    await connection.aclose(timeout=0 if number == 0 else None)
+            assert not connection._protocol._lingering
+        closing.set()
+        for client in clients:
+            client.abort()
+
+
+async def test_a_lingering_close_ends_with_the_peers_reset_and_cancels_no_scope_of_its_own() -> None:
+    """The end comes as an ordinary end of aclose; another task's scope hears ClosedResourceError."""
+    async with filled() as (client, peer, _):
+        sending = asyncio.create_task(client.send(bytes(8_000_000)))
+        await until(lambda: client.transport.get_write_buffer_size())
+        watching = asyncio.create_task(alive(client))
+        await asyncio.sleep(0)
+
+        async def close() -> None:
+            async with client.while_alive():
+                await client.aclose(timeout=None)
+
+        closing = asyncio.create_task(close())
+        await until(lambda: client._protocol._lingering and not unread(client.extra(SocketAttribute.raw_socket)))
+        again = asyncio.create_task(client.aclose(timeout=None))
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        assert not again.done()
+        while await asyncio.to_thread(peer.recv, 1 << 20):
+            pass
+        peer.close()
+        async with asyncio.timeout(2):
+            await asyncio.gather(closing, again)
+        for task in (sending, watching):
+            with pytest.raises(anyio.ClosedResourceError):
+                await task
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_peers")
+async def test_a_peer_that_dies_ends_a_lingering_close() -> None:
+    """Within the policy's bound, though the close has all the time in the world."""
+    async with filled(keepalive="1s:1s:2") as (client, peer, _):
+        sending = asyncio.create_task(client.send(bytes(8_000_000)))
+        await until(lambda: client.transport.get_write_buffer_size())
+        closing = asyncio.create_task(client.aclose(timeout=None))
+        await until(lambda: client._protocol._lingering)
+        with blackhole(peer):
+            began = time.monotonic()
+            async with asyncio.timeout(20):
+                await closing
+            assert time.monotonic() - began < 6
+            reset(peer)
+        await asyncio.gather(sending, return_exceptions=True)
+        assert "dead" in repr(client)
