@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import weakref
 from errno import ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The kernel's TCP_INFO at the end, where it could still be read."""
     this_host: bool
     """Whether it was this host that had no way to the peer: its link, route, address or packet filter."""
+    _remembered: _Remembered | None = None
 
     def __init__(
         self,
@@ -163,8 +165,45 @@ class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
     """The peer of a `Connection` reset it or went away while data was under way: it is alive, the connection is not."""
 
 
-def as_stream_error(exc: BaseException | None) -> BaseException | None:
-    """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits."""
+class _Remembered:
+    """A `DeadPeerError` that is one object for as long as anybody has it.
+
+    What raised it holds its traceback, which holds frames, which hold the connection: were the connection to hold the
+    error, nothing of it would go away without the garbage collector.
+    """
+
+    __slots__ = ("_arguments", "_cause", "_error")
+
+    def __init__(self, error: DeadPeerError) -> None:
+        self._arguments = error.__reduce__()[1]
+        self._cause = error.__cause__
+        self._take(error)
+
+    def _take(self, error: DeadPeerError) -> None:
+        self._error = weakref.ref(error)
+        error._remembered = self  # for all who remember it
+
+    def __call__(self) -> DeadPeerError:
+        error = self._error()
+        if error is None:
+            error = _rebuild(*self._arguments)
+            error.__cause__ = self._cause
+            self._take(error)
+        return error
+
+
+def remember(exc: BaseException | None) -> Any:
+    """What a connection keeps of what ended it, for `as_stream_error`."""
+    return exc._remembered or _Remembered(exc) if isinstance(exc, DeadPeerError) else exc
+
+
+def as_stream_error(exc: Any) -> BaseException | None:
+    """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits.
+
+    Takes what `remember` gives, too. A `DeadPeerError` is always the same one; all else is made anew.
+    """
+    if isinstance(exc, _Remembered):
+        return exc()
     if exc is None or isinstance(exc, DeadPeerError):
         return exc
     error: BaseException

@@ -31,7 +31,7 @@ from .bases import (
 from .descriptors import reset_on_close, unread
 from .ending import OVER, UNDECIDED, Happening, Stage, after
 from .endpoints import Endpoint, watched_by
-from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
+from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .keepalive import apply, tcp_info
 from .monitor import Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
@@ -207,6 +207,8 @@ class KeepaliveTransport(asyncio.Transport):
         A `KeepaliveProtocol` goes on being told of the peer's death. Another one gets what the loop tells it: the
         connection keeps its policy, and is no longer the monitor's nor in `Server.connections`.
         """
+        if protocol is not self._protocol:
+            self._tell("_handed_over", protocol)
         # By name: the protocols are a row above, and any class that has the slot will do.
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]
@@ -250,7 +252,12 @@ class KeepaliveTransport(asyncio.Transport):
     @property
     def peername(self) -> Any:
         """The peer's address as asyncio gives it, also after the end."""
-        return self._peername or self._inner.get_extra_info("peername")
+        if self._peername is not None:
+            return self._peername
+        try:
+            return self._inner.get_extra_info("peername")
+        except AttributeError:  # uvloop, not TCP: it asks the socket, and has none any more
+            return None
 
     def health(self) -> Health:
         """How the peer is now, by a sample of the kernel's TCP_INFO; after its death, how it was then.
@@ -368,6 +375,8 @@ class KeepaliveTransport(asyncio.Transport):
         error = self._verdict
         if isinstance(error, DeadPeerError):
             self._tell("peer_dead", error)
+        elif error is not None:
+            self._tell("_end_is_known", error)
         for scope in list(self._scopes or ()):
             scope.ended(error)
 
@@ -550,8 +559,11 @@ class KeepaliveTransport(asyncio.Transport):
         self._move(Happening.LOST)
         if news:
             self._pass_verdict()
+        if self._policy is None:  # not TCP: uvloop knows the name no longer than the socket
+            self._peername = self.peername
+        verdict, self._verdict = self._verdict, remember(self._verdict)
         self._leave()
-        return self._verdict
+        return verdict
 
     def _leave(self) -> None:
         """Leave every table."""
@@ -626,9 +638,12 @@ class AliveScope:
             assert self._task is not None
             # As in asyncio.timeout: a cancellation from outside, on top of ours, stays one.
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-                reason = self._reason
+                reason, self._reason = self._reason, None
                 assert reason is not None
-                raise reason.with_traceback(None) from reason.__cause__
+                try:
+                    raise reason.with_traceback(None) from reason.__cause__
+                finally:
+                    del reason  # its traceback holds this frame
 
     def ended(self, error: BaseException | None) -> None:
         """The connection has ended: cancel the block, and remember what to raise."""
