@@ -11,12 +11,12 @@ connection. A sweep asks it which sockets have an owner; `kaio audit` reads it f
 Words are of 64 bits in the machine's byte order.
 
 Rules kept here:
-- A dict is what counts; the memfd follows it, and where there can be none (no descriptor left, another platform) only
-  other processes notice.
+- Where no memfd can be had (no descriptor left, another platform) the table is in plain memory, and only other
+  processes notice; another is tried later.
 - A record's inode is cleared before its other word changes and written after it. Each word is stored at once, so that
   a reader who finds the same record twice has found one that was true.
 - A garbage collection or a signal handler may call in the middle of a call: it leaves its change to the call that it
-  has interrupted. An exception out of it (Ctrl-C) closes the memfd, and the next change writes another.
+  has interrupted. A change can be made twice, so that one that an exception has interrupted (Ctrl-C) is made again.
 - A forked process has an empty table of its own; what it inherits of its parent's is closed before anything runs.
 """
 
@@ -45,8 +45,8 @@ _VERSION: Final = 1
 _HEADER: Final = 2  # words
 _SMALLEST: Final = 4096  # bytes: 255 records
 _LOW: Final = 0xFFFFFFFF
-_NONE: Final = -1  # no such inode
-_PATIENCE: Final = 1.0  # seconds before another memfd is tried after one could not be had
+_RELEASED: Final = -1
+_PATIENCE: Final = 1.0 if sys.platform.startswith("linux") else math.inf  # seconds before a memfd is tried again
 _MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3; without it the kernel's log names the program once
 
 
@@ -62,24 +62,23 @@ def claim(fd: int, bound: float | None) -> int:
         return 0
     if not stat.S_ISSOCK(found.st_mode):
         return 0
-    inode = found.st_ino
-    _table.put(inode, bound)
-    return inode
+    _table.change(found.st_ino, 0 if bound is None else _milliseconds(bound))
+    return found.st_ino
 
 
 def release(inode: int) -> None:
     """The socket is watched no more. Harmless for 0, and for inodes that nobody claimed."""
-    _table.remove(inode)
+    _table.change(inode, _RELEASED)
 
 
 def is_owned(inode: int) -> bool:
     """Whether a monitor of this process watches the socket."""
-    return inode in _table.bounds
+    return inode in _table.places
 
 
 def owned() -> dict[int, float | None]:
     """All that are watched now: inode to bound in seconds."""
-    return _table.bounds.copy()
+    return _table.bounds()
 
 
 def records(content: bytes) -> tuple[int, set[tuple[int, int, int]]]:
@@ -98,128 +97,118 @@ def records(content: bytes) -> tuple[int, set[tuple[int, int, int]]]:
 
 
 class _Table:
-    """The sockets of this process and their bounds, and the memfd that shows them."""
+    """The records, and where they are."""
 
     def __init__(self) -> None:
-        self.bounds: dict[int, float | None] = {}
-        self._changed: deque[int] = deque()  # inodes whose records do not say yet what `bounds` says
+        self.places: dict[int, int] = {}  # inode -> the first word of its record
+        self._changes: deque[tuple[int, int]] = deque()  # to be made: inode, milliseconds
         self._lock = threading.RLock()  # of all below
         self._busy = False  # a call that has the lock is at it
-        self._memory: mmap.mmap | None = None
-        self._words: memoryview | None = None
-        self._places: dict[int, int] = {}  # inode -> the first word of its record
-        self._free: list[int] = []
+        self._memory: mmap.mmap | bytearray = bytearray()
+        self._words = memoryview(self._memory).cast("Q")
+        self._free: list[int] = []  # records that were in use
+        self._unused = _HEADER  # the first word of those that were not
         self._number = 0  # of the latest state of a record
-        self._retry = -math.inf  # when another memfd may be tried
+        self._retry = -math.inf  # when a memfd may be tried
 
-    def put(self, inode: int, bound: float | None) -> None:
-        self.bounds[inode] = bound
-        self._changed.append(inode)
-        self._follow()
-
-    def remove(self, inode: int) -> None:
-        try:
-            del self.bounds[inode]  # not pop(): after a call there may be an interrupt, and nobody would know
-        except KeyError:
-            return
-        self._changed.append(inode)
-        self._follow()
-
-    def _follow(self) -> None:
-        """Bring the records up to date."""
+    def change(self, inode: int, milliseconds: int) -> None:
+        """Write the record of a socket, or erase it."""
+        self._changes.append((inode, milliseconds))
         with self._lock:
-            while self._changed and not self._busy:
+            while self._changes and not self._busy:
                 self._busy = True
                 try:
-                    self._write_changes()
-                except (OSError, ValueError):  # no descriptor, no memory
-                    self._retry = time.monotonic() + _PATIENCE
-                    self.close()
-                except BaseException:
-                    self.close()
-                    raise
+                    self._make_changes()
                 finally:
                     self._busy = False
 
-    def _write_changes(self) -> None:
-        if self._words is None:
-            if not self.bounds or time.monotonic() < self._retry:
-                self._changed.clear()  # all are written when there is a memfd
-                return
-            self._open()
-            self._changed.extend(self.bounds.copy())
-        changed, bounds = self._changed, self.bounds
-        while changed:
-            inode = changed.popleft()
-            bound = bounds.get(inode, _NONE)
-            if bound == _NONE:
+    def bounds(self) -> dict[int, float | None]:
+        """Of all records, in seconds."""
+        with self._lock:
+            words = self._words
+            return {inode: (words[place + 1] & _LOW) / 1000 or None for inode, place in self.places.copy().items()}
+
+    def _make_changes(self) -> None:
+        changes = self._changes
+        while changes:
+            inode, milliseconds = changes[0]
+            if milliseconds == _RELEASED:
                 self._erase(inode)
             else:
-                self._write(inode, bound)
-        if not self.bounds:
-            self.close()
+                self._write(inode, milliseconds)
+            changes.popleft()
 
-    def _write(self, inode: int, bound: float | None) -> None:
-        place = self._places.get(inode)
+    def _write(self, inode: int, milliseconds: int) -> None:
+        if type(self._memory) is bytearray and time.monotonic() >= self._retry:
+            self._move(max(_SMALLEST, len(self._memory)))
+        place = self.places.get(inode)
         if place is None:
-            if not self._free:
-                self._grow()
-            place = self._places[inode] = self._free.pop()
+            place = self._free.pop() if self._free else self._new_place()
         words = self._words
-        assert words is not None
         self._number = number = (self._number + 1) & _LOW
-        words[place + 1] = (_milliseconds(bound) if bound else 0) | number << 32
+        words[place + 1] = milliseconds | number << 32
         words[place] = inode
+        self.places[inode] = place
 
     def _erase(self, inode: int) -> None:
-        place = self._places.pop(inode, None)
-        if place is not None:
-            assert self._words is not None
-            self._words[place] = 0
-            self._free.append(place)
+        place = self.places.get(inode)
+        if place is None:
+            return
+        self._words[place] = 0
+        del self.places[inode]
+        self._free.append(place)
+        if not self.places:
+            self.close()
 
-    # -- the memfd
+    def _new_place(self) -> int:
+        place = self._unused
+        if place >= len(self._words):
+            self._move(max(_SMALLEST, 2 * len(self._memory)))
+        self._unused = place + 2
+        return place
 
-    def _open(self) -> None:
-        fd = _memfd()
+    def _move(self, size: int) -> None:
+        """Go on in a new memory, with the records as they are."""
         try:
-            os.ftruncate(fd, _SMALLEST)
-            _forbid_shrinking(fd)
-            self._memory = mmap.mmap(fd, _SMALLEST)  # which keeps a descriptor of its own
-        finally:
-            os.close(fd)
-        self._words = memoryview(self._memory).cast("Q")
-        self._add_places(_HEADER)
-        self._words[1] = _VERSION | os.getpid() << 32
-        self._words[0] = _MAGIC
+            memory: mmap.mmap | bytearray = _shared(size)
+        except (OSError, ValueError):  # no descriptor, no memory to be mapped
+            memory = bytearray(size)
+            self._retry = time.monotonic() + _PATIENCE
+        words = memoryview(memory).cast("Q")
+        words[: len(self._words)] = self._words
+        words[1] = _VERSION | os.getpid() << 32
+        words[0] = _MAGIC
+        self._replace(memory, words)
 
-    def _grow(self) -> None:
-        assert self._memory is not None
-        assert self._words is not None
-        before = len(self._words)
-        self._words.release()
-        self._memory.resize(len(self._memory) * 2)
-        self._words = memoryview(self._memory).cast("Q")
-        self._add_places(before)
-
-    def _add_places(self, first: int) -> None:
-        assert self._words is not None
-        self._free += range(len(self._words) - 2, first - 1, -2)  # the lowest is taken first
+    def _replace(self, memory: mmap.mmap | bytearray, words: memoryview) -> None:
+        before, seen = self._memory, self._words
+        self._memory, self._words = memory, words
+        seen.release()
+        if isinstance(before, mmap.mmap):
+            before.close()
 
     def close(self) -> None:
-        """Close the memfd. The table goes on without, and makes another when it may."""
-        words, memory, self._words, self._memory = self._words, self._memory, None, None
-        self._places.clear()
+        """Close the memfd: there are no records."""
         self._free.clear()
-        if words is not None:
-            words.release()
-        if memory is not None:
-            memory.close()
+        self._unused = _HEADER
+        memory = bytearray()
+        self._replace(memory, memoryview(memory).cast("Q"))
 
 
 def _milliseconds(bound: float) -> int:
     """Rounded up, as what the kernel gets is; 0: none."""
-    return 0 if bound == math.inf else min(math.ceil(bound * 1000), _LOW)
+    return 0 if bound == math.inf else max(0, min(math.ceil(bound * 1000), _LOW))
+
+
+def _shared(size: int) -> mmap.mmap:
+    """A new memfd, mapped: the mapping keeps a descriptor of its own. Raises OSError."""
+    fd = _memfd()
+    try:
+        os.ftruncate(fd, size)
+        _forbid_shrinking(fd)
+        return mmap.mmap(fd, size)
+    finally:
+        os.close(fd)
 
 
 def _memfd() -> int:

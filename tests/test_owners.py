@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import resource
 import select
@@ -101,6 +102,17 @@ def test_what_cannot_be_claimed_or_released_is_harmless() -> None:
     assert owned() == {}
 
 
+@pytest.mark.parametrize(
+    ("bound", "kept"), [(math.inf, None), (0, None), (-1, None), (1e-9, 0.001), (2.0001, 2.001), (1e9, 4294967.295)]
+)
+def test_bounds_are_kept_in_whole_milliseconds(bound: float, kept: float | None) -> None:
+    """Rounded up, as the kernel's are, and as long as four bytes can say."""
+    with sockets(1) as (sock,):
+        number = claim(sock.fileno(), bound)
+        assert owned() == watched(os.getpid()) == {number: kept}
+        release(number)
+
+
 # -- from outside
 
 
@@ -138,15 +150,13 @@ def test_twenty_thousand_claims() -> None:
             inodes = [claim(each, each) for each in numbers]
             claimed = time.perf_counter()
             assert watched(os.getpid()) == owned() == dict(zip(inodes, numbers, strict=True))
-            memory = kaio.owners._table._memory
-            assert memory is not None
-            size = len(memory)
+            size = len(kaio.owners._table._memory)
             assert 16 * number < size < 64 * number
             for each in inodes[: number // 2]:
                 release(each)
             for each in numbers[: number // 2]:
                 claim(each, 1)
-            assert len(memory) == size
+            assert len(kaio.owners._table._memory) == size
             assert len(watched(os.getpid())) == number
             for each in inodes:
                 release(each)
@@ -355,8 +365,8 @@ def test_an_interrupt_leaves_a_table_that_is_true() -> None:
         try:
             until = time.monotonic() + 1
             while time.monotonic() < until:
-                signal.setitimer(signal.ITIMER_REAL, 0.001)
                 with contextlib.suppress(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, 0.001)
                     while True:
                         for sock in them:
                             claim(sock.fileno(), 1)
