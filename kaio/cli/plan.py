@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import socket
 import sys
@@ -111,6 +112,13 @@ def _notes(policy: Keepalive) -> Iterator[str]:
     if policy.stalled == "drop" and policy.effective_user_timeout is not None:
         bound = duration(policy.effective_user_timeout)
         yield f"stalled=drop: a peer that lives, and takes no data for {bound}, is dropped too."
+    if policy.stalled == "keep" and isinstance(policy.user_timeout, (int, float)):
+        by_kernel = dataclasses.replace(policy, stalled="drop").detection_time
+        if by_kernel is not None and by_kernel != policy.detection_time:
+            yield (
+                "Where the kernel bounds sent data (the sweep of kaio run, kaio attach, kaio exec), a user timeout also"
+                f" takes the place of the count: idle peers are found dead after {duration(by_kernel)}."
+            )
 
 
 def _story(fate: Fate) -> str:
