@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -59,7 +60,9 @@ def inode(sock: socket.socket) -> int:
 def in_child(function: Callable[[], object]) -> str:
     """What a function returns, or raises, in a forked process."""
     read, write = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which one test has on purpose
+        pid = os.fork()
     if pid == 0:
         try:
             os.write(write, repr(function()).encode())
@@ -300,6 +303,31 @@ def test_a_process_that_has_its_parents_descriptor_is_not_taken_for_it() -> None
         assert len(watched(os.getpid())) == 1
 
 
+CONTAINED = """
+import os, socket, sys
+from kaio.owners import claim
+sock = socket.socket()
+print(os.getpid(), claim(sock.fileno(), 9), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace of processes needs root")
+def test_a_process_in_a_container_is_read_from_outside() -> None:
+    """There it goes by another number, which is the one that it writes."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", CONTAINED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            inside, number = map(int, process.stdout.readline().split())
+            with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="utf-8") as file:
+                outside = int(file.read())
+            assert inside == 1 != outside
+            assert watched(outside) == {number: 9}
+        finally:
+            process.kill()
+
+
 def test_threads_claim_at_the_same_time() -> None:
     """And fork meanwhile. In the end the table is what was left."""
     with sockets(80) as them:
@@ -316,7 +344,8 @@ def test_threads_claim_at_the_same_time() -> None:
         threads = [threading.Thread(target=work, args=(them[number::4],)) for number in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(0.5)
+        for _ in range(20):
+            assert in_child(owned) == "{}"
         done.set()
         for thread in threads:
             thread.join()
