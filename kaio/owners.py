@@ -33,7 +33,7 @@ import time
 from collections import deque
 from typing import Final
 
-__all__ = ["LARGEST", "MEMFD", "claim", "is_owned", "owned", "records", "release"]
+__all__ = ["LARGEST", "MEMFD", "claim", "is_owned", "owned", "parse", "release"]
 
 MEMFD: Final = "kaio"
 """The memfd's name: the link in /proc/PID/fd reads "/memfd:kaio (deleted)"."""
@@ -81,19 +81,25 @@ def owned() -> dict[int, float | None]:
     return _table.bounds()
 
 
-def records(content: bytes) -> tuple[int, set[tuple[int, int, int]]]:
-    """The pid that wrote a table, and its records: (position, inode, other word). (0, nothing) for anything else.
+def parse(first: bytes, second: bytes) -> tuple[int, dict[int, float | None]]:
+    """The pid that wrote a table, and its sockets with their bounds, from two readings: what both have is true.
 
-    Of a table that is in use, only what two readings have in common is true. The bound is the lower half of the other
-    word, in milliseconds.
+    (0, nothing) for anything else than a table.
     """
-    words = memoryview(content)[: len(content) // 16 * 16].cast("Q")
-    if len(words) < _HEADER or words[0] != _MAGIC or words[1] & _LOW != _VERSION:
-        return 0, set()
-    inodes, others = words[_HEADER::2].tolist(), words[_HEADER + 1 :: 2].tolist()
-    return words[1] >> 32, {
-        (number, inode, other) for number, (inode, other) in enumerate(zip(inodes, others, strict=True)) if inode
+    one, two = _words(first), _words(second)
+    if one is None or two is None or one[1] != two[1]:
+        return 0, {}
+    columns = [words[start::2].tolist() for words in (one, two) for start in (_HEADER, _HEADER + 1)]
+    return one[1] >> 32, {
+        inode: (word & _LOW) / 1000 or None
+        for inode, word, again, same in zip(*columns, strict=False)  # it may have grown
+        if inode and inode == again and word == same
     }
+
+
+def _words(content: bytes) -> memoryview | None:
+    words = memoryview(content)[: len(content) // 16 * 16].cast("Q")
+    return words if len(words) >= _HEADER and words[0] == _MAGIC and words[1] & _LOW == _VERSION else None
 
 
 class _Table:

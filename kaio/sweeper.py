@@ -95,23 +95,25 @@ class Sweeper:
     def sweep(self) -> None:
         """Look at every TCP socket of this process once."""
         there: set[int] = set()
-        owned = owners.owned()
+        bounds: dict[int, float | None] = {}  # of those that are owned, asked for when one is new
         for found in descriptors():
             there.add(found.inode)
             with contextlib.suppress(OSError, KaioError):  # closed meanwhile
-                if found.inode in owned:
-                    self._hand_over(found, owned[found.inode])
+                if owners.is_owned(found.inode):
+                    if found.inode not in self._handed_over:
+                        bounds = bounds or owners.owned()
+                        self._hand_over(found, bounds)
                 elif found.inode not in self._settled:
                     self._look(found)
         self._settled &= there
-        self._handed_over &= owned.keys()
+        self._handed_over = set(filter(owners.is_owned, self._handed_over))
         self._newcomers = {inode: since for inode, since in self._newcomers.items() if inode in there}
         self._minded = {inode: deadline for inode, deadline in self._minded.items() if inode in there}
 
-    def _hand_over(self, found: Descriptor, bound: float | None) -> None:
+    def _hand_over(self, found: Descriptor, bounds: dict[int, float | None]) -> None:
         """The socket is a monitor's, which bounds its data by itself, or leaves that to the kernel (None)."""
         inode = found.inode
-        if inode in self._handed_over:
+        if inode not in bounds:  # since a moment ago: next time
             return
         self._handed_over.add(inode)
         self._settled.discard(inode)
@@ -121,7 +123,7 @@ class Sweeper:
         if self._bound is None or (minded is None and not self._ports):
             return
         stands = platform.read(found).user_timeout
-        if bound is None:
+        if bounds[inode] is None:
             if given is None and stands is None:
                 platform.bound_connect(found, self._bound)
         elif stands == self._bound and (minded is not None or found.getsockname()[1] in self._ports):

@@ -16,7 +16,6 @@ from .. import owners
 __all__ = ["watched"]
 
 _LINK: Final = f"/memfd:{owners.MEMFD} (deleted)"
-_LOW: Final = 0xFFFFFFFF
 
 
 def watched(pid: int) -> dict[int, float | None]:
@@ -48,12 +47,10 @@ def _read(path: str, writer: int) -> dict[int, float | None] | None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        (first, before), (second, after) = (owners.records(os.pread(fd, owners.LARGEST, 0)) for _ in range(2))
+        pid, found = owners.parse(*(os.pread(fd, owners.LARGEST, 0) for _ in range(2)))
     finally:
         os.close(fd)
-    if not first == second == writer:
-        return None
-    return {inode: (word & _LOW) / 1000 or None for _, inode, word in before & after}
+    return found if pid == writer else None
 
 
 def _own_pid(pid: int) -> int:
