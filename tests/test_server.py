@@ -707,3 +707,26 @@ def test_a_handler_may_end_the_program(loop: str, kind: type[BaseException], cap
     with pytest.raises(kind), asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(main())
     assert not [record for record in caplog.records if record.name == "kaio"]
+
+
+async def test_no_handler_starts_once_wait_closed_has_returned() -> None:
+    """Closed after any number of the loop's turns, while a connection is being accepted."""
+    handled = 0
+
+    async def handler(connection: kaio.Connection) -> None:
+        nonlocal handled
+        handled += 1
+        await echo(connection)
+
+    for turns in range(8):
+        server = await kaio.serve(handler, "127.0.0.1", 0)
+        sock = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        server.close()
+        sock.close()
+        async with asyncio.timeout(5):
+            await server.wait_closed()
+        before = handled
+        await asyncio.sleep(0.02)
+        assert handled == before, turns
