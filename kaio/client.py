@@ -126,9 +126,9 @@ def connect(
         made: list[Connection] = []
         new = attaching(lambda: StreamProtocol(made.append))
         if isinstance(address, UnixAddress):
-            loop = asyncio.get_running_loop()
+            loop, path = asyncio.get_running_loop(), address.path
             await _stand(
-                lambda factory: loop.create_unix_connection(factory, address.path, **tls),
+                lambda factory: loop.create_unix_connection(factory, path, **tls),
                 lambda: new(Terms(None, None)),
             )
         else:
