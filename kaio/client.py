@@ -104,8 +104,8 @@ def connect(
 
     The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says. A peer
     that died during the handshake is a `DeadPeerError`; one that is alive and says nothing of TLS is asyncio's
-    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout and up to an eighth more, at
-    most asyncio's 60).
+    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout, an eighth of it and half a
+    second, so that the kernel reports a death first; at most asyncio's 60 s).
 
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
