@@ -105,8 +105,8 @@ def connect(
 
     The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says. A peer
     that died during the handshake is a `DeadPeerError`; one that is alive and says nothing of TLS is asyncio's
-    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout and up to an eighth more, at
-    most asyncio's 60).
+    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout, an eighth of it and half a
+    second, so that the kernel reports a death first; at most asyncio's 60 s).
 
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
@@ -127,9 +127,9 @@ def connect(
         made: list[Connection] = []
         new = attaching(lambda: StreamProtocol(made.append))
         if isinstance(address, UnixAddress):
-            loop = asyncio.get_running_loop()
+            loop, path = asyncio.get_running_loop(), address.path
             await _stand(
-                lambda factory: loop.create_unix_connection(factory, address.path, **tls),
+                lambda factory: loop.create_unix_connection(factory, path, **tls),
                 lambda: new(Terms(None, None)),
             )
         else:

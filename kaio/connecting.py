@@ -12,7 +12,16 @@ import socket
 import ssl as ssl_module
 from typing import Any, Final
 
-__all__ = ["Attempts", "BoundedAttempts", "bound_handshake", "has_scope", "resolve", "sock_connect", "tls_arguments"]
+__all__ = [
+    "Attempts",
+    "BoundedAttempts",
+    "bound_handshake",
+    "has_scope",
+    "loses_scope",
+    "resolve",
+    "sock_connect",
+    "tls_arguments",
+]
 
 _HANDSHAKE: Final = 60.0  # seconds that asyncio and uvloop give a TLS handshake
 _ETIMEDOUT: Final = 110 if os.name == "posix" else 10060
@@ -69,10 +78,15 @@ def has_scope(host: object) -> bool:
     return isinstance(host, str) and "%" in host
 
 
+def loses_scope(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop connects and binds to such an address without its interface: uvloop, of all that are known."""
+    return not isinstance(loop, asyncio.BaseEventLoop)
+
+
 async def sock_connect(loop: Any, sock: socket.socket, address: Any) -> None:
-    """The loop's `sock_connect`, but for an address with a scope on uvloop, which looks it up anew and loses that."""
+    """The loop's `sock_connect`. uvloop's looks an address up once more, and loses its scope by that."""
     scoped = isinstance(address, tuple) and len(address) == 4 and address[3]
-    if not scoped or isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+    if not scoped or not loses_scope(asyncio.get_running_loop()):
         await loop.sock_connect(sock, address)
         return
     try:

@@ -54,7 +54,7 @@ class Listener:
     `address` is text such as "0.0.0.0:9000", "[::]:9443", ":9000" (every interface, IPv4 and IPv6),
     "unix:/run/app.sock", a path object, a `TcpAddress` or `UnixAddress`; or a socket, bound or already listening, which
     then belongs to the listener. `keepalive` takes what every `keepalive=` takes; a Unix socket has none, and giving
-    one is a `PolicyError`.
+    one is a `PolicyError`. A listener belongs to one server at a time.
 
     `ssl` is an SSLContext; `backlog` the length of the queue (the system caps it: net.core.somaxconn); `reuse_port` and
     `reuse_address` are asyncio's; `dualstack_ipv6` lets an IPv6 address take IPv4 too, as in `socket.create_server`.
@@ -409,16 +409,15 @@ class Listener:
             except KaioError as exc:  # it was gone already, most likely
                 logger.debug("%s: %s", self._address, exc)
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._admit(loop, conn, endpoint, terms))
+        task = loop.create_task(self._admit(loop, conn, terms))
         endpoint.admitting.add(task)
         task.add_done_callback(functools.partial(_admitted, endpoint, conn))
         return True
 
-    async def _admit(
-        self, loop: asyncio.AbstractEventLoop, conn: socket.socket, endpoint: Endpoint, terms: Terms
-    ) -> None:
+    async def _admit(self, loop: asyncio.AbstractEventLoop, conn: socket.socket, terms: Terms) -> None:
         """Make the transport of an accepted connection; a handshake that fails costs only itself."""
-        make = endpoint.make
+        assert terms.endpoint is not None
+        make = terms.endpoint.make
         if make is None:  # closed meanwhile
             conn.close()
             return
@@ -454,7 +453,8 @@ def _admitted(endpoint: Endpoint, conn: socket.socket, task: asyncio.Task[None])
     endpoint.admitting.discard(task)
     if task.cancelled():  # before its first step: nobody else has the socket
         conn.close()
-    endpoint.check_empty()
+    if endpoint.make is None:  # closed, and somebody may wait for the last to end
+        endpoint.check_empty()
 
 
 class _TurnAway(asyncio.Protocol):

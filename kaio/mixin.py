@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohappyeyeballs
 
 from ._sockopt import SocketLike, platform
-from .connecting import Attempts, has_scope, resolve, sock_connect, tls_arguments
+from .connecting import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
 from .covering import Standing, adopt
 from .descriptors import Descriptor, is_listening
 from .errors import KeepaliveError
@@ -456,7 +456,7 @@ class _CoveringOther(Covering):
         return list(infos)
 
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
-        if not has_scope(host) or kwargs.get("sock") is not None or isinstance(self, asyncio.BaseEventLoop):
+        if not has_scope(host) or kwargs.get("sock") is not None or not loses_scope(self):
             return await super().create_server(protocol_factory, host, port, **kwargs)
         sock = await self._bind(host, port, **{name: kwargs.pop(name) for name in _BINDING if name in kwargs})
         try:

@@ -301,7 +301,8 @@ def serve(
     Give a host and a port, one address as text ("[::]:9000", "unix:/run/app.sock"), or `listeners`. `keepalive` is for
     every TCP listener that has no policy of its own. `close_timeout` is in seconds.
 
-    Raises `PolicyError`, `AddressError`, TypeError at once, OSError when it cannot listen.
+    Raises `PolicyError`, `AddressError`, TypeError at once; OSError when it cannot listen, and RuntimeError when one of
+    the listeners is in use by another server or was given twice: then none of them is bound.
     """
     protocol = handler if isinstance(handler, type) else None
     if protocol is not None and not issubclass(protocol, Watched):

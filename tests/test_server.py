@@ -33,6 +33,12 @@ def options(sock: Any) -> tuple[int, int, int, int]:
     )
 
 
+async def turns(number: int) -> None:
+    """Let the loop turn so many times, and do what is ready."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
 async def test_each_listener_has_its_own_policy_before_and_after_a_live_change() -> None:
     """200 connections each, read back from the accepted sockets; a change is for new connections only."""
     async with kaio.serve(
@@ -451,13 +457,12 @@ async def test_a_factory_that_raises_costs_one_connection(caplog: pytest.LogCapt
 
 async def test_a_change_overtakes_connections_that_are_accepted_and_not_made() -> None:
     """After any number of the loop's turns: what a connection says is what the kernel has, and set_all misses none."""
-    for turns in range(10):
+    for number in range(10):
         for everywhere in (False, True):
             async with kaio.serve(echo, "127.0.0.1", 0, keepalive=SHORT) as server:
                 (listener,) = server.listeners
                 with socket.create_connection(tuple(listener.address)):  # type: ignore[arg-type]
-                    for _ in range(turns):
-                        await asyncio.sleep(0)
+                    await turns(number)
                     there = bool(server.connections)
                     if everywhere:
                         listener.set_all("7s:3s:2")
@@ -466,8 +471,8 @@ async def test_a_change_overtakes_connections_that_are_accepted_and_not_made() -
                     await until(lambda server=server: server.connections)  # type: ignore[misc]
                     (connection,) = server.connections
                     expected = SHORT if there and not everywhere else kaio.Keepalive(7, 3, 2)
-                    assert connection.keepalive == expected, (turns, everywhere)
-                    assert kaio.inspect(connection).idle == expected.idle, (turns, everywhere)
+                    assert connection.keepalive == expected, (number, everywhere)
+                    assert kaio.inspect(connection).idle == expected.idle, (number, everywhere)
 
 
 async def test_a_change_overtakes_tls_handshakes_under_way(server_tls: Any, client_tls: Any) -> None:
@@ -482,7 +487,7 @@ async def test_a_change_overtakes_tls_handshakes_under_way(server_tls: Any, clie
             if handler is echo:
                 listener.keepalive = SHORT
             sock = socket.create_connection(tuple(listener.address))  # type: ignore[arg-type]
-            await asyncio.sleep(0.05)
+            await turns(20)  # it is accepted
             assert listener.keepalive == before
             listener.set_all("7s:3s:2")
             transport, _ = await kaio.create_connection(
@@ -590,17 +595,17 @@ async def test_wait_closed_waits_for_tls_handshakes(server_tls: Any, client_tls:
     for end in ("handshake", "rubbish", "end of file", "reset"):
         server = await kaio.serve(handler, "127.0.0.1", 0, ssl=server_tls)
         sock = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
-        await asyncio.sleep(0.05)
+        await turns(20)  # it is accepted
         server.close()
         closed = asyncio.create_task(server.wait_closed())
-        await asyncio.sleep(0.05)
+        await turns(20)
         assert not closed.done(), end
         if end == "handshake":
             transport, _ = await kaio.create_connection(
                 Recorder, sock=sock, ssl=client_tls, server_hostname="localhost"
             )
             await until(lambda: handled == 1)
-            await asyncio.sleep(0.05)
+            await turns(20)
             assert not closed.done()
             transport.abort()
         elif end == "rubbish":
@@ -707,3 +712,25 @@ def test_a_handler_may_end_the_program(loop: str, kind: type[BaseException], cap
     with pytest.raises(kind), asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(main())
     assert not [record for record in caplog.records if record.name == "kaio"]
+
+
+async def test_no_handler_starts_once_wait_closed_has_returned() -> None:
+    """Closed after any number of the loop's turns, while a connection is being accepted."""
+    handled = 0
+
+    async def handler(connection: kaio.Connection) -> None:
+        nonlocal handled
+        handled += 1
+        await echo(connection)
+
+    for number in range(8):
+        server = await kaio.serve(handler, "127.0.0.1", 0)
+        sock = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
+        await turns(number)
+        server.close()
+        sock.close()
+        async with asyncio.timeout(5):
+            await server.wait_closed()
+        before = handled
+        await asyncio.sleep(0.02)
+        assert handled == before, number
