@@ -99,7 +99,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._asyncio_future_blocking = False
         self._drained: asyncio.Future[None] | None = None  # the sender that waits
         self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
-        self._unturned = 0  # sends since one had to wait
+        self._unturned = 0  # sends since data was waited for, or since the loop had its turn
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer will send no more
@@ -434,16 +434,17 @@ class StreamProtocol(KeepaliveProtocol):
 
         A socket that is closed with input unread sends a reset, and what was not acknowledged until then is lost. So,
         as nginx's lingering_close: say that no more will be sent, and throw away what comes until the peer closes, too.
-        Costs one look at the socket where the peer has not said that it sends no more.
+        Costs nothing where the peer has said that it sends no more, or nothing was sent since it was last waited for;
+        else one look at the socket.
         """
         if self._lingering:
             return True
-        transport = self._transport
-        if self._eof or self._error is not None or transport.is_closing():
+        if self._eof or self._error is not None or not (self._size or self._reading_paused or self._unturned):
             return False
+        transport = self._transport
         try:
             sock = transport.get_extra_info("socket")
-            if not (self._reading_paused or self._size or unread(sock)):
+            if not (self._size or self._reading_paused or unread(sock)) or transport.is_closing():
                 return False
             if not transport.can_write_eof() or not (transport.get_write_buffer_size() or unacknowledged(sock)):
                 return False
@@ -644,7 +645,7 @@ class Connection(_Stream):
         elif unturned >= _TURN:
             # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
             await asyncio.sleep(0)
-            protocol._unturned = 0
+            protocol._unturned = 1  # there was something: see `linger`
             if not protocol._sendable:
                 protocol.check_send()
 
