@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import types
 from collections import deque
@@ -99,7 +100,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._asyncio_future_blocking = False
         self._drained: asyncio.Future[None] | None = None  # the sender that waits
         self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
-        self._unturned = 0  # sends since one had to wait
+        self._unturned = 0  # sends since data was waited for, or since the loop had its turn
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer will send no more
@@ -145,8 +146,7 @@ class StreamProtocol(KeepaliveProtocol):
             if self._size >= self._needed:
                 self._wake()
         elif self._size > _HIGH_WATER and not self._reading_paused and not self._closed:
-            self._reading_paused = True
-            self._transport.pause_reading()
+            self._pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -201,7 +201,8 @@ class StreamProtocol(KeepaliveProtocol):
         self._closed = True
         self._ended()
         if self._reading_paused:  # of which the other knows nothing
-            self._transport.resume_reading()
+            self._reading_paused = False
+            self._read_on()
 
     def _ended(self) -> None:
         self._lost = self._eof = True
@@ -340,11 +341,36 @@ class StreamProtocol(KeepaliveProtocol):
         self._size += len(data)
         self._receivable = False
 
+    def _pause_reading(self) -> None:
+        """Stop reading. The TLS layer of uvloop is let run dry first: of what it holds, an end of file loses a part."""
+        self._reading_paused = True
+        below = _below_uvloops_tls(self._transport._inner)
+        if below is None:
+            self._transport.pause_reading()
+        else:
+            with contextlib.suppress(RuntimeError):  # closing
+                below.pause_reading()
+            self._loop.call_soon(self._pause_tls)
+
+    def _pause_tls(self) -> None:
+        if self._reading_paused and not self._lost and not self._closed:
+            self._transport.pause_reading()
+
     def _resume_reading(self) -> None:
         self._reading_paused = False
         self.settle()
         if not self._lost and not self._closed:
-            self._transport.resume_reading()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self._transport.resume_reading()
+        self._resume_below()
+
+    def _resume_below(self) -> None:
+        below = _below_uvloops_tls(self._transport._inner)
+        if below is not None:
+            with contextlib.suppress(RuntimeError):  # closing
+                below.resume_reading()
 
     def take(self, most: int) -> bytes:
         """At most that many of the bytes that are here, up to the end of the first chunk."""
@@ -428,22 +454,25 @@ class StreamProtocol(KeepaliveProtocol):
         self._receivable = self._sendable = False
         self._wake()
         _wake(self._drained)
+        if self._reading_paused:
+            self._resume_below()  # TLS waits for the peer's farewell
 
     def linger(self) -> bool:
         """Close in a way that a peer who still sends gets the whole answer; False: an ordinary close is as good.
 
         A socket that is closed with input unread sends a reset, and what was not acknowledged until then is lost. So,
         as nginx's lingering_close: say that no more will be sent, and throw away what comes until the peer closes, too.
-        Costs one look at the socket where the peer has not said that it sends no more.
+        Costs nothing where the peer has said that it sends no more, or nothing was sent since it was last waited for;
+        else one look at the socket.
         """
         if self._lingering:
             return True
-        transport = self._transport
-        if self._eof or self._error is not None or transport.is_closing():
+        if self._eof or self._error is not None or not (self._size or self._reading_paused or self._unturned):
             return False
+        transport = self._transport
         try:
             sock = transport.get_extra_info("socket")
-            if not (self._reading_paused or self._size or unread(sock)):
+            if not (self._size or self._reading_paused or unread(sock)) or transport.is_closing():
                 return False
             if not transport.can_write_eof() or not (transport.get_write_buffer_size() or unacknowledged(sock)):
                 return False
@@ -490,6 +519,18 @@ class _Cancelled:
     def __call__(self) -> None:
         self._protocol.result = _NOTHING
         raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
+
+
+def _below_uvloops_tls(inner: asyncio.Transport) -> asyncio.Transport | None:
+    """What uvloop's TLS reads from, of which only the garbage collector tells; None for any other transport."""
+    if type(inner).__name__ != "_SSLProtocolTransport" or not type(inner).__module__.startswith("uvloop"):
+        return None
+    for protocol in gc.get_referents(inner):
+        if type(protocol).__name__ == "SSLProtocol":
+            for found in gc.get_referents(protocol):
+                if found is not inner and hasattr(found, "pause_reading"):
+                    return found  # type: ignore[no-any-return]
+    return None
 
 
 def _raise(exc: BaseException) -> None:
@@ -644,7 +685,7 @@ class Connection(_Stream):
         elif unturned >= _TURN:
             # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
             await asyncio.sleep(0)
-            protocol._unturned = 0
+            protocol._unturned = 1  # there was something: see `linger`
             if not protocol._sendable:
                 protocol.check_send()
 

@@ -8,8 +8,9 @@ import gc
 import logging
 import random
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -545,3 +546,74 @@ async def test_a_peer_that_dies_ends_a_lingering_close() -> None:
             reset(peer)
         await asyncio.gather(sending, return_exceptions=True)
         assert "dead" in repr(client)
+
+
+# -- TLS, while reading is paused
+
+
+@contextlib.asynccontextmanager
+async def slow_reader(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, then: Callable[[ssl.SSLSocket], None]
+) -> AsyncIterator[tuple[kaio.Connection, bytes]]:
+    """A client that has paused reading, and all that its peer has sent before it did what is to follow."""
+    blob = random.randbytes(900_000)
+
+    def serve_one(listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
+        accepted.settimeout(20)
+        with server_tls.wrap_socket(accepted, server_side=True) as peer:
+            peer.sendall(blob)
+            then(peer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)
+        serving = asyncio.create_task(asyncio.to_thread(serve_one, listening))
+        client = await kaio.connect(*listening.getsockname(), ssl=client_tls, server_hostname="localhost")
+        await until(lambda: client._protocol._reading_paused)
+        yield client, blob
+        client.abort()
+        await serving
+
+
+def close_roughly(peer: ssl.SSLSocket) -> None:
+    """As most programs do: no farewell of TLS, the end of the connection alone."""
+
+
+def bid_farewell(peer: ssl.SSLSocket) -> None:
+    """Send TLS's farewell, and wait for none."""
+    peer.setblocking(False)
+    with contextlib.suppress(ssl.SSLError):
+        peer.unwrap()
+
+
+def read_to_the_end(peer: ssl.SSLSocket) -> None:
+    """Close once the other side has closed."""
+    with contextlib.suppress(OSError):
+        while peer.recv(65536):
+            pass
+        peer.unwrap()
+
+
+@pytest.mark.parametrize("then", [close_roughly, bid_farewell])
+async def test_a_peers_end_of_tls_loses_nothing_of_a_slow_reader(
+    then: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """All that had been sent is received, and then the end: also from uvloop, whose TLS drops what it still holds."""
+    async with slow_reader(server_tls, client_tls, then) as (client, blob):
+        await asyncio.sleep(0.1)
+        got = bytearray()
+        async for data in client:
+            got += data
+            await asyncio.sleep(0.001)
+        assert bytes(got) == blob
+
+
+async def test_a_paused_tls_connection_is_closed_as_quickly_as_any(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """The peer's farewell is read, though reading was paused."""
+    async with slow_reader(server_tls, client_tls, read_to_the_end) as (client, _):
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await client.aclose(timeout=8)
+        assert time.monotonic() - began < 4
