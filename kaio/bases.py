@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -100,7 +101,14 @@ def take_error(sock: SocketLike) -> int:
         return 0
 
 
-def with_reason(sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause]:
-    """A verdict of kaio's own, with what the network or this host has said last, where they have said anything."""
+def with_reason(sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause | None]:
+    """A verdict of kaio's own, with what the network or this host has said last, where they have said anything.
+
+    No cause: it is no death, for the connection was reset in this very moment.
+    """
     number = take_error(sock)
-    return (OSError(number, os.strerror(number)), Cause.UNREACHABLE) if number in NO_WAY else (exc, cause)
+    if number in NO_WAY:
+        return OSError(number, os.strerror(number)), Cause.UNREACHABLE
+    if number in (0, errno.ETIMEDOUT):
+        return exc, cause
+    return OSError(number, os.strerror(number)), None
