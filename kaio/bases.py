@@ -37,7 +37,7 @@ def force_close(transport: Any, exc: BaseException | None) -> None:
     """
     try:
         transport._force_close(exc)
-    except (AttributeError, TypeError):  # TypeError: the TLS transport of asyncio up to 3.11 passes on one too many
+    except (AttributeError, TypeError):  # TypeError: in 3.11 asyncio's own TLS transport gets it wrong
         transport.abort()
 
 
