@@ -1,7 +1,8 @@
 """The transport that protocols get, and the endpoint that it came from.
 
 Rules kept here: nothing is added to what is done for each message: `write` is the inner transport's own method. The
-kernel is asked about a connection only after the loop has reported its death.
+kernel is asked about a connection only after the loop has reported its death. How far a connection is on the way to its
+end is one stage of `ending`; connection_lost is the loop's to call, and called here where a loop does not.
 """
 
 from __future__ import annotations
