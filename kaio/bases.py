@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def force_close(transport: Any, exc: BaseException | None) -> None:
     """
     try:
         transport._force_close(exc)
-    except (AttributeError, TypeError):  # TypeError: the TLS transport of asyncio up to 3.11 passes on one too many
+    except (AttributeError, TypeError):  # TypeError: in 3.11 asyncio's own TLS transport gets it wrong
         transport.abort()
 
 
@@ -100,7 +101,14 @@ def take_error(sock: SocketLike) -> int:
         return 0
 
 
-def with_reason(sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause]:
-    """A verdict of kaio's own, with what the network or this host has said last, where they have said anything."""
+def with_reason(sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause | None]:
+    """A verdict of kaio's own, with what the network or this host has said last, where they have said anything.
+
+    No cause: it is no death, for the connection was reset in this very moment.
+    """
     number = take_error(sock)
-    return (OSError(number, os.strerror(number)), Cause.UNREACHABLE) if number in NO_WAY else (exc, cause)
+    if number in NO_WAY:
+        return OSError(number, os.strerror(number)), Cause.UNREACHABLE
+    if number in (0, errno.ETIMEDOUT):
+        return exc, cause
+    return OSError(number, os.strerror(number)), None

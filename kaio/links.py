@@ -98,7 +98,7 @@ class _Link:
         """The socket, while there is one."""
         raise NotImplementedError
 
-    def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause]:
+    def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause | None]:
         """A verdict of the monitor's, with what else is known of it."""
         return exc, cause
 
@@ -168,7 +168,10 @@ class _Link:
         if self._follow(sock):  # the verdict was by times that no longer hold
             return
         exc, cause = self._with_reason(sock, exc, cause or Cause.UNACKNOWLEDGED)
-        self._report(sock, exc, cause, sample)
+        if cause is None:
+            self._end(Happening.JUDGED)
+        else:
+            self._report(sock, exc, cause, sample)
         self._deliver(exc)
 
     def _kernel_ended(self, sample: TcpInfo | None) -> None:
@@ -254,7 +257,7 @@ class TransportLink(_Link):
         transport = self._transport()
         return None if transport is None else transport.get_extra_info("peername")
 
-    def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause]:
+    def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause | None]:
         return with_reason(sock, exc, cause)
 
     def _deliver(self, exc: OSError) -> None:

@@ -1,7 +1,8 @@
 """The transport that protocols get.
 
 Rules kept here: nothing is added to what is done for each message: `write` is the inner transport's own method. The
-kernel is asked about a connection only after the loop has reported its death.
+kernel is asked about a connection only after the loop has reported its death. How far a connection is on the way to its
+end is one stage of `ending`; connection_lost is the loop's to call, and called here where a loop does not.
 """
 
 from __future__ import annotations
@@ -302,24 +303,27 @@ class KeepaliveTransport(asyncio.Transport):
         lent = self._timer is not None  # a TLS layer may hear of it and tell nobody
         try:
             sock = self._socket()
+            if sample is None and self._policy is not None:
+                with contextlib.suppress(KeepaliveError):  # a platform that does not tell
+                    sample = platform.tcp_info(sock)
+            if sample is not None and sample.state != TcpState.CLOSE:
+                return  # both have closed their halves, say; SO_ERROR may give what is no end yet
             if self._stage is Stage.HALF_CLOSED or not inner.is_reading():
                 number = take_error(sock)
                 if number:
                     self._condemn(OSError(number, os.strerror(number)), None, sample)
                     return
-            if sending or lent:
-                error = self._error_in(sample or platform.tcp_info(sock))
-                if error is not None and sending:
+            if sample is not None and (sending or lent):
+                error = self._error_in(sample)
+                if sending:
                     self._condemn(error, None, sample)
                 else:
                     self._next(_MOMENT, self._check, _FIRST_CHECK, error)
         except _CLOSED:
             return
 
-    def _error_in(self, sample: TcpInfo) -> OSError | None:
-        """What ended a connection whose error somebody else has taken; None when it has not ended, or is not TCP."""
-        if sample.state != TcpState.CLOSE:
-            return None
+    def _error_in(self, sample: TcpInfo) -> OSError:
+        """What ended a connection whose error somebody else has taken."""
         silent = fell_silent(sample, platform.read(self._socket()))
         number = errno.ETIMEDOUT if silent else errno.ECONNRESET
         return OSError(number, os.strerror(number))
@@ -355,12 +359,10 @@ class KeepaliveTransport(asyncio.Transport):
         """
         if self._stage not in UNDECIDED:
             return
-        if sample is not None:
-            self._sample = sample
         if cause is not None:  # the monitor's own
             with contextlib.suppress(*_CLOSED):
                 exc, cause = with_reason(self._socket(), exc, cause)
-        self._verdict = self._translate(exc, cause)
+        self._verdict = self._translate(exc, cause, sample)
         self._move(Happening.JUDGED)
         self._monitor.forget(self)
         self.write = _write_nothing  # a write that fails would end it with what had arrived unread
@@ -555,7 +557,7 @@ class KeepaliveTransport(asyncio.Transport):
         """The connection is gone: what its protocol is to be told."""
         news = self._verdict is None and (exc is not None or self._scopes)
         if news:
-            self._verdict = self._translate(exc, None)
+            self._verdict = self._translate(exc, None, self._sample)
         self._move(Happening.LOST)
         if news:
             self._pass_verdict()
@@ -580,13 +582,14 @@ class KeepaliveTransport(asyncio.Transport):
             if not endpoint.live and endpoint.on_empty is not None:
                 endpoint.on_empty()
 
-    def _translate(self, exc: BaseException | None, cause: Cause | None) -> BaseException | None:
+    def _translate(
+        self, exc: BaseException | None, cause: Cause | None, sample: TcpInfo | None
+    ) -> BaseException | None:
         """What ended the connection, as kaio says it; a death is counted and logged here."""
         if not isinstance(exc, OSError) or isinstance(exc, ssl.SSLError):
             return exc
         if exc.errno not in DEATHS and exc.errno not in NO_WAY:
             return exc
-        sample = self._sample
         if sample is None and self._policy is not None:  # None: not TCP
             with contextlib.suppress(*_CLOSED):
                 sample = platform.tcp_info(self._socket())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import pathlib
 import socket
 import ssl
@@ -18,7 +19,7 @@ from kaio.descriptors import unread
 from kaio.ending import OVER, TABLE, UNDECIDED, Happening, Stage, after
 from kaio.testing import blackhole
 
-from .conftest import Recorder, reset, until
+from .conftest import LOOPS, Recorder, reset, until
 from .namespaces import Routed
 
 QUICK = kaio.Keepalive(1, 1, 2)
@@ -158,13 +159,18 @@ async def test_a_peer_that_resets_a_tls_handshake_over_a_connection_ends_it(
 @SIDES
 @pytest.mark.parametrize("policy", [None, "off"])
 async def test_a_tls_handshake_over_a_connection_that_takes_too_long_ends_it(
-    contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: Any
+    contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: Any, loop_name: str
 ) -> None:
-    """connection_lost once, soon after the loop has closed it; also of a connection that nobody watches."""
+    """connection_lost once, soon after the loop has closed it; also of a connection that nobody watches.
+
+    Were the loop to call it after all, that would not be passed on.
+    """
     async with upgrading(contexts(server_side), policy, server_side=server_side, timeout=0.3) as (ours, _):
         await asyncio.wait_for(ours.lost, 3)
         assert isinstance(await ours.upgrade, OSError)
         await asyncio.sleep(0.1)
+        if loop_name == "asyncio":  # uvloop calls it, in this case
+            ours.connection_lost(None)
     assert ours.names == ["made", "lost"]
 
 
@@ -511,6 +517,52 @@ async def test_a_verdict_of_the_monitors_says_what_the_network_said(network: Rou
         assert (error.cause, error.errno) == (expected, kinds.get(name, errno.ETIMEDOUT)), name
         assert not error.this_host
         assert str(error).startswith(f"peer {hosts[name]}:9000 is dead")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", LOOPS)
+def test_a_librarys_connection_ends_with_what_the_network_said(
+    base: str, network: Routed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """kaio's loop, another's protocol, keep, data in flight: connection_lost(OSError) with a router's number, once."""
+    kinds = {"prohibit": errno.EHOSTUNREACH, "throw": errno.ENETUNREACH, "blackhole": errno.ETIMEDOUT}
+    lost: dict[str, list[BaseException | None]] = {kind: [] for kind in kinds}
+
+    class Plain(asyncio.Protocol):
+        def __init__(self, kind: str) -> None:
+            self.kind = kind
+
+        def connection_lost(self, exc: BaseException | None) -> None:
+            lost[self.kind].append(exc)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        hosts = hosts_of(network, kinds)
+        with network.server.entered():
+            listener = socket.create_server(("", 9000))
+        with listener:
+            transports = []
+            for kind, host in hosts.items():
+                with network.client.entered():
+                    transport, _ = await loop.create_connection(functools.partial(Plain, kind), host, 9000)
+                transports.append(transport)
+            monitor = kaio.get_monitor()
+            await until(lambda: monitor.counters.watched == len(kinds))
+            network.router.ip(*(f"route add {kind} {host}/32" for kind, host in hosts.items()))
+            for transport in transports:
+                transport.write(b"into the void")
+            await until(lambda: all(lost.values()), within=8)
+        await asyncio.sleep(0.1)
+        assert monitor.counters.watched == 0
+        assert monitor.counters.deaths[kaio.Cause.UNREACHABLE] == 2
+
+    factory = kaio.loop_factory(keepalive=QUICK, base=LOOPS[base])
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert {kind: [getattr(exc, "errno", None) for exc in each] for kind, each in lost.items()} == {
+        kind: [number] for kind, number in kinds.items()
+    }
+    assert len(caplog.records) == len(kinds)
 
 
 @pytest.mark.slow
