@@ -15,6 +15,11 @@ The modules, from the ground up:
     crowd      one process: all connections of one place, loop and mode, broken by one act
     blocking   a program with blocking sockets, and nothing of kaio's in it
     guarded    one process: that program under `kaio run` and under `kaio attach`, at one place
-    live       live peers that look dead
-    report     tables
+    live       live peers that look dead: what befalls them, and the network that it befalls
+    living     their process; it knows nothing of keepalive
+    ours       our process at the other end of them
+    report     tables, each failure on a line, and all of them in a few lines
+    run        the command; processes side by side, which mostly wait
+
+`tests/test_matrix.py` runs a part of it that stands for the whole.
 """

@@ -16,7 +16,7 @@ import time
 
 MOMENTS = {name: threading.Event() for name in ("last", "break")}
 DELAYS = {"written at once": 0.0, "written 0.5 s later": 0.5, "written 1.5 s later": 1.5, "our FIN unacked": 0.0}
-MEGABYTES = bytes(4_000_000)
+MEGABYTES = bytes(2_000_000)
 SHRUNK = bytes(20_000)
 
 

@@ -68,6 +68,8 @@ class Seen:
     """How much of what had arrived was never delivered."""
     unready: str = ""
     """Why the state could not be had, so that nothing is proved; or what the harness itself stumbled on."""
+    quiet_before: float = 0.0
+    """For how long the peer may have been silent when the path broke, in seconds: by what its state needs."""
     before: str = ""
     """What the kernel said of it when the path broke."""
 

@@ -115,6 +115,7 @@ async def watch(network: Routed, place: str, cells: Iterable[Cell], secrets: Sec
         await _each(cases, "make")
         await asyncio.sleep(_STEADY)
         early = {id(case): list(case.end.events) for case in cases}
+        quiet_since = time.monotonic()
         await _each(cases, "last")
         before = {id(case): _sample(case) for case in cases}
         PLACES[place].act(network)
@@ -124,6 +125,9 @@ async def watch(network: Routed, place: str, cells: Iterable[Cell], secrets: Sec
             await asyncio.sleep(0.05)
         await asyncio.sleep(_SETTLE)
         seen = [_seen(case, ledger, broken_at, before[id(case)]) for case in cases]
+        for what in seen:
+            if STATES[what.cell.state].is_quiet_early:
+                what.quiet_before = broken_at - quiet_since
         for case, what in zip(cases, seen, strict=True):
             if early[id(case)]:
                 what.unready = what.unready or "it ended before the break"

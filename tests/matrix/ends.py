@@ -329,6 +329,7 @@ class Twins(End):
             while data := await self._reader.read(1 << 16):
                 self.heard += data
             await self._writer.wait_closed()
+            self.told("lost", None)
         except Exception as exc:
             self.told("lost", exc)
 

@@ -3,7 +3,8 @@
 The clock starts at the break. Whoever watches has the detection time and one second more, from when the peer was heard
 last or, for what is written so late that it would be unfair, from when it was written. With stalled="drop", and where
 the kernel alone watches (under a sweep, and from outside), TCP_USER_TIMEOUT is the clock: where ICMP or a local error
-lets the kernel begin anew (RFC 6069), it has twice the user timeout and one second more.
+lets the kernel begin anew (RFC 6069), it has twice the user timeout and one second more. So has everybody where the
+kernel cannot even ask, because our own queue is full.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ __all__ = ["EARLIEST", "causes", "expected", "latest", "problems"]
 GRACE: Final = 1.0
 """Seconds that everybody has beyond the bound."""
 EARLIEST: Final = 1.8
-"""Seconds after the break: sooner is a peer given up that was heard less than the bound ago."""
+"""Seconds after the break, or after its peer was made to be silent: sooner is a peer given up that was heard less than
+the bound ago."""
 _PROBED: Final = 1.0  # seconds after the break: what is written later has its bound from when it is written
 _LOOK: Final = 0.75  # seconds between two looks of a sweep: a socket that connects is not known sooner
 
@@ -82,9 +84,14 @@ CAUSES[Answer.QUEUE] = CAUSES[Answer.LOCAL]
 def expected(cell: Cell) -> bool:
     """Whether the contract promises a death there at all.
 
-    A queueing discipline that drops all is taken for congestion: a keepalive probe that it swallows was never asked,
-    so that the kernel waits on; only what waits to be sent tells.
+    A full queue is taken for congestion: a keepalive probe that does not enter it was never asked, so that the kernel
+    waits on; only what waits to be sent tells, and the time that kaio gives to its own handshakes.
     """
+    return _can_be_told(cell) or (cell.state == "TLS handshake" and cell.kind in _OWN)
+
+
+def _can_be_told(cell: Cell) -> bool:
+    """Whether the kernel asks, or something waits that tells."""
     return PLACES[cell.place].answer is not Answer.QUEUE or STATES[cell.state].waits not in (
         Waits.NOTHING,
         Waits.HANDSHAKE,
@@ -95,14 +102,16 @@ def latest(cell: Cell) -> float:
     """Seconds after the break by which its owner is told."""
     state, answer = STATES[cell.state], PLACES[cell.place].answer
     bound = BOUND
-    if state.waits not in (Waits.NOTHING, Waits.HANDSHAKE, Waits.CONNECTING):
+    if answer is Answer.QUEUE:
+        bound *= 2
+    elif state.waits not in (Waits.NOTHING, Waits.HANDSHAKE, Waits.CONNECTING):
         kernels = cell.mode == "drop" or cell.kind in _KERNEL
-        if answer is Answer.QUEUE or (kernels and answer is not Answer.SILENT):
+        if kernels and answer is not Answer.SILENT:
             bound *= 2
     if state.waits is Waits.CONNECTING and cell.kind in _KERNEL:
         bound += _LOOK
     # TCP_USER_TIMEOUT knows nothing of the silence before anything was sent.
-    late = state.delay > _PROBED or cell.mode == "drop" or cell.kind in _KERNEL
+    late = state.delay > _PROBED or cell.mode == "drop" or cell.kind in _KERNEL | {"descriptor"}
     return bound + GRACE + (state.delay if late else 0.0)
 
 
@@ -141,7 +150,7 @@ def _times(seen: Seen) -> list[str]:
     found, limit = [], latest(seen.cell)
     if seen.ended_at > limit:
         found.append(f"late: after {seen.ended_at:.2f} s, bound {limit:.2f} s")
-    if seen.told_at < earliest(seen.cell):
+    if seen.told_at < earliest(seen.cell) - seen.quiet_before:
         found.append(f"early: after {seen.told_at:.2f} s")
     return found
 
@@ -151,9 +160,9 @@ def _why(seen: Seen) -> list[str]:
     found = []
     if cell.kind in _KERNEL:
         return [] if seen.error_number else [f"error: {seen.error}"]
-    if seen.error_number is None:
+    if seen.error_number is None and not _ran_out(seen):
         found.append(f"error: {seen.error} is no OSError of the kernel's")
-    if cell.kind in _OWN and not seen.is_dead_peer and not _is_upgrade(cell):
+    if cell.kind in _OWN and not seen.is_dead_peer and not (_is_upgrade(cell) or _was_refused(seen) or _ran_out(seen)):
         found.append(f"error: {seen.error} is no DeadPeerError")
     if seen.cause is not None:
         allowed = causes(cell)
@@ -181,7 +190,7 @@ def _how_often(seen: Seen) -> list[str]:
         # others connect is theirs.
         if seen.logged > 1:
             found.append(f"log: {seen.logged} records")
-        if seen.counted > 1 or (seen.counted == 0 and cell.kind in _OWN):
+        if seen.counted > 1 or (seen.counted == 0 and cell.kind in _OWN and not (_was_refused(seen) or _ran_out(seen))):
             found.append(f"count: {seen.counted}")
         return found
     if seen.logged != 1:
@@ -203,6 +212,20 @@ def _wanted(cell: Cell) -> list[str]:
 def _is_upgrade(cell: Cell) -> bool:
     """Whether its owner is told by what `start_tls` raises, which is the loop's own error: it has nothing else then."""
     return cell.state == "STARTTLS handshake" and cell.kind in ("others", "streams")
+
+
+def _was_refused(seen: Seen) -> bool:
+    """Whether our own host would not even try to connect: EINVAL, EACCES and EPERM may be the caller's mistake, too."""
+    return STATES[seen.cell.state].waits is Waits.CONNECTING and seen.error_number in (
+        errno.EINVAL,
+        errno.EACCES,
+        errno.EPERM,
+    )
+
+
+def _ran_out(seen: Seen) -> bool:
+    """Whether the time for a TLS handshake ended it, where the kernel gives no verdict: that is no death."""
+    return not _can_be_told(seen.cell) and "SSL handshake is taking longer" in seen.error
 
 
 def _keeps_bytes(cell: Cell) -> bool:

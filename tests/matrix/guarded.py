@@ -62,7 +62,7 @@ class Program:
         for line in self._process.stdout or ():
             self._said.put(json.loads(line))
 
-    def wait_for(self, states: list[str], limit: float = 10.0) -> None:
+    def wait_for(self, states: list[str], limit: float = 20.0) -> None:
         """Until all of these have said that they are done, or have ended."""
         waiting, until = set(states), time.monotonic() + limit
         while waiting and time.monotonic() < until:

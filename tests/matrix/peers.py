@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import socket
 import ssl
+import termios
 import threading
+import time
 from typing import Any
 
 from kaio.testing import blackhole
@@ -21,7 +25,7 @@ class Peer:
     def __init__(self, network: Routed) -> None:
         with network.server.entered():
             self._listener = socket.create_server((Routed.SERVER, 0))
-        self._listener.settimeout(5)
+        self._listener.settimeout(20)  # a program that is to connect may start slowly
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._sock: Any = None
         self._undo = contextlib.ExitStack()
@@ -36,7 +40,7 @@ class Peer:
         """Its end of the connection: TLS's socket once that stands."""
         if self._sock is None:
             self._sock, _ = self._listener.accept()
-            self._sock.settimeout(5)
+            self._sock.settimeout(20)
         return self._sock
 
     def shake_hands(self, context: ssl.SSLContext) -> threading.Thread:
@@ -49,6 +53,23 @@ class Peer:
         thread = threading.Thread(target=wrap, daemon=True)
         thread.start()
         return thread
+
+    def send(self, data: bytes) -> None:
+        """Send, and wait until all has been acknowledged."""
+        self.sock.sendall(data)
+        until = time.monotonic() + 2
+        while self._unacknowledged and time.monotonic() < until:
+            time.sleep(0.002)
+
+    @property
+    def _unacknowledged(self) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, count)
+        return count[0]
+
+    def wait_for_data(self) -> None:
+        """Until something has come, which stays there."""
+        self.sock.recv(1, socket.MSG_PEEK)
 
     def deafen(self) -> None:
         """Hear nothing more, and acknowledge nothing."""

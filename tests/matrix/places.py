@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -71,8 +72,16 @@ def _filter(network: Routed) -> None:
     )
 
 
-def _queue(network: Routed) -> None:
-    network.client.run("tc", "qdisc", "add", "dev", "router", "root", "blackhole")
+def _queue(*discipline: str) -> Callable[[Routed], None]:
+    """A queueing discipline on our interface; the first that it lets pass is not ours."""
+
+    def act(network: Routed) -> None:
+        with network.client.entered(), socket.socket(type=socket.SOCK_DGRAM) as sock:
+            network.client.run("tc", "qdisc", "add", "dev", "router", "root", *discipline)
+            for _ in range(3):
+                sock.sendto(bytes(1400), (Routed.SERVER, 9))
+
+    return act
 
 
 PLACES: Final = {
@@ -91,6 +100,8 @@ PLACES: Final = {
         Place("our filter", Answer.LOCAL, _filter),
         Place("our blackhole route", Answer.LOCAL, _ours(f"route add blackhole {Routed.SERVER}/32")),
         Place("our prohibit route", Answer.LOCAL, _ours(f"route add prohibit {Routed.SERVER}/32")),
-        Place("our queue", Answer.QUEUE, _queue),
+        Place("our queue, full", Answer.QUEUE, _queue("pfifo", "limit", "0")),
+        # A byte a second: what is retransmitted is still in the queue, and to TCP all is well with that.
+        Place("our queue, stuck", Answer.SILENT, _queue("tbf", "rate", "8bit", "burst", "1600", "limit", "1000000")),
     )
 }

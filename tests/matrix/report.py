@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from .cells import MODES, Seen
+from .cells import MODES, Cell, Seen
 from .expect import expected, problems
 from .live import TROUBLES, Result
 from .places import PLACES
 from .states import STATES
 
-__all__ = ["failures", "live_failures", "live_table", "table"]
+__all__ = ["digest", "failures", "live_failures", "live_table", "table"]
 
 _MARKS: Final = {
     "missed": "MISSED",
@@ -36,7 +37,7 @@ def table(results: Sequence[Seen], *, markdown: bool = False) -> str:
     for seen in results:
         cells.setdefault((seen.cell.place, seen.cell.state), []).append(seen)
     if markdown:
-        return _markdown(places, states, cells)
+        return _markdown(places, results)
     columns = [[state, *(_text(cells.get((place, state), [])) for place in places)] for state in states]
     return _boxes(["", *places], columns)
 
@@ -79,12 +80,28 @@ def _boxes(head: list[str], columns: list[list[str]], width: int = 150) -> str:
     return "\n".join(lines)
 
 
-def _markdown(places: list[str], states: list[str], cells: dict[tuple[str, str], list[Seen]]) -> str:
-    rows = [
-        ["", *states],
-        ["---", *("---:" for _ in states)],
-        *([place, *(_text(cells.get((place, state), [])) for state in states)] for place in places),
-    ]
+# The README's columns, and the beginnings of the names of the states that are in each.
+_COLUMNS: Final = {
+    "idle": ("idle",),
+    "in flight": ("in flight",),
+    "written afterwards": ("written",),
+    "window shut": ("window shut",),
+    "window shrunk": ("window shrunk",),
+    "paused": ("paused",),
+    "half-closed": ("our FIN", "their FIN"),
+    "TLS": ("TLS",),
+    "STARTTLS": ("STARTTLS",),
+    "sendfile": ("sendfile",),
+    "connecting": ("connecting",),
+}
+
+
+def _markdown(places: list[str], results: Sequence[Seen]) -> str:
+    rows = [["seconds at most, until", *_COLUMNS], ["---", *("---:" for _ in _COLUMNS)]]
+    for place in places:
+        here = [seen for seen in results if seen.cell.place == place and seen.cell.state in STATES]
+        columns = ([seen for seen in here if seen.cell.state.startswith(names)] for names in _COLUMNS.values())
+        rows.append([place, *map(_text, columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -102,6 +119,25 @@ def failures(results: Iterable[Seen]) -> list[str]:
             before = f"; at the break: {seen.before}" if seen.before else ""
             lines.append(f"{seen.cell}: {'; '.join(wrong)}  [{facts}{before}]")
     return lines
+
+
+def digest(results: Iterable[Seen]) -> list[str]:
+    """A line for each kind of failure: how many, and between which places, states, kinds, loops and modes."""
+    groups: dict[str, list[Cell]] = {}
+    for seen in results:
+        for problem in problems(seen):
+            # Numbers differ, names do not.
+            groups.setdefault(re.sub(r"\d+\.\d+", "N", problem)[:100], []).append(seen.cell)
+    return [f"{len(cells):5}  {problem}  [{_common(cells)}]" for problem, cells in sorted(groups.items())]
+
+
+def _common(cells: Sequence[Cell]) -> str:
+    """Each dimension's values, where there are few of them."""
+    parts = []
+    for name in ("place", "state", "kind", "loop", "mode"):
+        values = list(dict.fromkeys(getattr(cell, name) for cell in cells))
+        parts.append(" | ".join(values) if len(values) <= 5 else f"{len(values)} {name}s")
+    return "; ".join(filter(None, parts))
 
 
 def live_table(results: Sequence[Result], *, markdown: bool = False) -> str:

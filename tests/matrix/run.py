@@ -20,14 +20,14 @@ from .crowd import Secrets
 from .expect import expected, problems
 from .live import TROUBLES, Result, live_cells
 from .places import PLACES
-from .report import failures, live_failures, live_table, table
+from .report import digest, failures, live_failures, live_table, table
 from .states import STATES
 
 __all__ = ["all_cells", "main", "run"]
 
 LIVES: Final = tuple(dict.fromkeys(life.name for trouble in TROUBLES.values() for life in trouble.lives))
-_AT_ONCE: Final = 8
-"""Processes: more make the machine so busy that times are no longer the kernel's."""
+_AT_ONCE: Final = 4 * (os.cpu_count() or 2)
+"""Processes: they mostly wait, and more would make the machine so busy that times are no longer the kernel's."""
 _LIMIT: Final = 160.0
 """Seconds that one process may take."""
 
@@ -52,7 +52,9 @@ def all_cells(
     return found
 
 
-async def run(cells: Iterable[Cell], live: Iterable[Cell] = ()) -> tuple[list[Seen], list[Result]]:
+async def run(
+    cells: Iterable[Cell], live: Iterable[Cell] = (), *, at_once: int = _AT_ONCE
+) -> tuple[list[Seen], list[Result]]:
     """Try all these cells, deaths and live peers, and say what was seen, in no order."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
@@ -62,7 +64,7 @@ async def run(cells: Iterable[Cell], live: Iterable[Cell] = ()) -> tuple[list[Se
         troubles.setdefault(cell.place, []).append(cell)
     with tempfile.TemporaryDirectory() as secrets:
         Secrets.make(secrets)
-        room = asyncio.Semaphore(_AT_ONCE)
+        room = asyncio.Semaphore(at_once)
         # The longest first.
         lives = [asyncio.create_task(_trouble(each, room)) for each in troubles.values()]
         deaths = [asyncio.create_task(_group(each, secrets, room)) for each in groups.values()]
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if results:
         print(live_table(results, markdown=options.markdown))
     if not options.markdown:
-        print("\n".join(["", *wrong]))
+        print("\n".join(["", *wrong, "", *digest(seen)]))
     print(_summary(seen, results, wrong, time.monotonic() - began), file=sys.stderr if options.markdown else sys.stdout)
     return 1 if wrong or not (seen or results) else 0
 
