@@ -131,8 +131,11 @@ class _Link:
 
     def _fell_silent(self, sample: TcpInfo) -> bool:
         """Whether a connection that the kernel has ended had a peer that no longer answered."""
-        bound = self._state.user_timeout or (None if self._limits is None else self._limits.user_timeout)
-        return fell_silent(sample, dataclasses.replace(self._state, user_timeout=bound))
+        state, watch, silence = self._state, self._watch, sample.silence
+        bound = state.user_timeout or (None if self._limits is None else self._limits.user_timeout)
+        if bound and silence and watch is not None and watch.waiting and silence >= bound - (state.interval or 0) / 2:
+            return True
+        return fell_silent(sample, dataclasses.replace(state, user_timeout=bound))
 
     def _follow(self, sock: SocketLike) -> bool:
         """See whether the application has set other times since; they stand."""

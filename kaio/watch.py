@@ -109,6 +109,11 @@ class Watch:
         return self._silence + (0.0 if self._at is None else max(0.0, now - self._at))
 
     @property
+    def waiting(self) -> bool:
+        """Whether something waited for the peer at the last look."""
+        return self._waiting_since is not None
+
+    @property
     def at_rest(self) -> bool:
         """Whether the last look found nothing that the next one must know of."""
         return self._asked_since is None and self._since is None and self.cap is None and not self._suspect
@@ -154,6 +159,7 @@ class Watch:
             self._asked_since = self._waiting_since = None
         else:
             self._asked += grown + max(resent, (total - self._total_retrans) & 0xFFFFFFFF)
+        self._asked = max(self._asked, _timeouts(info, silence))
         self._probes, self._retransmits, self._total_retrans = probes, retransmits, total
         self._at, self._silence = now, silence
 
@@ -221,6 +227,17 @@ def _retransmitting(info: TcpInfo) -> float:
         return 0.0
     doublings = min(info.retransmits, _MOST_DOUBLINGS)
     return info.rto * (1 - 0.5**doublings) + min(info.last_data_sent or 0.0, info.rto)
+
+
+def _timeouts(info: TcpInfo, silence: float) -> int:
+    """How often the retransmission timer has fired since the peer was heard, at least.
+
+    No timeout was longer than the last one. A segment that could not leave this host is counted nowhere else when the
+    window has shrunk over it.
+    """
+    if not info.unacked or not info.rto:
+        return 0
+    return min(info.backoff or 0, int(silence / info.rto))
 
 
 def _resent_into_shut_window(info: TcpInfo, silence: float) -> int:

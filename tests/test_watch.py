@@ -96,6 +96,15 @@ DEATHS: dict[str, tuple[Limits, Cause, list[TcpInfo]]] = {
         Cause.ZERO_WINDOW,
         [seen(1.5, **SHRUNK, rto=1.6, last_data_sent=0.1, backoff=3, total_retrans=3), seen(3, **SHRUNK, backoff=4)],
     ),
+    "shrunk, and nothing leaves this host": (
+        LIMITS,
+        Cause.ZERO_WINDOW,
+        [
+            seen(25, **SHRUNK, rto=25.6, backoff=7),
+            seen(55, **SHRUNK, rto=30, backoff=8),
+            seen(60, **SHRUNK, rto=30, backoff=8),
+        ],
+    ),
     "never left this host": (LIMITS, Cause.UNREACHABLE, [seen(25, **UNSENT, probes=5), seen(60, **UNSENT, probes=7)]),
     "a FIN": (
         LIMITS,

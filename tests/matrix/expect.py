@@ -4,7 +4,8 @@ The clock starts at the break. Whoever watches has the detection time and one se
 last or, for what is written so late that it would be unfair, from when it was written. With stalled="drop", and where
 the kernel alone watches (under a sweep, and from outside), TCP_USER_TIMEOUT is the clock: where ICMP or a local error
 lets the kernel begin anew (RFC 6069), it has twice the user timeout and one second more. So has everybody where the
-kernel cannot even ask, because our own queue is full.
+kernel cannot even ask, because our own queue is full. Where the kernel delivers a verdict of kaio's (a window that is
+shut, and a socket that only the kernel ends), it does so when it asks next.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ EARLIEST: Final = 1.8
 the bound ago."""
 _PROBED: Final = 1.0  # seconds after the break: what is written later has its bound from when it is written
 _LOOK: Final = 0.75  # seconds between two looks of a sweep: a socket that connects is not known sooner
+
+# Seconds until the kernel delivers a verdict of kaio's: when it asks next, by the capped back-off.
+_ASKED_NEXT: Final = {Waits.SHUT: 1.0, Waits.SHRUNK: BOUND / 2}
 
 _OWN: Final = frozenset({"own", "connection", "streams"})
 _KERNEL: Final = frozenset({"sweep", "attach"})
@@ -110,6 +114,8 @@ def latest(cell: Cell) -> float:
             bound *= 2
     if state.waits is Waits.CONNECTING and cell.kind in _KERNEL:
         bound += _LOOK
+    if cell.mode == "keep" and cell.kind in _KERNEL | {"descriptor"}:
+        bound += _ASKED_NEXT.get(state.waits, 0.0)
     # TCP_USER_TIMEOUT knows nothing of the silence before anything was sent.
     late = state.delay > _PROBED or cell.mode == "drop" or cell.kind in _KERNEL | {"descriptor"}
     return bound + GRACE + (state.delay if late else 0.0)
@@ -125,8 +131,13 @@ def earliest(cell: Cell) -> float:
 def causes(cell: Cell) -> frozenset[str]:
     """Why: one of these."""
     waits, answer = STATES[cell.state].waits, PLACES[cell.place].answer
-    if answer is Answer.ICMP and waits in (Waits.IN_FLIGHT, Waits.WRITTEN) and cell.mode == "drop":
-        return _NO_WAY  # the kernel ends it, and has heard
+    if (
+        answer is Answer.ICMP
+        and waits in (Waits.IN_FLIGHT, Waits.WRITTEN)
+        and cell.mode == "drop"
+        and cell.kind in _OWN
+    ):
+        return _NO_WAY  # the kernel ends it, and has heard; the error of others' connections is theirs to read
     return CAUSES[answer][waits]
 
 
