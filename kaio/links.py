@@ -123,7 +123,13 @@ class _Link:
         return sock
 
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
+        self._hear_of_end(decision.state is not State.ALIVE)
         self._follow(sock)
+
+    def _hear_of_end(self, near: bool) -> None:
+        """The kernel may end the connection soon: know why, when it does."""
+        if near:
+            self._monitor.watch_errors(self)
 
     def _read(self, sock: SocketLike) -> SocketState:
         """What the application and the policy have made of the socket."""
@@ -159,8 +165,6 @@ class _Link:
         """A library's protocol has no such callbacks."""
 
     def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
-        if kind == "suspect":
-            self._monitor.watch_errors(self)  # from now on, when it ends, know why
         return Event(kind, self._owner, health, None)
 
     def _condemn(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
@@ -349,7 +353,15 @@ class DescriptorLink(_Link):
         self._bound = None
         return state
 
+    def _hear_of_end(self, near: bool) -> None:
+        super()._hear_of_end(near)
+        if near:
+            self._monitor.suspect_descriptors.add(self)
+        else:
+            self._monitor.suspect_descriptors.discard(self)
+
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
+        self._hear_of_end(decision.state is not State.ALIVE)
         if not self._follow(sock) and self._limits is not None and self._state.user_timeout is None:
             suspect = decision.state is State.SUSPECT and decision.waiting and not decision.spare
             bound = self._limits.user_timeout if suspect else None
@@ -357,13 +369,6 @@ class DescriptorLink(_Link):
                 with contextlib.suppress(*_GONE):
                     platform.bound_connect(sock, bound)
                     self._bound = bound
-
-    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
-        if kind == "suspect":
-            self._monitor.suspect_descriptors.add(self)
-        else:
-            self._monitor.suspect_descriptors.discard(self)
-        return super()._event(kind, health)
 
     def look_whether_closed(self) -> None:
         """Report the death of a socket whose owner heard of it first, and closed it."""
