@@ -2,7 +2,7 @@
 
 Rules kept here: a byte that arrived is delivered, before any error and in spite of any cancellation. What a dead peer
 raises is one `DeadPeerError`, the same object everywhere. Both directions have backpressure. Closing takes no longer
-than its timeout.
+than its timeout, and does not lose the answer because the request was not read.
 
 A task that waits for data waits for the protocol itself, and goes on inside `data_received`: a future, its callback and
 the loop's next turn would cost as much as all else together. It is handed the bytes only there, where nothing can come
