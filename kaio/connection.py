@@ -131,6 +131,7 @@ class StreamProtocol(KeepaliveProtocol):
             self._handed = data
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
+                callback = None  # from 3.12 on the task's traceback holds this frame, which would hold the task
                 return
             except RuntimeError:
                 if self._handed is None:  # the task has gone on, and this is its own
@@ -157,7 +158,8 @@ class StreamProtocol(KeepaliveProtocol):
             self._woken = True
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
-            except RuntimeError:  # as in data_received
+                callback = None  # as in data_received
+            except RuntimeError:
                 if not self._woken:
                     raise
                 self._callback = callback
