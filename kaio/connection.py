@@ -2,7 +2,7 @@
 
 Rules kept here: a byte that arrived is delivered, before any error and in spite of any cancellation. What a dead peer
 raises is one `DeadPeerError`, the same object everywhere. Both directions have backpressure. Closing takes no longer
-than its timeout.
+than its timeout, and does not lose the answer because the request was not read.
 
 A task that waits for data waits for the protocol itself, and goes on inside `data_received`: a future, its callback and
 the loop's next turn would cost as much as all else together. It is handed the bytes only there, where nothing can come
@@ -131,6 +131,7 @@ class StreamProtocol(KeepaliveProtocol):
             self._handed = data
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
+                callback = None  # from 3.12 on the task's traceback holds this frame, which would hold the task
                 return
             except RuntimeError:
                 if self._handed is None:  # the task has gone on, and this is its own
@@ -157,7 +158,8 @@ class StreamProtocol(KeepaliveProtocol):
             self._woken = True
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
-            except RuntimeError:  # as in data_received
+                callback = None  # as in data_received
+            except RuntimeError:
                 if not self._woken:
                     raise
                 self._callback = callback
