@@ -3,7 +3,7 @@
 The map; each row imports only from the rows above it, and from its own without a cycle:
 
     errors                                the tree of exceptions
-    policy addresses tcpinfo verdict      plain data and judgement, no I/O
+    policy addresses tcpinfo verdict watch  plain data and judgement, no I/O
     _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
     keepalive                             apply, inspect, health on any socket
     covering descriptors sweeping         sockets that others make: whose options they have, and giving them the policy

@@ -24,7 +24,8 @@ from .errors import Cause, KeepaliveError
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo, TcpState
-from .verdict import Decision, Health, Limits, dead_peer, fell_silent, limits_of_state
+from .verdict import Health, Limits, dead_peer, fell_silent, limits_of_state
+from .watch import Decision, Watch
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
 
@@ -55,17 +56,16 @@ class _Link:
     """What both kinds have in common."""
 
     __slots__ = (
-        "_backoff",
         "_due",
         "_ended",
         "_home",
+        "_inode",
         "_key",
         "_limits",
         "_monitor",
         "_policy",
         "_state",
-        "_suspect",
-        "_waiting_since",
+        "_watch",
         "_watched_fd",
     )
 
@@ -81,10 +81,9 @@ class _Link:
         self._limits: Limits | None = limits_of_state(policy, state)
         self._due: int = -1
         self._watched_fd: int = -1
-        self._suspect: bool = False
         self._ended: bool = False
-        self._waiting_since: float | None = None
-        self._backoff: int | None = None
+        self._inode: int = 0
+        self._watch: Watch | None = None
         monitor.counters.watched += 1
 
     # -- what differs
@@ -137,12 +136,14 @@ class _Link:
         limits = limits_of_state(self._policy, state)
         if limits == self._limits:
             return False
-        self._limits = limits
         if limits is None:  # keepalive is off: nobody is to watch
             self._end()
         else:
-            self._monitor.watch(self)
+            self._monitor.begin_anew(self, limits)
         return True
+
+    def _closed_unheard(self) -> None:
+        """`_socket` has seen it, and let go."""
 
     def _tell(self, name: str, argument: object) -> None:
         """A library's protocol has no such callbacks."""
@@ -311,7 +312,7 @@ class DescriptorLink(_Link):
 
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         if not self._follow(sock) and self._limits is not None and self._state.user_timeout is None:
-            bound = self._limits.user_timeout if decision.waiting and not decision.shut else None
+            bound = self._limits.user_timeout if decision.waiting and not decision.spare else None
             if bound != self._bound:
                 with contextlib.suppress(*_GONE):
                     platform.bound_connect(sock, bound)

@@ -24,6 +24,7 @@ import logging
 import math
 import os
 import select
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +33,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from ._sockopt import SocketLike, platform
 from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
-from .verdict import Decision, Health, Limits, State, decide, judge, look_at_rest
+from .verdict import Health, Limits, State, judge
+from .watch import Decision, Watch, look_at_rest
 
 __all__ = ["TURN", "Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
 
@@ -95,12 +97,11 @@ class Link(Protocol):
     """The wheel's tick at which it is looked at; -1: it is not in the wheel."""
     _watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
-    _suspect: bool
     _ended: bool
-    _waiting_since: float | None
-    """When data was first seen waiting, on the loop's clock; None: none waits."""
-    _backoff: int | None
-    """What the kernel's longest back-off was before the monitor shortened it; None: it has not."""
+    _inode: int
+    """Its socket in the registry of what this process watches (`owners`); 0: it is not there."""
+    _watch: Watch | None
+    """What the last looks remember; None: nothing."""
     _limits: Limits | None
 
     def _socket(self) -> SocketLike:
@@ -123,6 +124,10 @@ class Link(Protocol):
 
     def _condemn(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         """End the connection with a verdict that the loop has not heard, or would not hear."""
+        ...
+
+    def _closed_unheard(self) -> None:
+        """Its socket is closed, and its owner was not told yet."""
         ...
 
 
@@ -165,7 +170,7 @@ class Monitor:
         limits, loop = link._limits, self._loop()
         if limits is not None and self._can_look and loop is not None:
             now = loop.time() if since is None else since
-            at = now + (limits.interval if link._suspect else limits.first_look)
+            at = now + (limits.interval if is_suspect(link) else limits.first_look)
             # A policy that is set again and again does not put the look off.
             self._enter_bucket(link, loop, at if due < 0 else min(at, (due - 1) / _TICKS))
 
@@ -302,23 +307,24 @@ class Monitor:
         self.counters.looks += 1
         try:
             sock = link._socket()
-            if link._waiting_since is None and not link._suspect and link._backoff is None:
+            watch = link._watch
+            if watch is None:
                 silence = platform.resting_for(sock)
                 if silence is not None:
                     link._looked(sock, _AT_REST)
                     if link._due < 0 and link._limits is limits and not link._ended:
                         self._enter_bucket(link, loop, now + look_at_rest(limits, silence))
                     return
+                watch = link._watch = Watch(limits)
             sample = platform.tcp_info(sock)
         except KeepaliveError:
             self._cannot_look()
             return
-        except (OSError, ValueError, AttributeError):  # closed, and connection_lost is on its way
+        except (OSError, ValueError, AttributeError):
+            link._closed_unheard()
             return
-        now = loop.time()
-        since = link._waiting_since
-        decision = decide(sample, limits, 0.0 if since is None else now - since)
-        link._waiting_since = (now if since is None else since) if decision.waiting else None
+        now, was_suspect = loop.time(), watch.suspect
+        decision = watch.look(sample, now)
         if decision.cause is not None:
             timed_out = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             link._condemn(timed_out, decision.cause, sample)
@@ -326,30 +332,35 @@ class Monitor:
         if decision.state is State.DEAD:
             link._kernel_ended(sample)
             return
-        if decision.shut and link._backoff is None and limits.user_timeout is not None:
-            link._backoff = platform.cap_backoff(sock, limits.longest_backoff)
-        elif link._backoff is not None and not decision.shut:
-            self.restore_backoff(link)
+        if decision.cap and watch.backoff is None:
+            watch.backoff = platform.cap_backoff(sock, limits.longest_backoff)
+        elif watch.backoff is not None and not decision.cap:
+            restore_backoff(watch, sock)
+        if watch.at_rest:
+            link._watch = None
         link._looked(sock, decision)
-        self._note(link, decision, sample)
+        if watch.suspect is not was_suspect:
+            self._report(link, "suspect" if watch.suspect else "recovered", judge(sample))
         if link._due < 0 and link._limits is limits and not link._ended:  # a callback may have changed that
             self._enter_bucket(link, loop, now + decision.look_after)
 
-    def restore_backoff(self, link: Link) -> None:
-        """The window is open again, or it is no longer watched: the kernel's own back-off is due."""
-        before, link._backoff = link._backoff, None
-        if before is not None:
+    def begin_anew(self, link: Link, limits: Limits | None) -> None:
+        """A connection is watched by other times from now on; None: not at all."""
+        if limits == link._limits:  # the same once more puts nothing off
+            self.watch(link)
+            return
+        link._limits = limits
+        watch, loop = link._watch, self._loop()
+        if watch is not None and watch.backoff is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                platform.cap_backoff(link._socket(), before / 1000)
-
-    def _note(self, link: Link, decision: Decision, sample: TcpInfo) -> None:
-        """Tell when a peer has become suspect, or has been heard again."""
-        if decision.state is State.SUSPECT and not link._suspect:
-            link._suspect = True
-            self._report(link, "suspect", judge(sample))
-        elif decision.state in (State.ALIVE, State.STALLED) and link._suspect:
-            link._suspect = False
-            self._report(link, "recovered", judge(sample))
+                restore_backoff(watch, link._socket())
+        if limits is None or loop is None:
+            link._watch = None
+        else:
+            # Silence counts from now: the kernel may have had no reason to ask before.
+            link._watch = watch = watch or Watch(limits)
+            watch.begin_anew(limits, loop.time())
+        self.watch(link)
 
     def _report(self, link: Link, kind: Literal["suspect", "recovered"], health: Health) -> None:
         self.emit(link._event(kind, health))
@@ -525,17 +536,31 @@ class _Kqueue:
         return [event.ident for event in self._kqueue.control(None, 1024, 0)]
 
 
+def is_suspect(link: Link) -> bool:
+    """Whether a connection's peer was suspect at the last look."""
+    return link._watch is not None and link._watch.suspect
+
+
+def restore_backoff(watch: Watch, sock: SocketLike) -> None:
+    """The kernel's own back-off is due again. Raises OSError."""
+    before, watch.backoff = watch.backoff, None
+    if before is not None:
+        platform.cap_backoff(sock, before / 1000)
+
+
 def bare(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """The methods of a loop without what kaio's own loop adds: kaio's own connections have their policy already."""
     return getattr(loop, "_kaio_bare", loop)
 
 
 _monitors: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Monitor]] = weakref.WeakKeyDictionary()
+_monitors_lock: Final = threading.Lock()  # loops of several threads come and go at the same time
 
 
 def close_monitor(loop: asyncio.AbstractEventLoop) -> None:
     """A loop is closed: so is its monitor, and it holds neither any more."""
-    monitor = _monitors.pop(loop, None)
+    with _monitors_lock:
+        monitor = _monitors.pop(loop, None)
     if monitor is not None:
         monitor.close()
 
@@ -543,11 +568,12 @@ def close_monitor(loop: asyncio.AbstractEventLoop) -> None:
 def get_monitor(loop: asyncio.AbstractEventLoop | None = None) -> Monitor:
     """The monitor of a loop; of the running one when none is given. Raises RuntimeError when none is running."""
     loop = asyncio.get_running_loop() if loop is None else loop
-    found = _monitors.get(loop)
-    if found is None:
-        for other, monitor in list(_monitors.items()):
-            if other.is_closed():  # with connections that nobody closed
-                monitor.close()
-                del _monitors[other]
-        found = _monitors[loop] = Monitor(loop)
+    abandoned: list[Monitor] = []  # of loops that were closed with connections that nobody closed
+    with _monitors_lock:
+        found = _monitors.get(loop)
+        if found is None:
+            abandoned = [_monitors.pop(other) for other in list(_monitors) if other.is_closed()]
+            found = _monitors[loop] = Monitor(loop)
+    for monitor in abandoned:
+        monitor.close()
     return found

@@ -24,7 +24,8 @@ from .keepalive import apply, tcp_info
 from .monitor import Counters, Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .tcpinfo import TcpInfo
-from .verdict import DEATHS, Decision, Health, Limits, State, dead_peer, judge, limits_of
+from .verdict import DEATHS, Health, Limits, State, dead_peer, judge, limits_of
+from .watch import Decision, Watch
 
 __all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
 
@@ -82,7 +83,6 @@ class KeepaliveTransport(asyncio.Transport):
 
     __slots__ = (
         "__weakref__",
-        "_backoff",
         "_closed_here",
         "_due",
         "_ended",
@@ -90,6 +90,7 @@ class KeepaliveTransport(asyncio.Transport):
         "_entry",
         "_half_closed",
         "_inner",
+        "_inode",
         "_limits",
         "_monitor",
         "_peername",
@@ -97,9 +98,8 @@ class KeepaliveTransport(asyncio.Transport):
         "_protocol",
         "_sample",
         "_scopes",
-        "_suspect",
         "_verdict",
-        "_waiting_since",
+        "_watch",
         "_watched_fd",
         "write",
     )
@@ -115,10 +115,9 @@ class KeepaliveTransport(asyncio.Transport):
     _scopes: list[AliveScope] | None  # who is to be cancelled when it ends
     _due: int  # the monitor's
     _watched_fd: int  # the monitor's
-    _suspect: bool  # the monitor's
     _half_closed: bool  # the peer sends no more, and the loop no longer listens
-    _waiting_since: float | None  # the monitor's
-    _backoff: int | None  # the monitor's
+    _watch: Watch | None  # the monitor's
+    _inode: int  # the monitor's
     _closed_here: object  # the task in which this side has closed it, or True; False: it has not
     _ended: bool  # whether connection_lost has been passed on
     _sample: TcpInfo | None  # TCP_INFO of the dead socket
@@ -138,9 +137,10 @@ class KeepaliveTransport(asyncio.Transport):
         self._endpoint = endpoint
         self._policy = policy
         self._limits = limits
-        self._ended = self._suspect = self._half_closed = self._closed_here = False
+        self._ended = self._half_closed = self._closed_here = False
         self._sample = self._peername = self._verdict = self._scopes = None
-        self._waiting_since = self._backoff = None
+        self._watch = None
+        self._inode = 0
         self._due = self._watched_fd = -1
         self._monitor = monitor = endpoint.monitor if endpoint and endpoint.monitor else get_monitor()
         monitor.counters.watched += 1
@@ -239,11 +239,8 @@ class KeepaliveTransport(asyncio.Transport):
     def _follow(self, policy: Keepalive, state: SocketState) -> None:
         """The socket has another policy from now on."""
         self._policy = policy
-        self._monitor.restore_backoff(self)
         if not self._ended:
-            self._limits = limits = watched_by(policy, state)
-            self._suspect = self._suspect and limits is not None
-            self._monitor.watch(self)
+            self._monitor.begin_anew(self, watched_by(policy, state))
 
     @property
     def inner(self) -> asyncio.Transport:
@@ -285,6 +282,9 @@ class KeepaliveTransport(asyncio.Transport):
 
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         """Nothing more is to be done."""
+
+    def _closed_unheard(self) -> None:
+        """connection_lost is on its way."""
 
     def _kernel_ended(self, sample: TcpInfo | None) -> None:
         """A loop that listens reports that; from one that does not, the error is taken and delivered.

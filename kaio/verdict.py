@@ -10,7 +10,7 @@ import enum
 import errno
 import functools
 import math
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .errors import Cause, DeadPeerError
 from .policy import Keepalive, SocketState
@@ -18,18 +18,15 @@ from .tcpinfo import TcpInfo, TcpState
 
 __all__ = [
     "DEATHS",
-    "Decision",
     "Health",
     "Limits",
     "State",
     "cause_of_death",
     "dead_peer",
-    "decide",
     "fell_silent",
     "judge",
     "limits_of",
     "limits_of_state",
-    "look_at_rest",
     "window_is_shut",
 ]
 
@@ -104,8 +101,13 @@ def judge(info: TcpInfo) -> Health:
 
 
 def window_is_shut(info: TcpInfo) -> bool:
-    """Whether data waits for the peer to take it."""
-    return bool(info.notsent_bytes) and info.snd_wnd == 0 and not info.unacked
+    """Whether data waits for the peer to take it: unsent, or in flight when the window shrank.
+
+    Before Linux 5.4 the kernel does not tell the window: unsent data with nothing in flight then means that it is shut.
+    """
+    if info.snd_wnd is None:
+        return bool(info.notsent_bytes) and not info.unacked
+    return info.snd_wnd == 0 and bool(info.notsent_bytes or info.unacked)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,13 +130,14 @@ class Limits:
         return late if self.user_timeout is None else min(late, self.user_timeout)
 
     @property
-    def least_wait(self) -> float:
-        """Seconds for which data must have been seen waiting before it counts against the peer.
+    def least_asking(self) -> float:
+        """Seconds over which a peer must have been asked, at least: unanswered questions of one moment are no proof.
 
-        Silence may be long before anything is sent: it counts once two intervals' worth of retransmissions followed.
+        What remains of the user timeout after the first look, and one and a half intervals are enough.
         """
         bound = self.user_timeout or 0.0
-        return bound if self.count == 1 else min(bound, 2 * self.interval)
+        rest = bound - self.first_look
+        return min(rest if rest > 0 else bound, 1.5 * self.interval)
 
     @property
     def longest_backoff(self) -> float:
@@ -182,61 +185,6 @@ def fell_silent(info: TcpInfo, state: SocketState) -> bool:
         return silence >= (state.user_timeout or _LONG)
     bounds = [bound for bound in (state.detection_time, state.user_timeout) if bound]
     return bool(info.probes and bounds) and silence >= min(bounds) - (state.interval or 0) / 2
-
-
-class Decision(NamedTuple):
-    """What is to be thought of a peer, and when to look again."""
-
-    state: State
-    cause: Cause | None
-    """Set when the peer is to be given up now; a connection that the kernel has ended has none."""
-    look_after: float
-    """Seconds until the next look."""
-    waiting: bool = False
-    """Whether data is in flight or waits for the window."""
-    shut: bool = False
-    """Whether it is the window that it waits for."""
-
-
-def look_at_rest(limits: Limits, silence: float) -> float:
-    """Seconds until the next look at a peer of whom nothing is wanted and nothing is amiss."""
-    return limits.first_look - silence if silence < limits.first_look else max(limits.interval, limits.first_look)
-
-
-def decide(info: TcpInfo, limits: Limits, waited: float) -> Decision:
-    """The verdict on a sample; `waited` is for how long earlier samples have seen data waiting, 0 when none has.
-
-    A peer is given up when nothing was heard for the user timeout, while data was in flight or the window was shut,
-    and enough questions went unanswered: at least two probes or retransmissions (one, when the count is one and the
-    window open), and the data has waited, or probes had been lost before it was sent. Silence alone is no proof where
-    the kernel has not asked. An idle peer is left to the kernel's keepalive.
-    """
-    silence = info.silence
-    if info.state == TcpState.CLOSE:
-        return Decision(State.DEAD, None, limits.interval)
-    if silence is None:
-        return Decision(State.ALIVE, None, limits.first_look)
-    unanswered = (info.probes or 0) + (info.retransmits or 0)
-    shut = window_is_shut(info)
-    waiting = bool(info.unacked) or shut
-    bound = limits.user_timeout
-    least = 2 if shut else min(2, limits.count)
-    # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
-    if waiting and bound is not None and silence >= bound and unanswered >= least:
-        lost_before = not shut and limits.count > 1 and (info.probes or 0) >= least
-        if waited >= limits.least_wait or lost_before:
-            return Decision(State.DEAD, Cause.ZERO_WINDOW if shut else Cause.UNACKNOWLEDGED, 0.0, waiting, shut)
-    suspect = unanswered >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
-    if suspect or waiting:
-        ahead = limits.interval if silence >= limits.first_look else limits.first_look - silence
-    else:
-        ahead = look_at_rest(limits, silence)
-    if waiting and bound is not None:
-        due = max(bound - silence, limits.least_wait - waited)
-        if due > 0:
-            ahead = min(ahead, due)
-    state = State.SUSPECT if suspect else State.STALLED if shut else State.ALIVE
-    return Decision(state, None, ahead, waiting, shut)
 
 
 def cause_of_death(number: int, info: TcpInfo | None) -> Cause:

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(kaio.__file__).parent
 # package stands for all in it.
 ROWS = [
     ["errors"],
-    ["policy", "addresses", "tcpinfo", "verdict"],
+    ["policy", "addresses", "tcpinfo", "verdict", "watch"],
     ["_sockopt"],
     ["keepalive"],
     ["covering", "descriptors", "sweeping"],

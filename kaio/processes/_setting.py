@@ -19,7 +19,8 @@ from ..keepalive import apply
 from ..policy import Keepalive, SocketState
 from ..system import Defaults
 from ..tcpinfo import TcpState
-from ..verdict import Limits, State, decide, judge
+from ..verdict import Limits, window_is_shut
+from ..watch import Watch
 from ._access import Process
 from ._sockets import ProcessSocket, read
 from ._system import Systems
@@ -61,10 +62,8 @@ class _Known:
     """A socket that was seen before."""
 
     given: SocketState | None = None  # what it has from us; None: nothing, or the program has changed it since
-    limits: Limits | None = None  # by which its peer is judged, where it is spared
+    watch: Watch | None = None  # of its peer, where a stalled one is spared
     lifted: bool = False  # its user timeout, for the time being
-    backoff: int | None = None  # what the kernel's longest back-off was before it was shortened
-    waiting_since: float | None = None  # when data was first seen waiting
 
 
 class Setter:
@@ -116,8 +115,7 @@ class Setter:
 
     def _is_spared(self, found: ProcessSocket) -> bool:
         """Whether the user timeout, which counts from when the window shut, could end it at once."""
-        stalled = found.info is not None and judge(found.info).state is State.STALLED
-        return stalled and self._policy.stalled == "keep"
+        return self._policy.stalled == "keep" and found.info is not None and window_is_shut(found.info)
 
     def _ports_with_own_times(self, found: Sequence[ProcessSocket]) -> set[int]:
         """The ports of listeners that had connections which the program then gave times of its own."""
@@ -176,7 +174,8 @@ class Setter:
         if found.listening:
             self._ports.add(found.local[1])
         elif self._policy.stalled == "keep" and given.idle and given.interval and given.count and given.user_timeout:
-            known.limits = Limits(given.idle, given.interval, given.count, given.user_timeout)
+            limits = Limits(given.idle, given.interval, given.count, given.user_timeout)
+            known.watch = Watch(limits, since=time.monotonic())
             known.lifted = self._is_spared(found)
 
     # -- sockets that were seen before
@@ -201,23 +200,19 @@ class Setter:
         return self._spare(process, found, known)
 
     def _spare(self, process: Process, found: ProcessSocket, known: _Known) -> Change | None:
-        """Lift the user timeout while the peer is stalled and answers; the verdict is that of kaio's monitor."""
-        if known.limits is None or found.info is None or found.tcp_state == TcpState.CLOSE:
+        """Lift the user timeout while the peer's window is shut; the verdict is the watch's, the end the kernel's."""
+        if known.watch is None or found.info is None or found.tcp_state == TcpState.CLOSE:
             return None
-        now = time.monotonic()
-        waited = 0.0 if known.waiting_since is None else now - known.waiting_since
-        decision = decide(found.info, known.limits, waited)
-        known.waiting_since = (known.waiting_since or now) if decision.waiting else None
-        if decision.state is State.STALLED and not known.lifted:
+        decision = known.watch.look(found.info, time.monotonic())
+        if decision.spare and not known.lifted:
             known.lifted = True
-            return self._lift(process, found, "stalled, and answers", known)
-        if known.lifted and (decision.cause is not None or not decision.shut):
+            return self._lift(process, found, "stalled, and answers", known.watch)
+        if known.lifted and not decision.spare:
             known.lifted = False
-            why = "it takes data again" if decision.cause is None else "stalled, and no longer answers"
-            return self._restore(process, found, known, why)
+            return self._restore(process, found, known.watch, dead=decision.cause is not None)
         return None
 
-    def _lift(self, process: Process, found: ProcessSocket, why: str, known: _Known | None = None) -> Change | None:
+    def _lift(self, process: Process, found: ProcessSocket, why: str, watch: Watch | None = None) -> Change | None:
         after = dataclasses.replace(found.state, user_timeout=None)
         if not self._dry_run:
             sock = process.borrow(found.fd, found.inode)
@@ -225,22 +220,22 @@ class Setter:
                 return None
             with sock:
                 _set_user_timeout(sock, None)
-                if known is not None and known.limits is not None:
-                    known.backoff = platform.cap_backoff(sock, known.limits.longest_backoff)
+                if watch is not None and watch.backoff is None:
+                    watch.backoff = platform.cap_backoff(sock, watch.limits.longest_backoff)
         return Change(socket=found, outcome=Outcome.LIFTED, after=after, why=why)
 
-    def _restore(self, process: Process, found: ProcessSocket, known: _Known, why: str) -> Change | None:
-        assert known.limits is not None
-        bound = known.limits.user_timeout
+    def _restore(self, process: Process, found: ProcessSocket, watch: Watch, *, dead: bool) -> Change | None:
+        bound = watch.limits.user_timeout
         sock = process.borrow(found.fd, found.inode)
         if sock is None:
             return None
         with sock:
             _set_user_timeout(sock, bound)
-            if known.backoff is not None:
-                platform.cap_backoff(sock, known.backoff / 1000)
-                known.backoff = None
+            if watch.backoff is not None and not dead:  # the kernel ends a dead one when it asks next: soon
+                platform.cap_backoff(sock, watch.backoff / 1000)
+                watch.backoff = None
         after = dataclasses.replace(found.state, user_timeout=bound)
+        why = "stalled, and no longer answers" if dead else "it takes data again"
         return Change(socket=found, outcome=Outcome.RESTORED, after=after, why=why)
 
 

@@ -1,0 +1,235 @@
+"""The watch: what looks at a connection remember, and what follows from the next one.
+
+A peer is dead when something waits for it, nothing was heard from it for the bound, and what the kernel asked meanwhile
+went unanswered. So questions are counted, and not shapes of TCP_INFO recognised:
+
+- *waits*: data or a FIN that is not acknowledged, or that is not sent, for whatever reason (the peer's window,
+  congestion, no way out of this host). An idle connection is the kernel's own to ask and to end (SO_KEEPALIVE).
+- *heard*: the younger of the last ACK and the last data.
+- *asked*: the growth, since the peer was heard, of the kernel's counters: `probes` (keepalive and window probes),
+  `retransmits`, and `total_retrans`, which alone counts when a window shrinks under data in flight
+  (net/ipv4/tcp_timer.c, tcp_retransmit_timer).
+
+Two unanswered questions are needed, and they must lie far enough apart. A long silence in which the kernel asked
+nothing (a virtual machine that stood still, a policy that was set late, keepalive that the application turned off) then
+ends nobody.
+
+Rules kept here: no I/O and no clock of its own. Silence is measured by the kernel alone, so that looks may come late
+and the caller's clock may jump: either can only put a verdict off. A counter that a kernel lacks counts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from .errors import Cause
+from .tcpinfo import TcpInfo, TcpState
+from .verdict import Limits, State, window_is_shut
+
+__all__ = ["Decision", "Watch", "look_at_rest"]
+
+_RTO_MAX: Final = 120.0  # seconds between questions, at most (include/net/tcp.h: TCP_RTO_MAX)
+_MOST_DOUBLINGS: Final = 16  # no more change the estimates here
+
+
+class Decision(NamedTuple):
+    """What is to be thought of a peer, what to do, and when to look again."""
+
+    state: State
+    cause: Cause | None
+    """Set when the peer is to be given up now; a connection that the kernel has ended has none."""
+    look_after: float
+    """Seconds until the next look."""
+    waiting: bool = False
+    """Whether something waits for the peer."""
+    cap: bool = False
+    """Whether the kernel asks ever more rarely: its back-off is to be capped (`Limits.longest_backoff`)."""
+    spare: bool = False
+    """Whether the peer's window is shut: a user timeout of the kernel's, which does not count answers, is to be off."""
+
+
+class Watch:
+    """What looks at one connection remember; `look` is called with each sample.
+
+    `since` is when the watch began, on the clock that `look` is given: silence counts from then at the earliest. None:
+    as long as the connection stands.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_asked_since",
+        "_at",
+        "_probes",
+        "_retransmits",
+        "_silence",
+        "_since",
+        "_suspect",
+        "_total_retrans",
+        "_waiting_since",
+        "backoff",
+        "limits",
+    )
+
+    def __init__(self, limits: Limits, since: float | None = None) -> None:
+        self.limits = limits
+        self._since = since
+        self._at: float | None = None  # the last look
+        self._silence = 0.0  # the silence of then, and the counters
+        self._probes = self._retransmits = self._total_retrans = 0
+        self._asked = 0  # questions since the peer was heard
+        self._asked_since: float | None = None  # the first look since then that saw a question, or something waiting
+        self._waiting_since: float | None = None  # the first look since then that saw something waiting
+        self._suspect = False
+        self.backoff: int | None = (
+            None  # the caller's: the kernel's longest back-off before it was capped; None: it is not
+        )
+
+    def begin_anew(self, limits: Limits, now: float) -> None:
+        """Watch by other times from now on. What was asked before does not count."""
+        self.limits = limits
+        self._since = now
+        self._asked = 0
+        self._asked_since = self._waiting_since = None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the last look found the peer suspect."""
+        return self._suspect
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the last look found nothing that the next one must know of."""
+        return self._asked_since is None and self._since is None and self.backoff is None and not self._suspect
+
+    def look(self, info: TcpInfo, now: float) -> Decision:
+        """The verdict on a sample, taken `now`."""
+        limits, silence = self.limits, info.silence
+        if info.state == TcpState.CLOSE:
+            return Decision(State.DEAD, None, limits.interval)
+        if silence is None:
+            return Decision(State.ALIVE, None, limits.first_look)
+        waiting = bool(info.unacked or info.notsent_bytes)
+        self._count(info, silence, now)
+        self._date(waiting, now)
+        if self._since is not None:
+            watched = max(0.0, now - self._since)
+            if silence < watched:
+                self._since = None  # the peer was heard since
+            silence = min(silence, watched)
+        shut = window_is_shut(info)
+        cause = self._cause(info, silence, now, shut) if waiting else None
+        self._suspect = self._asked >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
+        if cause is not None:
+            return Decision(State.DEAD, cause, 0.0, waiting)
+        return Decision(
+            State.SUSPECT if self._suspect else State.STALLED if shut else State.ALIVE,
+            None,
+            self._look_after(silence, now, waiting),
+            waiting,
+            cap=waiting and limits.user_timeout is not None and (shut or not info.unacked),
+            spare=shut,
+        )
+
+    def _count(self, info: TcpInfo, silence: float, now: float) -> None:
+        """Count the questions that were asked since the peer was heard."""
+        probes, retransmits, total = info.probes or 0, info.retransmits or 0, info.total_retrans or 0
+        grown = _growth(self._probes, probes)
+        resent = _growth(self._retransmits, retransmits)
+        if self._at is None or silence < max(now - self._at, self._silence):  # heard since the last look
+            # total_retrans is left out: its growth may be from before the peer was heard.
+            self._asked = grown + (
+                resent if self._at is not None else max(resent, _resent_into_shut_window(info, silence))
+            )
+            self._asked_since = self._waiting_since = None
+        else:
+            self._asked += grown + max(resent, (total - self._total_retrans) & 0xFFFFFFFF)
+        self._probes, self._retransmits, self._total_retrans = probes, retransmits, total
+        self._at, self._silence = now, silence
+
+    def _date(self, waiting: bool, now: float) -> None:
+        """Note since when something is asked and something waits; a clock that was set back starts them anew."""
+        since = self._asked_since
+        self._asked_since = None if not (self._asked or waiting) else now if since is None else min(since, now)
+        since = self._waiting_since
+        self._waiting_since = None if not waiting else now if since is None else min(since, now)
+
+    def _cause(self, info: TcpInfo, silence: float, now: float, shut: bool) -> Cause | None:
+        """Why a peer for which something waits is to be given up; None: it is not."""
+        limits = self.limits
+        bound = limits.user_timeout
+        if bound is None or silence < bound:
+            return None
+        # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
+        enough = self._asked >= (2 if shut else min(2, limits.count))
+        if not (enough and self._asking(info, now) >= limits.least_asking) and not self._cannot_ask(info, silence, now):
+            return None
+        if shut:
+            return Cause.ZERO_WINDOW
+        return Cause.UNACKNOWLEDGED if info.unacked else Cause.UNREACHABLE  # what is not sent never left this host
+
+    def _asking(self, info: TcpInfo, now: float) -> float:
+        """For how many seconds the peer has been asked, at least: as looks have seen, or as retransmissions tell."""
+        seen = 0.0 if self._asked_since is None else now - self._asked_since
+        return max(seen, _retransmitting(info))
+
+    def _cannot_ask(self, info: TcpInfo, silence: float, now: float) -> bool:
+        """Whether the kernel had twice the bound, and twice the time of its own timer, to ask, and something waited."""
+        bound = self.limits.user_timeout
+        assert bound is not None
+        if self._waiting_since is None:
+            return False
+        long = 2 * max(bound, _gap(info))
+        return silence >= long and now - self._waiting_since >= long
+
+    def _look_after(self, silence: float, now: float, waiting: bool) -> float:
+        limits = self.limits
+        if not (waiting or self._suspect):
+            return look_at_rest(limits, silence)
+        ahead = limits.interval if silence >= limits.first_look else limits.first_look - silence
+        if limits.user_timeout is not None:
+            asking = 0.0 if self._asked_since is None else now - self._asked_since
+            due = max(limits.user_timeout - silence, limits.least_asking - asking)
+            if due > 0:
+                ahead = min(ahead, due)
+        return ahead
+
+
+def look_at_rest(limits: Limits, silence: float) -> float:
+    """Seconds until the next look at a peer of whom nothing is wanted and nothing is amiss."""
+    return limits.first_look - silence if silence < limits.first_look else max(limits.interval, limits.first_look)
+
+
+def _growth(before: int, now: int) -> int:
+    """How far a counter has grown that the kernel sets to 0 when it hears the peer, or that wraps at 256."""
+    return now - before if now >= before else now
+
+
+def _retransmitting(info: TcpInfo) -> float:
+    """For how many seconds the oldest segment was sent again and again, at least: the timeout doubles each time."""
+    if not info.unacked or not info.retransmits or info.rto is None:
+        return 0.0
+    doublings = min(info.retransmits, _MOST_DOUBLINGS)
+    return info.rto * (1 - 0.5**doublings) + min(info.last_data_sent or 0.0, info.rto)
+
+
+def _resent_into_shut_window(info: TcpInfo, silence: float) -> int:
+    """How often a segment was sent again, since the peer was heard, into a window that shrank under it.
+
+    Only total_retrans counts that, from an unknown start; but each timeout was half of the next.
+    """
+    if info.snd_wnd != 0 or not info.unacked or info.retransmits or info.rto is None or info.last_data_sent is None:
+        return 0
+    ago, gap, times = info.last_data_sent, info.rto / 2, 0
+    while ago < silence and times < min(info.backoff or 0, _MOST_DOUBLINGS):
+        times += 1
+        ago += gap
+        gap /= 2
+    return times
+
+
+def _gap(info: TcpInfo) -> float:
+    """Seconds between two questions of the kernel's now, at most."""
+    if info.rto is None:
+        return _RTO_MAX
+    doublings = 0 if info.unacked else min(info.backoff or 0, _MOST_DOUBLINGS)  # in flight, rto has them already
+    return min(info.rto * 2.0**doublings, _RTO_MAX)
