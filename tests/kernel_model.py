@@ -16,7 +16,6 @@ import dataclasses
 import enum
 import random
 from collections import deque
-from collections.abc import Iterator
 from typing import Final
 
 from kaio.tcpinfo import TcpInfo, TcpState
@@ -72,8 +71,15 @@ class Question:
     """What sent it: "data", or what a timer sent."""
     failed: bool = False
     """It did not leave this host."""
+    limited: bool = False
+    """The peer would have answered, had it not answered another one just before."""
     answered: int = NEVER
     """When the answer came."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether the kernel counts it among its questions: what it sends for the first time it does not."""
+        return self.kind != "data"
 
 
 @dataclasses.dataclass(slots=True)
@@ -163,7 +169,7 @@ class Connection:
         self.una = self.nxt = self.written = 0
         self.fin_sent = False
         self.snd_wnd = WINDOW
-        self.heard_ack = self.heard_data = 0
+        self.heard_ack = self.heard_data = self.data_sent = 0
         self.died: int | None = None
         self.heard: list[int] = [0]  # when the peer was heard, as TCP_INFO will tell
         self.questions: list[Question] = []
@@ -198,7 +204,7 @@ class Connection:
             rto=seconds(self.rto),
             unacked=len(self._flight),
             retrans=0,
-            last_data_sent=0.0,
+            last_data_sent=self._age(self.data_sent),
             last_data_recv=self._age(self.heard_data),
             last_ack_recv=self._age(self.heard_ack),
             rtt=seconds(self.path.rtt),
@@ -223,16 +229,19 @@ class Connection:
     def send(self, size: int) -> None:
         """Write that many bytes."""
         if self.state != TcpState.CLOSE and not self.fin_sent:
-            self.written += size
-            self._note_waiting()
-            self._push()
+            self._write(size)
+
+    def _write(self, size: int) -> None:
+        self.written += size
+        self._note_waiting()
+        self._push()
 
     def finish(self) -> None:
         """shutdown(SHUT_WR): a FIN is one byte more."""
         if self.state == TcpState.ESTABLISHED and not self.fin_sent:
-            self.send(1)
             self.fin_sent = True
             self.state = TcpState.FIN_WAIT1
+            self._write(1)
 
     # -- what the peer does
 
@@ -328,6 +337,8 @@ class Connection:
     def _transmit(self, start: int, end: int, kind: str) -> int:
         """Send a packet: 0; below 0 when it is refused, above when our own queue drops it."""
         question = Question(self.now, kind, failed=self.path.fails is not None)
+        if start < end and not (self.fin_sent and start == self.written - 1):  # a FIN alone is no data
+            self.data_sent = self.now
         self.questions.append(question)
         if self.path.fails is not None:
             return 1 if self.path.fails is Fails.QUEUE else -1
@@ -384,8 +395,10 @@ class Connection:
             self._arm(_Timer.RETRANSMIT, self.rto)
 
     def _resend(self, segment: _Segment, kind: str) -> int:
-        if self.path.fails is not Fails.ROUTE:
-            self.total_retrans += 1
+        if self.path.fails is Fails.ROUTE:
+            self.questions.append(Question(self.now, kind, failed=True))
+            return -1
+        self.total_retrans += 1
         failed = self._transmit(segment.start, segment.end, kind)
         if not failed:
             segment.sent = self.now
@@ -484,7 +497,10 @@ class Connection:
         """tcp_write_wakeup: as much unsent data as the window takes, else a segment that the peer has long had."""
         room = self.una + self.snd_wnd
         if self.nxt < self.written and self.nxt < room:
-            return self._send_new(min(self.nxt + self.mss, self.written, room))
+            failed = self._send_new(min(self.nxt + self.mss, self.written, room))
+            if failed:
+                self.questions[-1].kind = kind  # and so it is counted
+            return failed
         return self._transmit(self.una - 1, self.una - 1, kind)
 
     # -- the keepalive timer
@@ -538,6 +554,8 @@ class Connection:
                     peer.room -= packet.end - peer.next
                 peer.next = packet.end
         elif self.now < peer.limited_until:
+            if packet.question is not None:
+                packet.question.limited = True
             return
         else:
             peer.limited_until = self.now + INVALID_RATELIMIT
@@ -623,10 +641,6 @@ class Connection:
                 self._disarm()
         else:
             self._arm(_Timer.PERSIST, self._clamped(self._persist_delay()))
-
-    def unanswered(self, until: int) -> Iterator[Question]:
-        """Questions asked until then to which no answer ever came, the latest first."""
-        return (q for q in reversed(self.questions) if q.at <= until and q.answered == NEVER)
 
 
 def _arrival(packet: _Packet) -> int:

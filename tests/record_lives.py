@@ -142,7 +142,7 @@ class Real:
     def note(self, now: float, info: TcpInfo) -> None:
         """Keep a sample if it says something new."""
         sample = [round(now * 1000), *counters(info)]
-        if not self.samples or self.samples[-1][1:-2] != sample[1:-2] or sample[0] - self.samples[-1][0] > 2000:
+        if not self.samples or self.samples[-1][1:-3] != sample[1:-3] or sample[0] - self.samples[-1][0] > 2000:
             self.samples.append(sample)
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Real:
 def counters(info: TcpInfo) -> list[int]:
     """What is compared of a sample: times in milliseconds."""
     fields = (info.state, info.probes, info.retransmits, info.total_retrans, info.backoff)
-    ages = (info.last_ack_recv, info.last_data_recv)
+    ages = (info.last_data_sent, info.last_ack_recv, info.last_data_recv)
     return [
         *[int(field or 0) for field in fields],
         round((info.rto or 0.0) * 1000),

@@ -89,11 +89,13 @@ def relived(life: Life, recorded: dict[str, Any]) -> list[list[int]]:
 
 def alike(real: list[int], modelled: list[int]) -> bool:
     """Whether two samples say the same: each counter; what waits, and silence within the tolerance."""
-    _, state, probes, retransmits, total, backoff, _, unacked, unsent, shut, *ages = modelled
+    _, state, probes, retransmits, total, backoff, _, unacked, unsent, shut, sent, *heard = modelled
     return (
         [state, probes, retransmits, total, backoff, unacked, bool(unsent), shut]
         == [*real[1:6], real[7], bool(real[8]), real[9]]
-    ) and abs(min(ages) - min(real[10:])) <= TOLERANCE
+        and abs(sent - real[10]) <= TOLERANCE
+        and abs(min(heard) - min(real[11:])) <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", LIVES)
