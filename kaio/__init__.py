@@ -5,8 +5,10 @@ The map; each row imports only from the rows above it, and from its own without 
     errors                                the tree of exceptions
     policy addresses tcpinfo verdict watch  plain data and judgement, no I/O
     _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
+    owners                                which sockets of this process a monitor watches, also to be read from outside
     keepalive                             apply, inspect, health on any socket
     covering descriptors sweeping         sockets that others make: whose options they have, and giving them the policy
+    sweeper                               the sweep that `kaio run` repeats
     monitor                               one per loop: looks after connections that may be in trouble
     links                                 other people's connections as the monitor knows them
     transports protocols                  what a connection hands to user code

@@ -24,7 +24,7 @@ from .errors import Cause, KeepaliveError
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
 from .tcpinfo import TcpInfo, TcpState
-from .verdict import Health, Limits, dead_peer, fell_silent, limits_of_state
+from .verdict import Health, Limits, State, dead_peer, fell_silent, limits_of_state
 from .watch import Decision, Watch
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
@@ -279,15 +279,17 @@ class TransportLink(_Link):
 class DescriptorLink(_Link):
     """A socket that a library only ever gives to `add_reader`, `add_writer` or `sock_*`.
 
-    A verdict on it is the kernel's to deliver, at its next timer: so data in flight puts the user timeout on the
-    socket, which a shut window takes off again. One that the application has set itself stands.
+    A verdict on it is the kernel's to deliver, at its next timer: so the user timeout is put on the socket while its
+    peer is suspect, unless its window is shut: the kernel does not count what the peer says meanwhile. One that the
+    application has set itself stands.
     """
 
-    __slots__ = ("_bound", "_peer", "descriptor")
+    __slots__ = ("_bound", "_peer", "_suspected", "descriptor")
 
     def __init__(self, descriptor: Descriptor, *common: Any) -> None:
         self.descriptor: Descriptor = descriptor
         self._bound: float | None = None  # the user timeout that was set here
+        self._suspected: tuple[TcpInfo, float] | None = None  # what it was when it became suspect, and when
         self._peer: Any = None  # once it has ended, the kernel does not tell
         with contextlib.suppress(OSError):
             self._peer = descriptor.getpeername()
@@ -312,11 +314,35 @@ class DescriptorLink(_Link):
 
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         if not self._follow(sock) and self._limits is not None and self._state.user_timeout is None:
-            bound = self._limits.user_timeout if decision.waiting and not decision.spare else None
+            suspect = decision.state is State.SUSPECT and decision.waiting and not decision.spare
+            bound = self._limits.user_timeout if suspect else None
             if bound != self._bound:
                 with contextlib.suppress(*_GONE):
                     platform.bound_connect(sock, bound)
                     self._bound = bound
+
+    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
+        if kind == "suspect":
+            self._suspected = health.info, asyncio.get_running_loop().time()
+            self._monitor.suspect_descriptors.add(self)
+        else:
+            self._monitor.suspect_descriptors.discard(self)
+        return super()._event(kind, health)
+
+    def look_whether_closed(self) -> None:
+        """Report the death of a socket whose owner heard of it first, and closed it."""
+        if self._suspected is None or self.descriptor.fileno() >= 0:
+            return
+        sample, at = self._suspected
+        silence = (sample.silence or 0.0) + asyncio.get_running_loop().time() - at
+        ended = sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
+        if fell_silent(ended, self._state):
+            self._report(self.descriptor, None, ended)
+        self._end()
+
+    def _end(self) -> None:
+        self._monitor.suspect_descriptors.discard(self)
+        super()._end()
 
     def _deliver(self) -> None:
         with contextlib.suppress(*_GONE):

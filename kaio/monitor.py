@@ -30,6 +30,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
+from . import owners
 from ._sockopt import SocketLike, platform
 from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
@@ -131,6 +132,14 @@ class Link(Protocol):
         ...
 
 
+class SuspectDescriptor(Protocol):
+    """A bare descriptor that may be closed behind the monitor's back."""
+
+    def look_whether_closed(self) -> None:
+        """Report its death if its owner has closed it when it was due."""
+        ...
+
+
 class Monitor:
     """Watches the connections of one loop. `kaio.get_monitor()` gives the running loop's."""
 
@@ -148,6 +157,8 @@ class Monitor:
         self._growing: asyncio.TimerHandle | None = None  # puts them there
         self._unlogged: deque[DeadPeerError] = deque()  # deaths that are not in the log yet
         self._errors: _ErrorWatch | None = None  # made when first needed, closed when no longer
+        self.suspect_descriptors: Final[set[SuspectDescriptor]] = set()
+        """Those in the error watch whose owner may take the error, and close them, before the watch is asked."""
         self._can_watch_errors = True
         self._can_look = True
         self.counters: Final = Counters()
@@ -168,7 +179,10 @@ class Monitor:
         self._newcomers.discard(link)
         self._leave_bucket(link)
         limits, loop = link._limits, self._loop()
-        if limits is not None and self._can_look and loop is not None:
+        if limits is None:
+            _release(link)
+        elif self._can_look and loop is not None:
+            _claim(link, limits)
             now = loop.time() if since is None else since
             at = now + (limits.interval if is_suspect(link) else limits.first_look)
             # A policy that is set again and again does not put the look off.
@@ -205,6 +219,7 @@ class Monitor:
 
     def forget(self, link: Link) -> None:
         """A connection has ended."""
+        _release(link)
         if self._unheard:
             self._unheard.discard(link)
         if link._due >= 0:
@@ -221,6 +236,8 @@ class Monitor:
 
     def close(self) -> None:
         """Let go of everything; the loop is closed."""
+        for link in self._now.union(*self._buckets.values()):
+            _release(link)
         self._population = 0
         self._newcomers.clear()
         self._unheard.clear()
@@ -406,6 +423,8 @@ class Monitor:
     def _on_errors(self, links: list[Link]) -> None:
         for link in links:
             link._kernel_ended(None)
+        for each in list(self.suspect_descriptors):
+            each.look_whether_closed()
 
     def _close_errors(self) -> None:
         if self._errors is not None:
@@ -534,6 +553,20 @@ class _Kqueue:
 
     def ready(self) -> list[int]:
         return [event.ident for event in self._kqueue.control(None, 1024, 0)]
+
+
+def _claim(link: Link, limits: Limits) -> None:
+    """Register a connection's socket as watched."""
+    try:
+        link._inode = owners.claim(link._socket().fileno(), limits.user_timeout)
+    except (OSError, ValueError, AttributeError):  # it is closed
+        link._inode = 0
+
+
+def _release(link: Link) -> None:
+    inode, link._inode = link._inode, 0
+    if inode:
+        owners.release(inode)
 
 
 def is_suspect(link: Link) -> bool:

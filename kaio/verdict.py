@@ -39,6 +39,7 @@ _UNREACHABLE: Final = frozenset(
 _WINDOWS_TIMED_OUT: Final = frozenset({10060})
 _WINDOWS_UNREACHABLE: Final = frozenset({10065, 10051, 10064, 10050})
 
+_HANDSHAKE: Final = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.NEW_SYN_RECV})
 _LONG: Final = 60.0  # seconds; without a user timeout the kernel goes on for many minutes (tcp_retries2)
 
 DEATHS: Final = _UNREACHABLE | _WINDOWS_UNREACHABLE | _WINDOWS_TIMED_OUT | {errno.ETIMEDOUT}
@@ -104,7 +105,10 @@ def window_is_shut(info: TcpInfo) -> bool:
     """Whether data waits for the peer to take it: unsent, or in flight when the window shrank.
 
     Before Linux 5.4 the kernel does not tell the window: unsent data with nothing in flight then means that it is shut.
+    Of a peer that has not answered the handshake no window is known.
     """
+    if info.state in _HANDSHAKE:
+        return False
     if info.snd_wnd is None:
         return bool(info.notsent_bytes) and not info.unacked
     return info.snd_wnd == 0 and bool(info.notsent_bytes or info.unacked)

@@ -43,7 +43,10 @@ class Decision(NamedTuple):
     waiting: bool = False
     """Whether something waits for the peer."""
     cap: bool = False
-    """Whether the kernel asks ever more rarely: its back-off is to be capped (`Limits.longest_backoff`)."""
+    """Whether the kernel asks ever more rarely: its back-off is to be capped (`Limits.longest_backoff`).
+
+    Of a peer that is suspect, too: retransmissions that double their timeout ask less often than keepalive would.
+    """
     spare: bool = False
     """Whether the peer's window is shut: a user timeout of the kernel's, which does not count answers, is to be off."""
 
@@ -126,7 +129,7 @@ class Watch:
             None,
             self._look_after(silence, now, waiting),
             waiting,
-            cap=waiting and limits.user_timeout is not None and (shut or not info.unacked),
+            cap=waiting and limits.user_timeout is not None and (shut or not info.unacked or self._suspect),
             spare=shut,
         )
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+import kaio
 from kaio.cli import cli
 from kaio.processes import lacking, sockets
 
 from .programs import Puppet, puppet, run_alone
+
+PROGRAMS = Path(__file__).parent / "programs"
 
 pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 
@@ -188,6 +198,103 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], code: int, complaint:
     """On standard error."""
     result = audit(*arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"kaio: {complaint}\n")
+
+
+# -- what a process bounds by itself
+
+POLICIES = (
+    "20s:10s:4",
+    "20s:10s:4,user_timeout=2m",
+    "20s:10s:4,user_timeout=1h",
+    "20s:10s:4,user_timeout=none",
+    "20s:10s:4,stalled=drop",
+    "20s:10s:4,user_timeout=2m,stalled=drop",
+    "20s:10s:4,user_timeout=1h,stalled=drop",
+)
+STATES = {"idle": "idle", "in_flight": "sent data unacknowledged", "window_shut": "window shut"}  # audit's, plan's
+
+
+def planned(policy: str) -> dict[str, float]:
+    """When `kaio plan` says that a death is found, in the states that an audit has."""
+    states = json.loads(CliRunner().invoke(cli, ["plan", policy, "--json"]).stdout)["states"]
+    return {name: states[state]["kaio"] for name, state in STATES.items()}
+
+
+@contextlib.contextmanager
+def audited(*arguments: str) -> Iterator[tuple[int, list[int]]]:
+    """A program of tests/programs/audited.py: its pid and the ports that it listens on."""
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.pid, [int(port) for port in process.stdout.readline().split()]
+        finally:
+            process.kill()
+
+
+def accepted(pid: int) -> dict[int, dict[str, Any]]:
+    """What an audit says of the connections that a process has accepted, by the port that it listens on."""
+    rows = json.loads(audit(str(pid), "--json").stdout)["sockets"]
+    return {int(row["local"].rpartition(":")[2]): row for row in rows if row["peer"] is not None}
+
+
+def until_it_says(pid: int, wanted: dict[int, dict[str, float]], monitored: bool) -> dict[int, dict[str, Any]]:
+    """Ask until times and monitors are as wanted, or for as long as a monitor may take to begin and then some."""
+    until = time.monotonic() + 15
+    while True:
+        found = accepted(pid)
+        times = {port: row["found_after"] for port, row in found.items()}
+        if times == wanted and all(bool(row["monitor"]) == monitored for row in found.values()):
+            return found
+        assert time.monotonic() < until, (wanted, found)
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["asyncio", "uvloop"])
+def test_an_audit_says_the_same_as_the_plan(base: str) -> None:
+    """Of connections of kaio's server and of another library's on kaio's loop, once a monitor watches them."""
+    with contextlib.ExitStack() as stack:
+        programs = [
+            stack.enter_context(audited(str(PROGRAMS / "audited.py"), kind, base, *POLICIES))
+            for kind in ("serve", "loop")
+        ]
+        for _, ports in programs:
+            for port in ports:
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for pid, ports in programs:
+            wanted = {port: planned(policy) for port, policy in zip(ports, POLICIES, strict=True)}
+            rows = until_it_says(pid, wanted, monitored=True)
+            assert [rows[port]["worst_case"] for port in ports] == [
+                "at most 1 min, data in flight by kaio's monitor",
+                "at most 2 min, data in flight by kaio's monitor",
+                "about 15 min for data in flight",
+                "about 15 min for data in flight",
+                "at most 1 min",
+                "at most 2 min",
+                "at most 1 h",
+            ]
+            bounds = [rows[port]["monitor"]["bound"] for port in ports]
+            assert bounds == [60, 120, 3600, None, None, None, None]
+            assert "at most 1 min, data in flight by kaio's monitor" in audit(str(pid)).output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["20s:10s:4", "20s:10s:4,stalled=drop", "20s:10s:4,user_timeout=2m,stalled=drop"])
+def test_an_audit_says_the_same_as_the_plan_of_what_a_sweep_bounds(policy: str) -> None:
+    """The kernel does it, for sockets that no loop has seen: no monitor has a part in it."""
+    run = ("-m", "kaio", "run", "--sweep", "100ms", "--keepalive", policy, str(PROGRAMS / "audited.py"), "block", "")
+    with audited(*run) as (pid, (port,)), socket.create_connection(("127.0.0.1", port)):
+        until_it_says(pid, {port: planned(policy)}, monitored=False)
+
+
+def test_the_readme_says_the_same_as_the_plan() -> None:
+    """Of the policies in its table."""
+    text = (Path(kaio.__file__).parent.parent / "README.md").read_text("utf-8")
+    (idle,) = re.findall(r"^\| `20s:10s:4` \|.*found within (\d+) s \|$", text, re.MULTILINE)
+    (dropped,) = re.findall(r"^\| `(\S+stalled=drop)` \|.*unacknowledged for (\d+) minutes \|$", text, re.MULTILINE)
+    assert planned("20s:10s:4") == dict.fromkeys(STATES, int(idle))
+    assert planned(dropped[0])["in_flight"] == 60 * int(dropped[1])
 
 
 # -- source

@@ -1545,6 +1545,55 @@ async def test_death_on_a_bare_descriptor_reaches_the_library_that_waits_on_it()
             loop.remove_reader(ours)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_peers")
+@on_kaio(QUICK)
+async def test_a_descriptor_that_its_library_closes_at_the_error_is_reported_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The kernel ends an idle one, the library takes the error and closes: one record, one count, one call of the hook.
+
+    One that the library closes while it is suspect has not died.
+    """
+    loop = asyncio.get_running_loop()
+    monitor = kaio.get_monitor()
+    events: list[kaio.Event] = []
+    monitor.hook = events.append
+    with listening() as listener, contextlib.ExitStack() as stack:
+        ended: dict[int, OSError | None] = {}
+        ours = [socket.create_connection(listener.getsockname()) for _ in range(12)]
+        theirs = [stack.enter_context(listener.accept()[0]) for _ in ours]
+
+        def close(sock: socket.socket, error: OSError | None) -> None:
+            ended[sock.fileno()] = error
+            loop.remove_reader(sock)
+            sock.close()
+
+        def readable(sock: socket.socket) -> None:
+            try:
+                sock.recv(1000)
+            except OSError as exc:
+                close(sock, exc)
+
+        for sock in ours:
+            sock.setblocking(False)
+            loop.add_reader(sock, readable, sock)
+        stack.enter_context(blackhole(*theirs))
+        await until(lambda: len(events) == 12, within=5)
+        assert {event.kind for event in events} == {"suspect"}
+        for sock in ours[10:]:
+            close(sock, None)
+        await until(lambda: len(ended) == 12, within=5)
+        await asyncio.sleep(1.5)  # for a look at those that the library closed
+        assert sum(isinstance(error, TimeoutError) for error in ended.values()) == 10
+        dead = [event.error for event in events if event.kind == "dead"]
+        assert [error.cause for error in dead if error is not None] == [kaio.Cause.KEEPALIVE] * 10
+        assert all(2.5 < error.silence < 4.5 for error in dead if error is not None)
+        assert monitor.counters.deaths[kaio.Cause.KEEPALIVE] == 10
+        assert monitor.counters.watched == 0
+        assert sum(getattr(record, "event", "") == "peer_dead" for record in caplog.records) == 10
+
+
 # -- kaio's own
 
 

@@ -14,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -595,7 +596,11 @@ async def test_tls_that_was_paused_with_unsent_data_ends_too(
 ) -> None:
     """A TLS layer that will not flush to a dead peer is aborted once reading has resumed."""
     async with pair(KEEP, server_tls, client_tls) as (ours, _, writer):
+        # What is not acknowledged when the peer dies (tickets of TLS) it goes on sending, and would be heard.
+        writer.write(b"hello")
+        await until(lambda: "data" in ours.names)
         ours.transport.pause_reading()
+        await until(lambda: not kaio.health(writer).unacked)
         with blackhole(writer):
             ours.transport.write(bytes(8 << 20))
             await until(lambda: "dead" in ours.names, within=8)
@@ -672,3 +677,31 @@ async def test_apply_on_a_connection_is_followed() -> None:
             error = await ours.lost
         assert isinstance(error, kaio.DeadPeerError)
         assert error.policy == KEEP
+
+
+def test_loops_of_several_threads_have_a_monitor_each() -> None:
+    """They come and go at the same time, some with connections that nobody closed."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in range(60):
+                loop = asyncio.SelectorEventLoop()
+                found = kaio.get_monitor(loop)
+                for _ in range(20):
+                    assert kaio.get_monitor(loop) is found
+                loop.close()
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []

@@ -21,9 +21,9 @@ ROOT = pathlib.Path(kaio.__file__).parent
 ROWS = [
     ["errors"],
     ["policy", "addresses", "tcpinfo", "verdict", "watch"],
-    ["_sockopt"],
+    ["_sockopt", "owners"],
     ["keepalive"],
-    ["covering", "descriptors", "sweeping"],
+    ["covering", "descriptors", "sweeping", "sweeper"],
     ["monitor"],
     ["links"],
     ["transports", "protocols"],

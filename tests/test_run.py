@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from kaio.processes import sockets
 from kaio.testing import blackhole
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -502,6 +503,53 @@ def test_a_peer_that_lives_and_takes_nothing_is_spared_however_rarely_a_sweep_co
         assert program.ended == {}
         for case in ("stalled", "shut"):
             assert program.options(case)[0].startswith("1:1:2:")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_connections_that_a_monitor_watches_are_none_of_the_sweeps_business(loop: str) -> None:
+    """A listener that drops stalled peers drops them, one that keeps them keeps them, and so does another library's."""
+    write(
+        "app.py",
+        """
+        import asyncio, kaio
+
+        async def fill(connection):
+            try:
+                while True:
+                    await connection.send(bytes(1 << 20))
+            except kaio.DeadPeerError as error:
+                print("dead", error.cause.name, flush=True)
+                raise
+
+        async def stream(reader, writer):
+            while True:
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+
+        async def main():
+            listeners = [kaio.Listener("127.0.0.1:0", keepalive=f"1s:1s:2,stalled={each}") for each in ("keep", "drop")]
+            other = await asyncio.start_server(stream, "127.0.0.1", 0)
+            async with kaio.serve(fill, listeners=listeners):
+                servers = [listeners[0].sockets[0], listeners[1].sockets[0], other.sockets[0]]
+                print(*(each.getsockname()[1] for each in servers), flush=True)
+                await asyncio.Event().wait()
+
+        asyncio.run(main())
+        """,
+    )
+    command = [*RUN, "--keepalive", "1s:1s:2", "--sweep", "200ms", "--loop", loop, "app.py"]
+    with started(*command) as process, contextlib.ExitStack() as stack:
+        assert process.stdout is not None
+        keep, drop, stream = map(int, process.stdout.readline().split())
+        for port in (keep, drop, stream):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert select.select([process.stdout], [], [], 15)[0]
+        assert process.stdout.readline() == "dead ZERO_WINDOW\n"
+        time.sleep(10)  # a newcomer's time of grace, and then some
+        assert select.select([process.stdout], [], [], 0)[0] == []
+        left = {one.local[1]: one.state.user_timeout for one in sockets(process.pid) if one.peer is not None}
+        assert left == {keep: None, stream: None}
 
 
 @pytest.mark.slow

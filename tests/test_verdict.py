@@ -46,6 +46,7 @@ GONE = TcpState.CLOSE
         (TcpInfo(state=UP, notsent_bytes=1), State.STALLED),  # before Linux 5.4 there is no snd_wnd
         (TcpInfo(state=UP, notsent_bytes=1, unacked=1), State.ALIVE),
         (TcpInfo(state=UP, snd_wnd=0), State.ALIVE),
+        (TcpInfo(state=TcpState.SYN_SENT, unacked=1, snd_wnd=0), State.ALIVE),
         (TcpInfo(state=GONE), State.DEAD),
         (TcpInfo(state=GONE, probes=4), State.DEAD),
         (TcpInfo(state=GONE, retransmits=4, notsent_bytes=1, snd_wnd=0), State.DEAD),

@@ -234,6 +234,7 @@ def test_suspect_recovered_and_at_rest() -> None:
         (seen(1, **SHRUNK), True, True),
         (seen(40, **SHUT, probes=3), True, True),  # until it is given up
         (seen(1, **UNSENT), True, False),
+        (seen(25, unacked=5, retransmits=5), True, False),  # suspect
     ],
 )
 def test_what_is_done_about_the_kernels_timers(sample: TcpInfo, cap: bool, spare: bool) -> None:

@@ -34,7 +34,8 @@ def audit(subjects: tuple[str, ...], everything: bool, as_json: bool) -> None:
 
     Of a process (a number): each socket, its options, and when a peer would be found dead: while the connection is
     idle, while sent data is unacknowledged, while the peer's window is shut. Uncovered, and marked with "!", is what
-    takes more than an hour to find an idle peer dead. Of a file or directory: each place that makes a socket, a client
+    takes more than an hour to find an idle peer dead. What kaio's monitor bounds within a process, the process itself
+    says. Of a file or directory: each place that makes a socket, a client
     or a server, and whether keepalive is set there.
 
     Exits with 0 when all is covered, 1 when something is not.
@@ -105,9 +106,12 @@ def worst_case(found: ProcessSocket, mark: bool) -> str:
         return f"only after {_rounded(found.idle_detection)} while idle"
     if found.one_lost_probe_kills:
         return "a single lost probe ends it: the user timeout is too short"
+    in_flight = found.in_flight_detection
+    if found.monitor_bound == in_flight:
+        return f"at most {_rounded(max(found.idle_detection, in_flight))}, data in flight by kaio's monitor"
     if found.state.user_timeout is None:
-        return f"about {_rounded(found.in_flight_detection)} for data in flight"
-    return f"at most {_rounded(max(found.idle_detection, found.in_flight_detection))}"
+        return f"about {_rounded(in_flight)} for data in flight"
+    return f"at most {_rounded(max(found.idle_detection, in_flight))}"
 
 
 def _rounded(seconds: float) -> str:
@@ -137,6 +141,7 @@ def _document(found: ProcessSocket, mark: bool) -> dict[str, Any]:
         "state": TcpState(found.tcp_state).name if found.tcp_state in set(TcpState) else found.tcp_state,
         "options": dataclasses.asdict(found.state),
         "chosen": found.chosen,
+        "monitor": {"bound": found.monitor_bound} if found.watched else None,
         "uncovered": mark,
         "found_after": {
             "idle": None if math.isinf(idle) else idle,

@@ -3,6 +3,7 @@
     _access      another process's descriptors: pidfd_open(2), pidfd_getfd(2), and what to say when that is refused
     _system      the kernel's own values, in the network namespace that a socket is in
     _sockets     `sockets`, `processes`, `survey`: what each socket has, and what follows from it
+    _watched     `watched`: what a process's own monitor bounds
     _setting     what is done to each socket that gets a policy from outside
     _attaching   `attach`, `Attachment`: which processes' sockets, once or again and again
 
@@ -19,6 +20,7 @@ from ._access import ProcessError, lacking
 from ._attaching import Attachment, attach
 from ._setting import Change, Outcome, in_kernel
 from ._sockets import ProcessSocket, processes, sockets, survey, uncovered
+from ._watched import watched
 
 __all__ = [
     "Attachment",
@@ -33,4 +35,5 @@ __all__ = [
     "sockets",
     "survey",
     "uncovered",
+    "watched",
 ]

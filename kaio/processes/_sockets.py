@@ -11,7 +11,8 @@ import errno
 import math
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from .._sockopt import platform
@@ -20,6 +21,7 @@ from ..system import Defaults
 from ..tcpinfo import TcpInfo, TcpState
 from ._access import Process, ProcessError
 from ._system import Systems
+from ._watched import watched
 
 __all__ = ["COVERED_WITHIN", "ProcessSocket", "processes", "read", "sockets", "survey", "uncovered"]
 
@@ -58,6 +60,10 @@ class ProcessSocket:
     """The kernel's TCP_INFO; None where it does not tell."""
     system: Defaults
     """What sockets have in its network namespace that were given nothing."""
+    watched: bool = False
+    """Whether a monitor of kaio's within the process watches it, as the process itself says."""
+    monitor_bound: float | None = None
+    """Seconds that the monitor lets data wait unanswered, as the process itself says; None: the kernel's own bounds."""
 
     @property
     def chosen(self) -> bool:
@@ -86,15 +92,18 @@ class ProcessSocket:
     def in_flight_detection(self) -> float:
         """Seconds until a dead peer is found while sent data is unacknowledged; no keepalive probes are sent then.
 
-        Without a user timeout this is the least that the kernel's retransmissions take. What a program does of its own,
-        as kaio's monitor does, cannot be seen from outside.
+        Without a user timeout this is the least that the kernel's retransmissions take; kaio's monitor may be sooner.
+        What other programs do of their own cannot be seen from outside.
         """
-        return self.state.user_timeout or self.system.unacknowledged_time
+        return min(self.monitor_bound or math.inf, self.state.user_timeout or self.system.unacknowledged_time)
 
     @property
     def window_shut_detection(self) -> float:
-        """Seconds until a dead peer is found whose window is shut. With a user timeout a live one is dropped, too."""
-        return self.in_flight_detection
+        """Seconds until a dead peer is found whose window is shut. With a user timeout a live one is dropped, too.
+
+        The kernel counts a window's probes, however long the user timeout is (net/ipv4/tcp_timer.c).
+        """
+        return min(self.in_flight_detection, self.system.unacknowledged_time)
 
     @property
     def one_lost_probe_kills(self) -> bool:
@@ -116,7 +125,7 @@ def sockets(pid: int) -> list[ProcessSocket]:
     Each is had from the process for the microseconds that its reading takes. Raises `ProcessError`.
     """
     with Process(pid) as process:
-        return read(process, Systems())
+        return read(process, Systems(), watched(pid))
 
 
 def processes() -> list[int]:
@@ -134,7 +143,7 @@ def survey() -> tuple[list[ProcessSocket], list[ProcessError]]:
             continue
         try:
             with Process(pid) as process:
-                found += read(process, systems)
+                found += read(process, systems, watched(pid))
         except ProcessError as exc:
             if exc.errno != errno.ESRCH:  # ended meanwhile
                 refused.append(exc)
@@ -161,8 +170,10 @@ def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
     ]
 
 
-def read(process: Process, systems: Systems) -> list[ProcessSocket]:
-    """The TCP sockets of a process."""
+def read(
+    process: Process, systems: Systems, monitored: Mapping[int, float | None] = MappingProxyType({})
+) -> list[ProcessSocket]:
+    """The TCP sockets of a process, of which its own monitor bounds some."""
     found = []
     for inode, fd in sorted(process.sockets().items(), key=lambda item: item[1]):
         sock = process.borrow(fd, inode)
@@ -171,13 +182,15 @@ def read(process: Process, systems: Systems) -> list[ProcessSocket]:
         with sock:
             try:
                 if platform.is_tcp(sock):
-                    found.append(_read_one(process.pid, fd, inode, sock, systems))
+                    found.append(_read_one(process.pid, fd, inode, sock, systems, monitored))
             except OSError as exc:
                 raise ProcessError(process.pid, exc.errno or errno.EIO, f"descriptor {fd}: {exc.strerror}") from exc
     return found
 
 
-def _read_one(pid: int, fd: int, inode: int, sock: socket.socket, systems: Systems) -> ProcessSocket:
+def _read_one(
+    pid: int, fd: int, inode: int, sock: socket.socket, systems: Systems, monitored: Mapping[int, float | None]
+) -> ProcessSocket:
     listening = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     info = _info(sock)
     return ProcessSocket(
@@ -193,6 +206,8 @@ def _read_one(pid: int, fd: int, inode: int, sock: socket.socket, systems: Syste
         tcp_state=TcpState.LISTEN if listening else TcpState.CLOSE if info is None else info.state,
         info=info,
         system=systems.of(sock),
+        watched=inode in monitored,
+        monitor_bound=monitored.get(inode),
     )
 
 

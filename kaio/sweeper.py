@@ -1,0 +1,169 @@
+"""The sweep that `kaio run` repeats: the policy, and a bound on data in flight, for sockets that no monitor watches.
+
+Rules kept here: a socket that a monitor of this process watches (`owners`) is left alone, and handed over as it would
+be without the sweep where the sweep was there first. What has the policy's times and no user timeout may be a loop's
+newcomer, whose monitor takes a while: it is left alone that long. No thread is there while a fork goes on.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import time
+from typing import Final
+
+from . import owners
+from ._sockopt import platform
+from .covering import Standing, adopt, standing
+from .descriptors import Descriptor, descriptors
+from .errors import KaioError
+from .policy import Keepalive, SocketState
+from .sweeping import is_open
+from .verdict import window_is_shut
+
+__all__ = ["GRACE", "Sweeper"]
+
+GRACE: Final = 6.0
+"""Seconds in which a monitor takes up a connection: kaio's own after one, another library's after at most five."""
+
+
+class Sweeper:
+    """Gives the policy, every few seconds, to sockets that no loop of this process has seen.
+
+    With stalled="keep" no monitor enforces the user timeout for them: the kernel does it, and a peer whose window is
+    shut and that answers window probes is spared by taking the user timeout off while it is seen so.
+    """
+
+    def __init__(self, policy: Keepalive, interval: float) -> None:
+        self._policy = policy
+        self._bound = policy.effective_user_timeout if policy.stalled == "keep" else None
+        # A window that shuts is seen before its peer would be given up for it.
+        self._interval = interval if self._bound is None else min(interval, self._bound / 4)
+        # Of sockets, by inode:
+        self._settled: set[int] = set()  # none of the sweep's business
+        self._newcomers: dict[int, float] = {}  # a loop's, perhaps, and when they were first seen
+        self._handed_over: set[int] = set()  # a monitor's
+        self._minded: dict[int, float | None] = {}  # those covered here, and their user timeout
+        self._ports: set[int] = set()  # of listening sockets among them: what is accepted there has the same
+        self._parents: set[int] = set()  # what a forked process leaves to its parent
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self._stop = _thread.allocate_lock()  # held while it runs
+        self._stopped = _thread.allocate_lock()  # held by the thread
+        self._forking = _thread.allocate_lock()  # held while a fork goes on: threads may fork at the same time
+
+    def start(self) -> None:
+        """Sweep from now on, in this process and in those that are forked off it."""
+        self._run_thread()
+        # Forking with a second thread is deprecated since Python 3.12: there is none while a fork goes on.
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._in_child)
+
+    def _run_thread(self) -> None:
+        self._stop.acquire()
+        self._stopped.acquire()
+        # Not a threading.Thread: the program counts those.
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        while not self._stop.acquire(timeout=self._interval):
+            with contextlib.suppress(OSError):  # out of descriptors: the next one may find some
+                self.sweep()
+        self._stop.release()
+        self._stopped.release()
+
+    def _before_fork(self) -> None:
+        self._forking.acquire()
+        self._stop.release()
+        with self._stopped:
+            pass
+        self._parents = {*owners.owned(), *self._newcomers}
+
+    def _after_fork(self) -> None:
+        try:
+            self._run_thread()
+        finally:
+            self._forking.release()
+
+    def _in_child(self) -> None:
+        self._settled |= self._parents
+        self._make_locks()
+        self._run_thread()
+
+    def sweep(self) -> None:
+        """Look at every TCP socket of this process once."""
+        there: set[int] = set()
+        owned = owners.owned()
+        for found in descriptors():
+            there.add(found.inode)
+            with contextlib.suppress(OSError, KaioError):  # closed meanwhile
+                if found.inode in owned:
+                    self._hand_over(found, owned[found.inode])
+                elif found.inode not in self._settled:
+                    self._look(found)
+        self._settled &= there
+        self._handed_over &= owned.keys()
+        self._newcomers = {inode: since for inode, since in self._newcomers.items() if inode in there}
+        self._minded = {inode: bound for inode, bound in self._minded.items() if inode in there}
+
+    def _hand_over(self, found: Descriptor, bound: float | None) -> None:
+        """The socket is a monitor's, which bounds its data by itself, or leaves that to the kernel (None)."""
+        inode = found.inode
+        if inode in self._handed_over:
+            return
+        self._handed_over.add(inode)
+        self._settled.discard(inode)
+        self._newcomers.pop(inode, None)
+        minded = inode in self._minded
+        given = self._minded.pop(inode, self._bound)
+        if self._bound is None or not (minded or self._ports):
+            return
+        stands = platform.read(found).user_timeout
+        if bound is None:
+            if given is None and stands is None:
+                platform.bound_connect(found, self._bound)
+        elif stands == self._bound and (minded or found.getsockname()[1] in self._ports):
+            platform.bound_connect(found, None)
+
+    def _look(self, found: Descriptor) -> None:
+        if found.inode in self._minded:
+            self._mind(found)
+            return
+        if not is_open(found):
+            return
+        whose, state = standing(found, self._policy)
+        if self._is_chosen(found, whose, state):
+            self._settled.add(found.inode)
+            return
+        if whose is Standing.POLICY and state.user_timeout != self._bound and self._is_new(found):
+            return
+        adopt(found, self._policy)
+        if self._bound is None:
+            self._settled.add(found.inode)
+            return
+        if found.is_listening:
+            self._ports.add(found.getsockname()[1])
+        self._newcomers.pop(found.inode, None)
+        self._mind(found)
+
+    def _is_chosen(self, found: Descriptor, whose: Standing, state: SocketState) -> bool:
+        """Whether the application chose what it has, or a loop did for what is accepted there."""
+        if whose is not Standing.POLICY:
+            return whose is Standing.OWN
+        if state.user_timeout is None:
+            return self._bound is not None and found.is_listening
+        return state.user_timeout != self._bound
+
+    def _is_new(self, found: Descriptor) -> bool:
+        """Whether a monitor may still take it up."""
+        now = time.monotonic()
+        return now - self._newcomers.setdefault(found.inode, now) < GRACE
+
+    def _mind(self, found: Descriptor) -> None:
+        info = platform.tcp_info(found)
+        spared = window_is_shut(info) and (info.probes or 0) < 2
+        bound = None if spared else self._bound
+        if self._minded.get(found.inode, -1) != bound:
+            platform.bound_connect(found, bound)
+            self._minded[found.inode] = bound

@@ -1,0 +1,205 @@
+"""What the contract says of each cell: by when its owner is told, why, and how often. Plain functions on plain data.
+
+The clock starts at the break. Whoever watches has the detection time and one second more, from when the peer was heard
+last or, for what is written so late that it would be unfair, from when it was written. With stalled="drop", and where
+the kernel alone watches (under a sweep, and from outside), TCP_USER_TIMEOUT is the clock: where ICMP or a local error
+lets the kernel begin anew (RFC 6069), it has twice the user timeout and one second more.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from .cells import BOUND, Cell, Seen
+from .places import PLACES, Answer
+from .states import STATES, Waits
+
+__all__ = ["EARLIEST", "causes", "expected", "latest", "problems"]
+
+GRACE: Final = 1.0
+"""Seconds that everybody has beyond the bound."""
+EARLIEST: Final = 1.8
+"""Seconds after the break: sooner is a peer given up that was heard less than the bound ago."""
+_PROBED: Final = 1.0  # seconds after the break by when what is written is judged as if it had been written then
+_LOOK: Final = 0.75  # seconds between two looks of a sweep: a socket that connects is not known sooner
+
+_KERNEL: Final = frozenset({"sweep", "attach"})
+_UNREACHABLE: Final = frozenset(
+    {
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETDOWN,
+        errno.EINVAL,
+        errno.EACCES,
+        errno.EPERM,
+    }
+)
+
+# Why, by what the kernel is told of the break and by what waits. More than one where the kernel may say either.
+_KEEPALIVE: Final = frozenset({"KEEPALIVE"})
+_UNACKNOWLEDGED: Final = frozenset({"UNACKNOWLEDGED"})
+_ZERO_WINDOW: Final = frozenset({"ZERO_WINDOW"})
+_NO_WAY: Final = frozenset({"UNREACHABLE"})
+_CONNECTING: Final = frozenset({"CONNECTING"})
+CAUSES: Final = {
+    Answer.SILENT: {
+        Waits.NOTHING: _KEEPALIVE,
+        Waits.IN_FLIGHT: _UNACKNOWLEDGED,
+        Waits.WRITTEN: _UNACKNOWLEDGED,
+        Waits.SHUT: _ZERO_WINDOW,
+        Waits.SHRUNK: _ZERO_WINDOW,
+        Waits.HANDSHAKE: _CONNECTING | _KEEPALIVE,
+        Waits.CONNECTING: _CONNECTING,
+    },
+    Answer.ICMP: {
+        # The kernel takes an ICMP answer to a probe for a forgery: its sequence number is an old one.
+        Waits.NOTHING: _KEEPALIVE,
+        # A verdict of our own comes without the kernel's error; the kernel's with it (see `causes`).
+        Waits.IN_FLIGHT: _UNACKNOWLEDGED | _NO_WAY,
+        Waits.WRITTEN: _UNACKNOWLEDGED | _NO_WAY,
+        Waits.SHUT: _ZERO_WINDOW,
+        Waits.SHRUNK: _ZERO_WINDOW | _NO_WAY,
+        Waits.HANDSHAKE: _CONNECTING | _KEEPALIVE,
+        Waits.CONNECTING: _NO_WAY,
+    },
+    Answer.LOCAL: {
+        # An attempt to send that failed leaves its error with some of the places, and none with others.
+        Waits.NOTHING: _KEEPALIVE | _NO_WAY,
+        Waits.IN_FLIGHT: _UNACKNOWLEDGED | _NO_WAY,
+        Waits.WRITTEN: _NO_WAY,  # it never left this host
+        Waits.SHUT: _ZERO_WINDOW | _NO_WAY,
+        Waits.SHRUNK: _ZERO_WINDOW | _NO_WAY,
+        Waits.HANDSHAKE: _CONNECTING | _KEEPALIVE | _NO_WAY,
+        Waits.CONNECTING: _CONNECTING | _NO_WAY,
+    },
+}
+CAUSES[Answer.QUEUE] = CAUSES[Answer.LOCAL]
+
+
+def expected(cell: Cell) -> bool:
+    """Whether the contract promises a death there at all.
+
+    A queueing discipline that drops all is taken for congestion: a keepalive probe that it swallows was never asked,
+    so that the kernel waits on; only what waits to be sent tells. Nor does a sweep know when a program waits for no
+    data of its own.
+    """
+    return PLACES[cell.place].answer is not Answer.QUEUE or STATES[cell.state].waits not in (
+        Waits.NOTHING,
+        Waits.HANDSHAKE,
+    )
+
+
+def latest(cell: Cell) -> float:
+    """Seconds after the break by which its owner is told."""
+    state, answer = STATES[cell.state], PLACES[cell.place].answer
+    bound = BOUND
+    if state.waits not in (Waits.NOTHING, Waits.HANDSHAKE, Waits.CONNECTING):
+        kernels = cell.mode == "drop" or cell.kind in _KERNEL
+        if answer is Answer.QUEUE or (kernels and answer is not Answer.SILENT):
+            bound *= 2
+    if state.waits is Waits.CONNECTING and cell.kind in _KERNEL:
+        bound += _LOOK
+    return bound + GRACE + (state.delay if state.delay > _PROBED else 0.0)
+
+
+def earliest(cell: Cell) -> float:
+    """Seconds after the break before which it would be a false alarm."""
+    if STATES[cell.state].waits is Waits.CONNECTING and PLACES[cell.place].answer is not Answer.SILENT:
+        return 0.0  # whoever connects is told at once that there is no way
+    return EARLIEST
+
+
+def causes(cell: Cell) -> frozenset[str]:
+    """Why: one of these."""
+    waits, answer = STATES[cell.state].waits, PLACES[cell.place].answer
+    if answer is Answer.ICMP and waits in (Waits.IN_FLIGHT, Waits.WRITTEN) and cell.mode == "drop":
+        return _NO_WAY  # the kernel ends it, and has heard
+    return CAUSES[answer][waits]
+
+
+def problems(seen: Seen) -> list[str]:
+    """What is not as the contract says; "missed", "late", "early", "cause", "callbacks", "log", "count" come first."""
+    cell = seen.cell
+    if cell.state not in STATES:  # something that concerns no single connection
+        return [f"whole: {seen.unready}"]
+    if seen.unready:
+        return [f"unready: {seen.unready}"]
+    if not expected(cell):
+        return []
+    if seen.told_at is None:
+        return [f"missed: bound {latest(cell):.2f} s", *_left(seen)]
+    return [*_times(seen), *_why(seen), *_how_often(seen), *_left(seen)]
+
+
+def _times(seen: Seen) -> list[str]:
+    assert seen.told_at is not None
+    assert seen.ended_at is not None
+    found, limit = [], latest(seen.cell)
+    if seen.ended_at > limit:
+        found.append(f"late: after {seen.ended_at:.2f} s, bound {limit:.2f} s")
+    if seen.told_at < earliest(seen.cell):
+        found.append(f"early: after {seen.told_at:.2f} s")
+    return found
+
+
+def _why(seen: Seen) -> list[str]:
+    cell = seen.cell
+    found = []
+    if cell.kind in _KERNEL:
+        return [] if seen.error_number else [f"error: {seen.error}"]
+    if seen.error_number is None:
+        found.append(f"error: {seen.error} is no OSError of the kernel's")
+    if cell.kind in ("own", "connection") and not seen.is_dead_peer:
+        found.append(f"error: {seen.error} is no DeadPeerError")
+    if seen.cause is not None:
+        allowed = causes(cell)
+        if seen.cause not in allowed:
+            found.append(f"cause: {seen.cause}, not {' or '.join(sorted(allowed))}")
+        elif seen.is_dead_peer and seen.error_number in _UNREACHABLE and seen.cause != "UNREACHABLE":
+            found.append(f"cause: {seen.cause} with {errno.errorcode[seen.error_number]}")
+    return found
+
+
+def _how_often(seen: Seen) -> list[str]:
+    cell = seen.cell
+    if cell.kind in _KERNEL:
+        return []
+    found = []
+    wanted = _wanted(cell)
+    events = [name for name in seen.events if name != "lost" or "lost" in wanted or seen.events.count(name) > 1]
+    if events != wanted:
+        found.append(f"callbacks: {' '.join(seen.events)}, not {' '.join(wanted)}")
+    elif not seen.same_error:
+        found.append("callbacks: with different errors")
+    connects = STATES[cell.state].waits is Waits.CONNECTING or cell.state == "TLS handshake"
+    if connects:
+        # Whoever connects is told by an exception, and may try again: kaio counts it, and need not log it. What
+        # others connect is theirs.
+        if seen.logged > 1:
+            found.append(f"log: {seen.logged} records")
+        if seen.counted > 1 or (seen.counted == 0 and cell.kind in ("own", "connection")):
+            found.append(f"count: {seen.counted}")
+        return found
+    if seen.logged != 1:
+        found.append(f"log: {seen.logged} records")
+    if seen.counted != 1:
+        found.append(f"count: {seen.counted}")
+    return found
+
+
+def _wanted(cell: Cell) -> list[str]:
+    state = STATES[cell.state]
+    if state.waits is Waits.CONNECTING or cell.state == "TLS handshake":
+        return ["error"]
+    if state.waits is Waits.HANDSHAKE and cell.kind == "others":
+        return ["error"]
+    return ["dead", "lost"] if cell.kind in ("own", "connection") else ["lost"]
+
+
+def _left(seen: Seen) -> list[str]:
+    found = [f"left: {what}" for what in seen.left]
+    if seen.lost_bytes:
+        found.append(f"bytes: {seen.lost_bytes} that had arrived were never delivered")
+    return found
