@@ -519,6 +519,7 @@ class Connection:
                     self.probes += 1
                     delay = self.interval
                 else:
+                    self.questions[-1].kind = "data"  # not counted
                     delay = RESOURCE_PROBE_INTERVAL
             else:
                 delay = self.idle - silence

@@ -291,12 +291,12 @@ class _Watcher:
         connection, story = self.story.connection, self.story
         if decision.state is State.DEAD or not story.life.caps:
             return
-        if decision.cap and watch.backoff is None:
+        if decision.cap:
             watch.backoff = RTO_MAX // 1000
-            seconds_ = min(120.0, max(1.0, self.limits.longest_backoff))
-            connection.rto_max = microseconds(seconds_)
-            story.caps.append((connection.now, seconds_))
-        elif watch.backoff is not None and not decision.cap:
+            cap = min(120.0, max(1.0, math.ceil(decision.cap * 1000) / 1000))
+            connection.rto_max = microseconds(cap)
+            story.caps.append((connection.now, cap))
+        elif watch.backoff is not None:
             watch.backoff = None
             connection.rto_max = RTO_MAX
             story.caps.append((connection.now, None))
@@ -356,7 +356,12 @@ def _false_deaths(story: Story) -> Iterator[str]:
         yield "given up, although nothing waits"
     asked = _asked(story, heard, at)
     least = min(2, limits.count)
-    if len(asked) < least and not (silence >= 2 * bound - ROUNDING and any(q.failed for q in connection.questions)):
+    trusted = min(life.jumps, default=0.0) >= 0  # whether the peer was heard since the last look cannot be told, else
+    if (
+        trusted
+        and len(asked) < least
+        and not (silence >= 2 * bound - ROUNDING and any(q.failed for q in connection.questions))
+    ):
         yield f"given up after {len(asked)} questions"
     last = max((q for q in connection.questions if q.at <= at - connection.path.rtt), key=_at, default=None)
     if last is not None and last.limited and story.reachable:
@@ -372,8 +377,8 @@ def _late_deaths(story: Story) -> Iterator[str]:
     connection = story.connection
     if limits.user_timeout is None or not story.waiting:
         return
-    if "notsent_bytes" in story.life.lacks and connection.una == connection.nxt:
-        return  # that something waits cannot be known
+    if "notsent_bytes" in story.life.lacks:
+        return  # that something waits may not be known
     if story.verdict is None and story.reachable:
         return
     allowed = _allowed(story)
@@ -392,7 +397,12 @@ def _allowed(story: Story) -> float:
     jumped = max((look.at for look in story.looks if look.jumped), default=0)
     since = microseconds(life.since or 0.0)
     begins = max(heard, since)
-    asked = _asked(story, max(begins, jumped), story.ended)
+    seen = min((look.at for look in story.looks if look.at > begins), default=0)
+    asked = [  # as far as a look can tell: neither a tail loss probe nor a failure from before the first look
+        question
+        for question in _asked(story, max(begins, jumped), story.ended)
+        if question.kind != "tail loss probe" and not (question.failed and question.at < seen)
+    ]
     least = max(2 if connection.snd_wnd == 0 else 1, min(2, limits.count))
     late = sum(look.late for look in story.looks if look.at > begins) + sum(
         abs(look.jumped) for look in story.looks if look.at > begins
@@ -400,9 +410,17 @@ def _allowed(story: Story) -> float:
     waiting = seconds(connection.waiting_since or 0)
     asked_enough = math.inf
     if len(asked) >= least:
-        asked_enough = max(seconds(asked[least - 1].at), seconds(asked[0].at) + limits.least_asking)
-    unasked = max(seconds(begins), waiting, seconds(jumped)) + 2 * bound + limits.interval
-    return max(seconds(begins) + bound, min(asked_enough, unasked)) + late
+        first = asked[0].at
+        if connection.una == connection.nxt:  # only looks tell since when the peer is asked
+            first = min((look.at for look in story.looks if look.at >= first), default=story.ended)
+        asked_enough = max(seconds(asked[least - 1].at), seconds(first) + limits.least_asking)
+    rarely = 0.0 if life.caps else 120.0  # between two questions
+    if connection.una < connection.nxt:
+        rarely = max(rarely, seconds(connection.rto))
+    unasked = max(seconds(begins), waiting, seconds(jumped)) + 2 * max(bound, rarely) + limits.interval
+    if waiting > seconds(begins) + bound:  # nothing waited when the time was up: until a look sees that something does
+        late += max(limits.first_look, limits.interval)
+    return max(seconds(begins) + bound, waiting, min(asked_enough, unasked)) + late
 
 
 def _wrong_states(story: Story) -> Iterator[str]:
@@ -416,7 +434,10 @@ def _wrong_states(story: Story) -> Iterator[str]:
         if state is State.SUSPECT:
             if silence < threshold - ROUNDING:
                 yield f"suspect at {seconds(look.at):.3f}, although heard {silence:.3f} s ago"
-            if not _asked(story, heard - story.connection.path.rtt, look.at):
+            # After data of the peer's, probes may be from before it.
+            by_data = bool(look.info.probes) and look.info.last_ack_recv != look.info.silence
+            trusted = min(story.life.jumps, default=0.0) >= 0 and not by_data
+            if trusted and not _asked(story, heard - story.connection.path.rtt, look.at):
                 yield f"suspect at {seconds(look.at):.3f}, although nothing was asked"
         elif state is not State.DEAD and known and not story.life.jumps:
             begins = max(heard, microseconds(story.life.since or 0.0))
@@ -442,8 +463,10 @@ def _idle_looks(story: Story) -> Iterator[str]:
             yield f"the next look at {seconds(look.at):.3f} is after {after}"
     long = seconds(story.ended) - (story.life.since or 0.0)
     healthy = all(look.decision.state is State.ALIVE and not look.decision.waiting for look in story.looks)
-    most = 2 * long / (limits.first_look if healthy else min(limits.first_look, limits.interval)) + 3
-    if len(story.looks) > most:
+    most = 3 * long / (limits.first_look if healthy else min(limits.first_look, limits.interval)) + 3
+    bound = limits.user_timeout or math.inf
+    regular = [look for look in story.looks if (look.info.silence or 0.0) < bound]
+    if len(regular) > most:
         yield f"{len(story.looks)} looks in {long:.0f} s, of {most:.0f}"
 
 
@@ -476,7 +499,6 @@ _LACKING: Final = st.sampled_from(
         ("snd_wnd",),
         ("snd_wnd", "notsent_bytes"),
         ("snd_wnd", "notsent_bytes", "total_retrans"),
-        ("last_data_sent",),
     ]
 )
 
@@ -487,6 +509,7 @@ def _lives(draw: st.DrawFn) -> Life:
     spare = draw(st.sampled_from([0.0, 0.0, 0.0, 0.0, 1.0, 1.5, 5.0, 30.0, None]))
     rtt = draw(st.sampled_from([1, 1, 1, 30, 250, 900]))
     odd = draw(st.integers(0, 3))
+    lacks = draw(_LACKING)
     return Life(
         idle=draw(st.integers(1, 20)),
         interval=draw(st.integers(1, 10)),
@@ -496,8 +519,8 @@ def _lives(draw: st.DrawFn) -> Life:
         rto=rtt + draw(st.sampled_from([203, 203, 203, 400, 1000])),
         boot=draw(st.integers(0, 4095)),
         retransmitted=draw(st.sampled_from([0, 0, 250, 2**32 - 3])),
-        caps=draw(st.sampled_from([True, True, True, False])),
-        lacks=draw(_LACKING),
+        caps=draw(st.sampled_from([True, True, True, False])) and not lacks,
+        lacks=lacks,
         since=draw(st.sampled_from([None, None, None, 0.0, 7.3, 40.0])),
         late=tuple(draw(st.lists(_LATE, max_size=8))) if odd & 1 else (),
         jumps=tuple(draw(st.lists(_JUMPS, max_size=6))) if odd & 2 else (),
