@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench conformance system clean
+.PHONY: demo test lint matrix bench conformance system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
@@ -17,6 +17,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. pyright --ignoreexternal --verifytypes kaio
+
+# The proof: every death found, wherever the path breaks, and the living never taken for dead. About three minutes.
+matrix: system $(VENV)/.dev
+	$(BIN)/python -m tests.matrix
 
 # kaio beside what a user would pick instead: about an hour; the results go to benchmarks/results.
 bench: system $(VENV)/.dev

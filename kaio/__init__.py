@@ -8,9 +8,11 @@ The map; each row imports only from the rows above it, and from its own without 
     owners                                which sockets of this process a monitor watches, also to be read from outside
     keepalive                             apply, inspect, health on any socket
     covering descriptors sweeping         sockets that others make: whose options they have, and giving them the policy
-    sweeper                               the sweep that `kaio run` repeats
+    deadline sweeper                      the kernel's user timeout on what a sweep found; the sweep of `kaio run`
+    ending bases                          the stages of a connection's end; what is known of the loops' own transports
     monitor                               one per loop: looks after connections that may be in trouble
     links                                 other people's connections as the monitor knows them
+    endpoints                             what a connection starts with, and where it was accepted
     transports protocols                  what a connection hands to user code
     connection                            the stream
     connecting listeners client server    accept, connect, serve

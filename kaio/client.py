@@ -7,6 +7,8 @@ because kaio makes the sockets itself. A peer that does not answer is a `DeadPee
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import ssl as ssl_module
@@ -19,16 +21,17 @@ import aiohappyeyeballs
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
-from .connecting import Attempts, tls_arguments
+from .connecting import BoundedAttempts, bound_handshake, resolve, tls_arguments
 from .connection import Connection, StreamProtocol
+from .endpoints import REFUSED, Terms, known
 from .errors import Cause, DeadPeerError, KeepaliveError
-from .keepalive import cover, logger
+from .keepalive import cover, logger, wanted
 from .listeners import refuse_keepalive
 from .monitor import Event, bare, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
-from .transports import Endpoint, KeepaliveTransport
-from .verdict import DEATHS, cause_of_death
+from .transports import KeepaliveTransport
+from .verdict import DEATHS, NO_WAY, dead_peer, limits_of
 
 __all__ = ["Pending", "connect", "create_connection", "open_connection"]
 
@@ -100,7 +103,10 @@ def connect(
     what `Listener.address` gives). The TLS
     arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one address after the other).
 
-    The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says.
+    The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says. A peer
+    that died during the handshake is a `DeadPeerError`; one that is alive and says nothing of TLS is asyncio's
+    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout and up to an eighth more, at
+    most asyncio's 60).
 
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
@@ -119,14 +125,17 @@ def connect(
 
     async def make() -> Connection:
         made: list[Connection] = []
-        protocol = StreamProtocol(made.append)
-        protocol._kaio = Endpoint(policy, explicit=True)
+        new = attaching(lambda: StreamProtocol(made.append))
         if isinstance(address, UnixAddress):
-            await asyncio.get_running_loop().create_unix_connection(lambda: protocol, address.path, **tls)
+            loop = asyncio.get_running_loop()
+            await _stand(
+                lambda factory: loop.create_unix_connection(factory, address.path, **tls),
+                lambda: new(Terms(None, None)),
+            )
         else:
             assert policy is not None
             await _connect_tcp(
-                lambda: protocol,
+                new,
                 address.host,
                 address.port,
                 policy,
@@ -171,21 +180,23 @@ async def create_connection(
     tls = tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
     if (sock is None) == (host is None and port is None):
         raise ValueError("give either host and port, or sock")
-    endpoint = Endpoint(policy, source=source, explicit=explicit)
-    factory = attaching(protocol_factory, endpoint)
+    new = attaching(protocol_factory)
     if sock is not None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            endpoint.take(policy, cover(sock, policy, explicit=explicit))
+            now = known(policy, cover(sock, policy, explicit=explicit))
+            terms = Terms(policy, limits_of(now), source, explicit)
+            tls = bound_handshake(tls, _bound(now))
         else:
             refuse_keepalive(UnixAddress(str(sock.getsockname())), keepalive)
-            endpoint.policy = None
-        made = await bare(asyncio.get_running_loop()).create_connection(factory, sock=sock, **tls)
+            terms = Terms(None, None)
+        made = await _over(sock, lambda: new(terms), tls)
     else:
         made = await _connect_tcp(
-            factory,
+            new,
             host,
             port,
             policy,
+            source=source,
             explicit=explicit,
             tls=tls,
             family=family,
@@ -221,33 +232,33 @@ class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self.inner = transport._inner
-        transport._monitor.watch_errors(transport)  # the reader pauses the inner transport, past ours
+        transport._lend()  # the reader pauses the inner transport past ours, and start_tls puts a layer over it
         super().connection_made(self.inner)  # type: ignore[arg-type,unused-ignore]
 
 
 # -- what the servers use too
 
 
-def attaching(factory: Callable[[], P], endpoint: Endpoint) -> Callable[[], P]:
-    """A factory whose protocols know the endpoint that they come from."""
+def attaching(factory: Callable[[], P]) -> Callable[[Terms], P]:
+    """A factory whose protocols know what their connections start with."""
 
     kind: Any = factory
     if isinstance(kind, type) and issubclass(kind, Watched):
 
-        def make_new() -> P:  # a new object, which has no connection yet
+        def make_new(terms: Terms) -> P:  # a new object, which has no connection yet
             protocol: Any = factory()
-            protocol._kaio = endpoint
+            protocol._kaio = terms
             return protocol  # type: ignore[no-any-return]
 
         return make_new
 
-    def make() -> P:
+    def make(terms: Terms) -> P:
         protocol = factory()
         if isinstance(protocol, Watched):
             present = getattr(protocol, "_kaio", None)
             if isinstance(present, KeepaliveTransport) and not present._ended:
                 raise RuntimeError(f"{protocol!r} has a connection already: the factory must make a protocol for each")
-            protocol._kaio = endpoint
+            protocol._kaio = terms
         return protocol
 
     return make
@@ -263,11 +274,12 @@ def our_transport(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) 
 
 
 async def _connect_tcp(
-    factory: Callable[[], P],
+    new: Callable[[Terms], P],
     host: str | None,
     port: int | str | None,
     policy: Keepalive,
     *,
+    source: KeepaliveArg = None,
     explicit: bool,
     tls: dict[str, Any],
     family: int = 0,
@@ -281,15 +293,15 @@ async def _connect_tcp(
     loop = asyncio.get_running_loop()
     infos = await _resolve(loop, host, port, family, proto, flags)
     local = None if local_addr is None else await _resolve(loop, *local_addr, family, proto, flags)
-    bound = policy.effective_user_timeout if policy.enabled else None
-    if bound is not None:
-        bound = min(bound, MAX_USER_TIMEOUT_MS / 1000)
-    attempts = Attempts(bare(loop), bound)
+    attempts = BoundedAttempts(bare(loop))
+    now = policy
 
     def make_socket(info: Any) -> socket.socket:
+        nonlocal now
         sock = socket.socket(info[0], info[1], info[2])
         try:
-            cover(sock, policy, explicit=explicit)
+            now = known(policy, cover(sock, policy, explicit=explicit))  # the same each time
+            attempts.bound = bound = _bound(now)
             attempts.bound_by_kernel = bound is not None and platform.bound_connect(sock, bound)
         except BaseException:
             sock.close()
@@ -306,22 +318,20 @@ async def _connect_tcp(
             loop=attempts,  # type: ignore[arg-type]
             socket_factory=make_socket,
         )
-    except OSError as exc:
+    except OSError:
         if all_errors and attempts.errors:
             raise ExceptionGroup("create_connection failed", attempts.errors) from None
-        dead = _dead_while_connecting(exc, attempts.errors, infos, loop.time() - began, policy)
-        if dead is None:
+        told = _what_tells(attempts.errors, attempts.from_here)
+        if told is None:
             raise
-        _tell(dead)
-        raise dead from dead.__cause__
+        raise _never_reached(told, infos, loop.time() - began, policy, this_host=told in attempts.from_here) from told
     try:
-        transport, protocol = await bare(loop).create_connection(factory, sock=sock, **tls)
+        terms = Terms(policy, limits_of(now), source, explicit)
+        transport, protocol = await _over(sock, lambda: new(terms), bound_handshake(tls, attempts.bound))
     except OSError as exc:
-        dead = _dead_while_connecting(exc, [exc], infos, loop.time() - began, policy)
-        if dead is None:
+        if isinstance(exc, ssl_module.SSLError) or (exc.errno not in DEATHS and exc.errno not in NO_WAY):
             raise
-        _tell(dead)
-        raise dead from dead.__cause__
+        raise _never_reached(exc, infos, loop.time() - began, policy) from exc
     if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
         # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may be
         # another's by the time that the object would close it once more.
@@ -331,9 +341,48 @@ async def _connect_tcp(
     return transport, protocol
 
 
-def _tell(error: DeadPeerError) -> None:
-    """Count a peer that was never reached."""
-    get_monitor().emit(Event("dead", None, None, error))
+async def _over(sock: socket.socket, new: Callable[[], P], tls: dict[str, Any]) -> tuple[asyncio.Transport, P]:
+    """A transport and a protocol over a connected socket."""
+    loop = bare(asyncio.get_running_loop())
+    return await _stand(lambda factory: loop.create_connection(factory, sock=sock, **tls), new, sock)
+
+
+async def _stand(
+    create: Callable[[Callable[[], P]], Awaitable[tuple[asyncio.Transport, P]]],
+    new: Callable[[], P],
+    sock: socket.socket | None = None,
+) -> tuple[asyncio.Transport, P]:
+    """Let the loop make a connection; when that fails or is cancelled, nothing of it is left."""
+    made: list[P] = []
+
+    def factory() -> P:
+        made.append(new())
+        return made[0]
+
+    try:
+        return await create(factory)
+    except BaseException:
+        if made:
+            _abandon(made[0], sock)
+        raise
+
+
+def _abandon(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None:
+    """Nobody waits for this connection any more, and its loop may not know that."""
+    transport = protocol._kaio if isinstance(protocol, Watched) else None
+    if isinstance(transport, KeepaliveTransport):
+        # Cancelled in the turn in which connection_made was called. asyncio closes it in good order, which may take TLS
+        # half a minute. uvloop has closed its handle, so that abort() does nothing, and calls no connection_lost.
+        transport.abort()
+        if not transport.is_closing():
+            asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
+        return
+    if isinstance(protocol, Watched):
+        protocol._kaio = REFUSED
+    if sock is not None and sock.fileno() >= 0:
+        # asyncio's TLS layer does not hear of a close() before its handshake has begun, and would go on with it.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy: Keepalive) -> None:
@@ -341,37 +390,42 @@ def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy
     if isinstance(transport, KeepaliveTransport) and transport.keepalive is not None:
         policy = transport.keepalive
     try:
-        platform.bound_connect(sock, policy.effective_user_timeout if policy.stalled == "drop" else None)
+        platform.bound_connect(sock, wanted(policy, sock).user_timeout)
     except KeepaliveError as exc:  # it has ended already
         logger.debug("%s", exc)
+
+
+def _bound(policy: Keepalive) -> float | None:
+    """Seconds for one attempt to connect, and for the TLS handshake; None: no bound but the system's."""
+    bound = policy.effective_user_timeout if policy.enabled else None
+    return None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
 
 
 async def _resolve(
     loop: asyncio.AbstractEventLoop, host: str | None, port: int | str | None, family: int, proto: int, flags: int
 ) -> list[Any]:
-    infos = await loop.getaddrinfo(
-        host, port, family=family, type=socket.SOCK_STREAM, proto=proto or socket.IPPROTO_TCP, flags=flags
-    )
+    infos = await resolve(loop, host, port, family=family, proto=proto or socket.IPPROTO_TCP, flags=flags)
     if not infos:
         raise OSError(f"getaddrinfo() returned nothing for {host}:{port}")
     return infos
 
 
-def _dead_while_connecting(
-    exc: OSError, errors: list[OSError], infos: list[Any], silence: float, policy: Keepalive
-) -> DeadPeerError | None:
-    """The error for a connect() that nobody answered; None when somebody did, if only with a refusal."""
-    if not errors or isinstance(exc, ssl_module.SSLError) or any(error.errno not in DEATHS for error in errors):
+def _what_tells(errors: list[OSError], from_here: list[OSError]) -> OSError | None:
+    """Which error tells that connect() was answered by nobody; None when it was, if only with a refusal.
+
+    `from_here` are the errors that connect() itself gave, before anything had left this host.
+    """
+    here = NO_WAY - {errno.ECONNREFUSED}
+    if not errors or not all(error.errno in DEATHS or (error in from_here and error.errno in here) for error in errors):
         return None
-    timed_out = next((error for error in errors if isinstance(error, TimeoutError)), None)
-    told = timed_out or errors[0]
-    assert told.errno is not None
-    error = DeadPeerError(
-        Cause.CONNECTING if timed_out else cause_of_death(told.errno, None),
-        told.errno,
-        silence=silence,
-        peername=infos[0][4],
-        policy=policy,
-    )
-    error.__cause__ = told
+    return next((error for error in errors if isinstance(error, TimeoutError)), errors[0])
+
+
+def _never_reached(
+    exc: OSError, infos: list[Any], silence: float, policy: Keepalive, *, this_host: bool = False
+) -> DeadPeerError:
+    """The error for a peer that was never reached, which is counted."""
+    cause = Cause.CONNECTING if isinstance(exc, TimeoutError) else Cause.UNREACHABLE
+    error = dead_peer(exc, cause, None, peername=infos[0][4], policy=policy, silence=silence, this_host=this_host)
+    get_monitor().emit(Event("dead", None, None, error))
     return error

@@ -12,12 +12,14 @@ between; otherwise it is woken in the loop's next turn, and takes what is in the
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, cast
 
 from anyio import (
     BrokenResourceError,
@@ -30,13 +32,16 @@ from anyio import (
 )
 from anyio.abc import SocketStream
 
-from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
+from .descriptors import take_unread, unacknowledged, unread
+from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
 from .transports import AliveScope, KeepaliveTransport
 from .verdict import Health
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "StreamProtocol"]
+
+T = TypeVar("T")
 
 CLOSE_TIMEOUT: Final = 10.0
 """Seconds that closing waits for what was sent to leave, unless told otherwise."""
@@ -61,6 +66,7 @@ class StreamProtocol(KeepaliveProtocol):
         "_eof",
         "_error",
         "_handed",
+        "_lingering",
         "_loop",
         "_lost",
         "_lost_waiter",
@@ -99,8 +105,9 @@ class StreamProtocol(KeepaliveProtocol):
         self._eof = False  # the peer will send no more
         self._sent_eof = False  # we will send no more
         self._closed = False  # we have closed it
+        self._lingering = False  # we have, and throw away what the peer still sends until it closes, too
         self._lost = False  # connection_lost has come
-        self._error: BaseException | None = None  # what it came with, as it is raised
+        self._error: Any = None  # what it came with, as `remember` keeps it
         self._receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
         self._sendable = True  # whether a sender need only write
 
@@ -158,7 +165,7 @@ class StreamProtocol(KeepaliveProtocol):
             except (SystemExit, KeyboardInterrupt) as exc:
                 self._loop.call_soon(_raise, exc)
         # True keeps our half open. TLS has no halves and warns when asked to.
-        return self._transport.get_extra_info("sslcontext") is None
+        return not self._lingering and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -170,21 +177,48 @@ class StreamProtocol(KeepaliveProtocol):
         _wake(self._drained)
 
     def peer_dead(self, error: DeadPeerError) -> None:
-        # A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
-        self._error = error
+        self._end_is_known(error)
+
+    def _end_is_known(self, error: BaseException) -> None:
+        """The transport knows how it will end, before the loop does.
+
+        A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
+        """
+        self._error = remember(error)
         self._sendable = False
         _wake(self._drained)
         if self._reading_paused and self.receiving:
             self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self._closed:
+            self._keep_unread()
+        self._error = remember(exc)
+        self._ended()
+
+    def _handed_over(self, _: asyncio.BaseProtocol) -> None:
+        """Another protocol takes the connection over: to this stream, and to no one else, it is closed."""
+        self._closed = True
+        self._ended()
+        if self._reading_paused:  # of which the other knows nothing
+            self._transport.resume_reading()
+
+    def _ended(self) -> None:
         self._lost = self._eof = True
         self._receivable = self._sendable = False
-        self._error = as_stream_error(exc)
         self._wake()
         _wake(self._drained)
         _wake(self._lost_waiter)
         del self.connection  # so that what has ended goes away without the garbage collector's help
+
+    def _keep_unread(self) -> None:
+        """Take what is left in the socket: a loop whose write fails closes at once, whatever had arrived."""
+        transport = self._transport
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if transport.get_extra_info("sslcontext") is None:
+                data = take_unread(transport.get_extra_info("socket"))
+                if data:
+                    self.keep(data)
 
     def settle(self) -> None:
         """Something has changed: see what the short ways have to know."""
@@ -252,6 +286,15 @@ class StreamProtocol(KeepaliveProtocol):
 
     # -- for Connection
 
+    def fail(self) -> NoReturn:
+        """Raise what ended the connection."""
+        error = as_stream_error(self._error)
+        assert error is not None
+        try:
+            raise error.with_traceback(None)
+        finally:
+            del error  # which holds this frame
+
     def check_receive(self) -> None:
         """Raise what stands in the way of receiving."""
         if self._closed:
@@ -264,7 +307,7 @@ class StreamProtocol(KeepaliveProtocol):
         if self._closed:
             raise ClosedResourceError
         if self._lost and self._error is not None:
-            raise self._error.with_traceback(None)
+            self.fail()
         if self._eof and self._error is None:
             raise EndOfStream
         if self._reading_paused:
@@ -289,6 +332,8 @@ class StreamProtocol(KeepaliveProtocol):
 
     def keep(self, data: bytes) -> None:
         """What nobody has taken."""
+        if self._lingering:
+            return
         if self._chunks is _EMPTY:  # a deque is large, and most connections never need one
             self._chunks = deque()
         self._chunks.append(data)
@@ -353,7 +398,7 @@ class StreamProtocol(KeepaliveProtocol):
     def check_send(self) -> None:
         """Raise what stands in the way of sending."""
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            self.fail()
         if self._closed:
             raise ClosedResourceError
         if self._lost:
@@ -383,6 +428,36 @@ class StreamProtocol(KeepaliveProtocol):
         self._receivable = self._sendable = False
         self._wake()
         _wake(self._drained)
+
+    def linger(self) -> bool:
+        """Close in a way that a peer who still sends gets the whole answer; False: an ordinary close is as good.
+
+        A socket that is closed with input unread sends a reset, and what was not acknowledged until then is lost. So,
+        as nginx's lingering_close: say that no more will be sent, and throw away what comes until the peer closes, too.
+        Costs one look at the socket where the peer has not said that it sends no more.
+        """
+        if self._lingering:
+            return True
+        transport = self._transport
+        if self._eof or self._error is not None or transport.is_closing():
+            return False
+        try:
+            sock = transport.get_extra_info("socket")
+            if not (self._reading_paused or self._size or unread(sock)):
+                return False
+            if not transport.can_write_eof() or not (transport.get_write_buffer_size() or unacknowledged(sock)):
+                return False
+            if not self._sent_eof:
+                transport.write_eof()
+        except (OSError, ValueError, AttributeError, RuntimeError):  # it has ended
+            return False
+        transport._close_here()
+        self._lingering = self._sent_eof = True
+        self._chunks, self._size = _EMPTY, 0
+        if self._reading_paused:
+            self._reading_paused = False
+            transport.resume_reading()
+        return True
 
     def abort_after(self, timeout: float) -> None:
         """Let what was sent leave for so many seconds."""
@@ -432,6 +507,20 @@ def _as_bytes(item: Any) -> bytes:
     return bytes(item)
 
 
+def _real_coroutine(
+    function: Callable[[Any], Generator[Any, Any, T]],
+) -> Callable[[Any], types.CoroutineType[Any, Any, T]]:
+    """A generator function as `async def` would make it: what it returns is a coroutine, which create_task() takes.
+
+    As types.coroutine, which sets a flag of the code, too; but those are generators, and asyncio takes none from 3.12
+    on. An `await` in place of the `yield` needs an object with __await__, a call that makes a message 10 % dearer.
+    """
+    code = function.__code__
+    flags = code.co_flags & ~inspect.CO_GENERATOR | inspect.CO_COROUTINE
+    made = types.FunctionType(code.replace(co_flags=flags), function.__globals__, function.__name__)
+    return cast("Callable[[Any], types.CoroutineType[Any, Any, T]]", made)
+
+
 # An anyio stream to isinstance() and to type checkers, without what each object of anyio's classes holds: a dictionary,
 # which makes 264 bytes on CPython 3.11.
 if TYPE_CHECKING:
@@ -473,8 +562,8 @@ class Connection(_Stream):
     def __aiter__(self) -> Self:
         return self
 
-    @types.coroutine
-    def __anext__(self) -> Generator[Any, None, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @_real_coroutine
+    def __anext__(self) -> Generator[Any, Any, bytes]:
         protocol = self._protocol
         if protocol._receivable:  # `protocol.wait`, the short way
             protocol._receivable = False
@@ -576,6 +665,11 @@ class Connection(_Stream):
     async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
         """Close the connection: let what was sent leave for at most `timeout` seconds (None: for ever), then abort.
 
+        When the peer still sends what was not received, and has not acknowledged all of what was sent to it, this side
+        says that it sends no more, and throws away what comes until the peer closes, too, within the same time: an
+        immediate close would reset the connection and lose the answer. With TLS, which has no such half close, it is
+        reset and may be lost; receive up to the end of what the peer sends before closing.
+
         Never raises for what the network does. Whoever waits in another method gets `anyio.ClosedResourceError`. When
         cancelled, the connection is aborted at once.
         """
@@ -583,7 +677,8 @@ class Connection(_Stream):
         protocol.closing()
         if protocol._lost:
             return
-        self._transport.close()
+        if (timeout is not None and timeout <= 0) or not protocol.linger():
+            self._transport.close()
         try:
             async with asyncio.timeout(timeout):
                 await protocol.lost()
@@ -606,7 +701,11 @@ class Connection(_Stream):
         """Close without waiting for it: what was sent has so many seconds to leave. For servers."""
         protocol, transport = self._protocol, self._transport
         protocol.closing()
-        if not protocol._lost:
+        if protocol._lost:
+            return
+        if timeout > 0 and protocol.linger():
+            protocol.abort_after(timeout)
+        else:
             transport.close()
             # TLS has its farewell to send and to wait for, of which the size says nothing.
             if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
@@ -651,7 +750,11 @@ class Connection(_Stream):
 
     @property
     def transport(self) -> KeepaliveTransport:
-        """The transport below."""
+        """The transport below.
+
+        Its `set_protocol` hands the connection over to another protocol: to the stream it is closed then, but `aclose`
+        closes nothing. What arrived and was not received is lost; receive it first.
+        """
         return self._transport
 
     @property
@@ -691,7 +794,7 @@ class Connection(_Stream):
     def __repr__(self) -> str:
         protocol = self._protocol
         if protocol._lost:
-            state = "dead" if isinstance(protocol._error, DeadPeerError) else "closed"
+            state = "dead" if isinstance(as_stream_error(protocol._error), DeadPeerError) else "closed"
         elif protocol._closed:
             state = "closing"
         else:

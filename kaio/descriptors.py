@@ -6,6 +6,7 @@ Rules kept here: a look at a descriptor changes nothing of it, and holds nothing
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import functools
@@ -21,7 +22,16 @@ from ._sockopt import SocketLike, platform
 from .errors import KeepaliveError
 from .keepalive import describe
 
-__all__ = ["Descriptor", "descriptors", "is_listening", "libc", "reset_on_close", "unread"]
+__all__ = [
+    "Descriptor",
+    "descriptors",
+    "is_listening",
+    "libc",
+    "reset_on_close",
+    "take_unread",
+    "unacknowledged",
+    "unread",
+]
 
 if os.name == "posix":
     import fcntl
@@ -165,8 +175,33 @@ def reset_on_close(sock: SocketLike) -> None:
 
 def unread(sock: SocketLike) -> int:
     """How many bytes a socket holds that were not read yet; 0 where that cannot be told. Raises OSError."""
-    if os.name != "posix":
-        return 0
+    return _count(sock, termios.FIONREAD) if os.name == "posix" else 0
+
+
+def unacknowledged(sock: SocketLike) -> int:
+    """How many bytes that a socket was given to send were not acknowledged yet; 0 where that cannot be told.
+
+    SIOCOUTQ of tcp(7) and unix(7), which Linux has under this name, too. Raises OSError.
+    """
+    return _count(sock, termios.TIOCOUTQ) if sys.platform.startswith("linux") else 0
+
+
+def _count(sock: SocketLike, request: int) -> int:
     count = array.array("i", [0])
-    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    fcntl.ioctl(sock.fileno(), request, count)
     return count[0]
+
+
+def take_unread(sock: SocketLike) -> bytes:
+    """Read all that a socket holds, and wait for nothing; nothing where `unread` cannot tell. Raises OSError.
+
+    Through a descriptor of its own: uvloop's stand-in for a socket has no recv().
+    """
+    parts = []
+    if unread(sock):
+        with socket.socket(fileno=os.dup(sock.fileno())) as twin:
+            twin.setblocking(False)  # as the loop has it, whatever socket.setdefaulttimeout says
+            with contextlib.suppress(BlockingIOError):
+                while more := unread(twin):
+                    parts.append(twin.recv(more))
+    return b"".join(parts)

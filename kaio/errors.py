@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import enum
 import math
+import os
+import weakref
+from errno import ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError
@@ -85,7 +88,7 @@ class Cause(enum.StrEnum):
     ZERO_WINDOW = "zero window"
     """The peer's window was shut and no window probe was answered (RFC 9293 3.8.6.1)."""
     UNREACHABLE = "unreachable"
-    """The network said that there is no way to the peer (ICMP, ARP, or the own interface)."""
+    """There was no way to the peer: the network said so (ICMP, ARP), or data could not leave this host."""
     CONNECTING = "connecting"
     """The peer never answered the handshake."""
 
@@ -93,8 +96,9 @@ class Cause(enum.StrEnum):
 class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The peer of a TCP connection no longer answers. It is a `ConnectionError`, and not a `TimeoutError`.
 
-    `__cause__` is the `OSError` that the kernel gave, `errno` its number (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH,
-    EHOSTDOWN or ENETDOWN).
+    `__cause__` is the `OSError` that the kernel gave, `errno` its number: ETIMEDOUT; or, with the cause UNREACHABLE,
+    what a router or this host had said last (EHOSTUNREACH, ENETUNREACH; EINVAL, EACCES, EPERM from this host's own
+    routes and filters; and others).
     """
 
     cause: Cause
@@ -108,6 +112,9 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The policy under which the connection was watched."""
     info: TcpInfo | None
     """The kernel's TCP_INFO at the end, where it could still be read."""
+    this_host: bool
+    """Whether it was this host that had no way to the peer: its link, route, address or packet filter."""
+    _remembered: _Remembered | None = None
 
     def __init__(
         self,
@@ -118,35 +125,85 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         peername: Any = None,
         policy: Keepalive | None = None,
         info: TcpInfo | None = None,
+        this_host: bool = False,
     ) -> None:
         where = "peer" if peername is None else f"peer {format_address(peername)}"
-        since = "" if math.isnan(silence) else f": silent for {silence:.1f} s"
-        super().__init__(errno, f"{where} is dead ({cause.value}){since}")
+        what = f"no way from this host to {where}" if this_host else f"{where} is dead"
+        details = [os.strerror(errno)] if this_host and errno != ETIMEDOUT else []
+        if not math.isnan(silence) and not (this_host and info is None):  # nothing was sent that could be answered
+            details.append(f"silent for {silence:.1f} s")
+        super().__init__(errno, f"{what} ({cause.value})" + (f": {', '.join(details)}" if details else ""))
         self.cause = cause
         self.silence = silence
         self.peername = peername
         self.policy = policy
         self.info = info
+        self.this_host = this_host
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info)
+        return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info, self.this_host)
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def _rebuild(
-    cause: Cause, errno: int, silence: float, peername: Any, policy: Keepalive | None, info: TcpInfo | None
+    cause: Cause,
+    errno: int,
+    silence: float,
+    peername: Any,
+    policy: Keepalive | None,
+    info: TcpInfo | None,
+    this_host: bool = False,
 ) -> DeadPeerError:
-    return DeadPeerError(cause, errno, silence=silence, peername=peername, policy=policy, info=info)
+    return DeadPeerError(
+        cause, errno, silence=silence, peername=peername, policy=policy, info=info, this_host=this_host
+    )
 
 
 class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
     """The peer of a `Connection` reset it or went away while data was under way: it is alive, the connection is not."""
 
 
-def as_stream_error(exc: BaseException | None) -> BaseException | None:
-    """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits."""
+class _Remembered:
+    """A `DeadPeerError` that is one object for as long as anybody has it.
+
+    What raised it holds its traceback, which holds frames, which hold the connection: were the connection to hold the
+    error, nothing of it would go away without the garbage collector.
+    """
+
+    __slots__ = ("_arguments", "_cause", "_error")
+
+    def __init__(self, error: DeadPeerError) -> None:
+        self._arguments = error.__reduce__()[1]
+        self._cause = error.__cause__
+        self._take(error)
+
+    def _take(self, error: DeadPeerError) -> None:
+        self._error = weakref.ref(error)
+        error._remembered = self  # for all who remember it
+
+    def __call__(self) -> DeadPeerError:
+        error = self._error()
+        if error is None:
+            error = _rebuild(*self._arguments)
+            error.__cause__ = self._cause
+            self._take(error)
+        return error
+
+
+def remember(exc: BaseException | None) -> Any:
+    """What a connection keeps of what ended it, for `as_stream_error`."""
+    return exc._remembered or _Remembered(exc) if isinstance(exc, DeadPeerError) else exc
+
+
+def as_stream_error(exc: Any) -> BaseException | None:
+    """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits.
+
+    Takes what `remember` gives, too. A `DeadPeerError` is always the same one; all else is made anew.
+    """
+    if isinstance(exc, _Remembered):
+        return exc()
     if exc is None or isinstance(exc, DeadPeerError):
         return exc
     error: BaseException

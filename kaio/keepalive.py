@@ -126,6 +126,9 @@ def raw_socket(obj: Any) -> SocketLike:
             f"expected a socket, a transport, a StreamWriter, an anyio stream or a Connection, got {type(obj).__name__}"
         )
     if found is None:
+        is_closing = getattr(obj, "is_closing", None)
+        if is_closing is not None and is_closing():  # a Unix transport of uvloop's after its end
+            raise KeepaliveError(errno.EBADF, "the socket is closed")
         raise KeepaliveError(errno.ENOTSOCK, f"{obj!r} has no socket: keepalive is of TCP sockets only")
     return found  # type: ignore[no-any-return]
 

@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import functools
 import os
-import socket
 import weakref
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal
 
 from ._sockopt import SocketLike, platform
+from .bases import force_close, is_sending_file, stop_sending_file, take_error, with_reason
 from .descriptors import Descriptor, reset_on_close, unread
+from .ending import Happening, Stage, after
 from .errors import Cause, KeepaliveError
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
@@ -32,6 +32,7 @@ __all__ = ["DescriptorLink", "TransportLink", "state_of"]
 _GONE: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket says, on one loop or another
 _PIECE: Final = 0.01  # seconds for a loop to read a piece of what waits
 _PATIENCE: Final = 10  # times that long for a loop that reads to find the error by itself
+_TURNS: Final = 20  # of the loop in which loop.sendfile may end
 _AT_ONCE: Final = 0.001  # seconds of user timeout: at the kernel's next timer
 
 
@@ -57,13 +58,13 @@ class _Link:
 
     __slots__ = (
         "_due",
-        "_ended",
         "_home",
         "_inode",
         "_key",
         "_limits",
         "_monitor",
         "_policy",
+        "_stage",
         "_state",
         "_watch",
         "_watched_fd",
@@ -81,7 +82,7 @@ class _Link:
         self._limits: Limits | None = limits_of_state(policy, state)
         self._due: int = -1
         self._watched_fd: int = -1
-        self._ended: bool = False
+        self._stage: Stage = Stage.OPEN  # how far it is on the way to its end
         self._inode: int = 0
         self._watch: Watch | None = None
         monitor.counters.watched += 1
@@ -97,11 +98,15 @@ class _Link:
         """The socket, while there is one."""
         raise NotImplementedError
 
-    def _deliver(self) -> None:
-        """Let the owner hear that the connection has timed out."""
+    def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause]:
+        """A verdict of the monitor's, with what else is known of it."""
+        return exc, cause
+
+    def _deliver(self, exc: OSError) -> None:
+        """Let the owner hear that the connection has died, with that verdict of the monitor's."""
         raise NotImplementedError
 
-    def _help(self) -> None:
+    def _help(self, sock: SocketLike, silent: bool) -> None:
         """The kernel has ended the connection: let a loop that does not listen hear of it."""
 
     # -- for the monitor
@@ -124,6 +129,11 @@ class _Link:
         """What the application and the policy have made of the socket."""
         return state_of(sock, self._policy)
 
+    def _fell_silent(self, sample: TcpInfo) -> bool:
+        """Whether a connection that the kernel has ended had a peer that no longer answered."""
+        bound = self._state.user_timeout or (None if self._limits is None else self._limits.user_timeout)
+        return fell_silent(sample, dataclasses.replace(self._state, user_timeout=bound))
+
     def _follow(self, sock: SocketLike) -> bool:
         """See whether the application has set other times since; they stand."""
         try:
@@ -142,9 +152,6 @@ class _Link:
             self._monitor.begin_anew(self, limits)
         return True
 
-    def _closed_unheard(self) -> None:
-        """`_socket` has seen it, and let go."""
-
     def _tell(self, name: str, argument: object) -> None:
         """A library's protocol has no such callbacks."""
 
@@ -160,8 +167,9 @@ class _Link:
             return
         if self._follow(sock):  # the verdict was by times that no longer hold
             return
-        self._report(sock, cause or Cause.UNACKNOWLEDGED, sample)
-        self._deliver()
+        exc, cause = self._with_reason(sock, exc, cause or Cause.UNACKNOWLEDGED)
+        self._report(sock, exc, cause, sample)
+        self._deliver(exc)
 
     def _kernel_ended(self, sample: TcpInfo | None) -> None:
         try:
@@ -169,20 +177,25 @@ class _Link:
             sample = sample or platform.tcp_info(sock)
         except _GONE:
             return
-        if fell_silent(sample, self._state):
-            self._report(sock, None, sample)
-        self._help()
-        if sample.state == TcpState.CLOSE:
-            self._end()
+        if sample.state != TcpState.CLOSE:
+            return
+        silent = self._fell_silent(sample)
+        if silent:
+            self._report(sock, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, sample)
+        else:
+            self._end(Happening.JUDGED)
+        self._help(sock, silent)
 
-    def _report(self, sock: SocketLike, cause: Cause | None, sample: TcpInfo | None) -> None:
+    def _closed_unheard(self) -> None:
+        """Nothing more is to be done: `_socket` has seen it."""
+
+    def _report(self, sock: SocketLike, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         """Count and log a death, once."""
         if self._ended:
             return
-        timed_out = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        error = dead_peer(timed_out, cause, sample, peername=self._peername(sock), policy=self._policy)
+        error = dead_peer(exc, cause, sample, peername=self._peername(sock), policy=self._policy)
         self._monitor.emit(Event("dead", self._owner, None, error))
-        self._end()
+        self._end(Happening.JUDGED)
 
     def _peername(self, sock: SocketLike) -> Any:
         """The peer's address, for the log."""
@@ -191,7 +204,9 @@ class _Link:
     @property
     def ended(self) -> bool:
         """Whether it is watched no more."""
-        return self._ended
+        return self._stage is not Stage.OPEN
+
+    _ended = ended  # the monitor's name for it
 
     def is_of(self, transport: object) -> bool:
         """Whether it is that transport's."""
@@ -201,9 +216,10 @@ class _Link:
         """It is somebody else's to watch, or it has ended."""
         self._end()
 
-    def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
+    def _end(self, happening: Happening = Happening.LOST) -> None:
+        watched = not self._ended
+        self._stage = after(self._stage, happening)
+        if watched:
             self._limits = None
             self._monitor.forget(self)
             self._monitor.counters.watched -= 1
@@ -238,42 +254,58 @@ class TransportLink(_Link):
         transport = self._transport()
         return None if transport is None else transport.get_extra_info("peername")
 
-    def _deliver(self) -> None:
-        self._let_read(self._give_up, 0)
+    def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause]:
+        return with_reason(sock, exc, cause)
 
-    def _help(self) -> None:
-        self._let_read(self._pass_error_on, _PATIENCE)
+    def _deliver(self, exc: OSError) -> None:
+        self._read_out(exc, 0)
 
-    def _let_read(self, then: Callable[[Any], None], patience: int) -> None:
+    def _help(self, sock: SocketLike, silent: bool) -> None:
+        error = None
+        if is_sending_file(self._transport()):  # which may have taken the error, and the loop then sees none
+            number = take_error(sock) or (errno.ETIMEDOUT if silent else errno.ECONNRESET)
+            error = OSError(number, os.strerror(number))
+        self._read_out(error, _PATIENCE)
+
+    def _read_out(self, error: OSError | None, patience: int) -> None:
         """Let the library have what its peer had sent, if it has paused reading; then the end.
 
         A loop takes a paused connection out of its epoll: reading again, it finds the data. A protocol may pause at
-        each piece of it.
+        each piece of it. Without an error, the loop has some time to find the kernel's by itself.
         """
         transport: Any = self._transport()
+        if transport is None or self._stage is not Stage.VERDICT:
+            return
         with contextlib.suppress(*_GONE):
-            if transport is None:
-                return
-            paused = not transport.is_reading()
-            if not transport.is_closing() and (unread(transport.get_extra_info("socket")) if paused else patience):
-                if paused:
-                    transport.resume_reading()
-                again = functools.partial(self._let_read, then, patience - (not paused))
-                asyncio.get_running_loop().call_later(_PIECE, again)
-            else:
-                then(transport)
+            sock = transport.get_extra_info("socket")
+            if not transport.is_closing():
+                if is_sending_file(transport):
+                    stop_sending_file(sock)
+                    self._wait_for_sendfile(error, 0)
+                    return
+                paused = not transport.is_reading()
+                if unread(sock) or (patience > 0 and not paused):
+                    if paused:
+                        transport.resume_reading()
+                    asyncio.get_running_loop().call_later(_PIECE, self._read_out, error, patience - (not paused))
+                    return
+            self._stage = after(self._stage, Happening.READ)
+            if error is None:  # the loop has not heard it: it does not listen after a peer's EOF
+                number = take_error(sock)
+                error = OSError(number, os.strerror(number)) if number else None
+            if error is not None:
+                reset_on_close(sock)
+                force_close(transport, error)
 
-    def _give_up(self, transport: Any) -> None:
-        """The verdict is ours."""
-        reset_on_close(transport.get_extra_info("socket"))
-        # What both loops' own fatal errors do: connection_lost(exc) in the next turn, through TLS too.
-        transport._force_close(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-
-    def _pass_error_on(self, transport: Any) -> None:
-        """The verdict is the kernel's, and the loop has not heard it: it does not listen after a peer's EOF."""
-        number = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            transport._force_close(OSError(number, os.strerror(number)))
+    def _wait_for_sendfile(self, error: OSError | None, turns: int) -> None:
+        """It ends in a turn or two, and the loop then reads: the end is to come before that, or it has no error."""
+        loop = asyncio.get_running_loop()
+        if not is_sending_file(self._transport()):
+            self._read_out(error, 0)
+        elif turns < _TURNS:
+            loop.call_soon(self._wait_for_sendfile, error, turns + 1)
+        else:
+            loop.call_later(_PIECE, self._wait_for_sendfile, error, turns)
 
 
 class DescriptorLink(_Link):
@@ -284,12 +316,11 @@ class DescriptorLink(_Link):
     application has set itself stands.
     """
 
-    __slots__ = ("_bound", "_peer", "_suspected", "descriptor")
+    __slots__ = ("_bound", "_peer", "descriptor")
 
     def __init__(self, descriptor: Descriptor, *common: Any) -> None:
         self.descriptor: Descriptor = descriptor
         self._bound: float | None = None  # the user timeout that was set here
-        self._suspected: tuple[TcpInfo, float] | None = None  # what it was when it became suspect, and when
         self._peer: Any = None  # once it has ended, the kernel does not tell
         with contextlib.suppress(OSError):
             self._peer = descriptor.getpeername()
@@ -323,7 +354,6 @@ class DescriptorLink(_Link):
 
     def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
         if kind == "suspect":
-            self._suspected = health.info, asyncio.get_running_loop().time()
             self._monitor.suspect_descriptors.add(self)
         else:
             self._monitor.suspect_descriptors.discard(self)
@@ -331,20 +361,20 @@ class DescriptorLink(_Link):
 
     def look_whether_closed(self) -> None:
         """Report the death of a socket whose owner heard of it first, and closed it."""
-        if self._suspected is None or self.descriptor.fileno() >= 0:
+        watch = self._watch
+        if watch is None or watch.sample is None or self.descriptor.fileno() >= 0:
             return
-        sample, at = self._suspected
-        silence = (sample.silence or 0.0) + asyncio.get_running_loop().time() - at
-        ended = sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
-        if fell_silent(ended, self._state):
-            self._report(self.descriptor, None, ended)
+        silence = watch.silence(asyncio.get_running_loop().time())
+        ended = watch.sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
+        if self._fell_silent(ended):
+            self._report(self.descriptor, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, ended)
         self._end()
 
-    def _end(self) -> None:
+    def _end(self, happening: Happening = Happening.LOST) -> None:
         self._monitor.suspect_descriptors.discard(self)
-        super()._end()
+        super()._end(happening)
 
-    def _deliver(self) -> None:
+    def _deliver(self, exc: OSError) -> None:
         with contextlib.suppress(*_GONE):
             platform.cap_backoff(self.descriptor, 1.0)
             platform.bound_connect(self.descriptor, _AT_ONCE)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -26,12 +27,14 @@ from typing import Any, Final
 
 from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, parse_address
+from .connecting import resolve
 from .descriptors import is_listening
+from .endpoints import Endpoint, Handshake, Terms
 from .errors import AddressError, KaioError, KeepaliveError, PolicyError
 from .keepalive import apply, cover
 from .monitor import bare, get_monitor
 from .policy import Keepalive, KeepaliveArg, as_policy
-from .transports import Endpoint
+from .protocols import Watched
 
 __all__ = ["Listener"]
 
@@ -42,6 +45,7 @@ _LONGEST_QUEUE: Final = 65536  # net.core.somaxconn is rarely more
 _RETRY: Final = 0.25  # seconds between attempts to accept while descriptors are used up
 
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+AttachingFactory = Callable[[Terms], asyncio.BaseProtocol]  # whose protocols know what they start with
 
 
 class Listener:
@@ -93,7 +97,6 @@ class Listener:
         if ssl is not None:
             self._tls_timeouts["ssl_handshake_timeout"] = ssl_handshake_timeout
             self._tls_timeouts["ssl_shutdown_timeout"] = ssl_shutdown_timeout
-        self._factory: ProtocolFactory | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inherits = platform.INHERITS  # whether all that is accepted has its policy already
         self._native: list[asyncio.AbstractServer] = []  # the loop's servers, where the loop accepts
@@ -101,7 +104,6 @@ class Listener:
         self._out_of_descriptors = False  # said so, and not yet accepted again
         self._watch_from = 0  # connections from which on the last descriptor may be near (native accepting)
         self._watch_at = 0.0  # and the time before which it is not looked at again
-        self._admitting: dict[asyncio.Task[Any], socket.socket] = {}  # accepted, and their transports not yet made
         self._owner: object = None  # the server that it belongs to
         self._unlink: tuple[str, int] | None = None  # the path that we made, and its inode
 
@@ -124,12 +126,12 @@ class Listener:
         Setting it is for new connections, and for those that wait to be accepted; the present ones keep theirs. Raises
         `PolicyError`, `KeepaliveError`; then nothing has changed.
         """
-        return self._endpoint.policy
+        return self._endpoint.terms.policy
 
     @keepalive.setter
     def keepalive(self, keepalive: KeepaliveArg) -> None:
         policy = _listener_policy(self._address, as_policy(keepalive))
-        before = self._endpoint.policy
+        before = self._endpoint.terms.policy
         if policy is None or before is None:
             return
         done: list[socket.socket] = []
@@ -142,9 +144,9 @@ class Listener:
             for sock in done:
                 apply(sock, before)
             raise
-        self._endpoint.take(policy, state)
-        self._endpoint.explicit = self._explicit = True
-        if self._factory is not None:
+        self._explicit = True
+        self._endpoint.take(policy, state, explicit=True)
+        if self._endpoint.make is not None:
             for sock in self._sockets:
                 self._drain(sock)
 
@@ -167,73 +169,80 @@ class Listener:
         return changed
 
     def __repr__(self) -> str:
-        state = "listening" if self._factory is not None else "bound" if self._sockets else "closed"
+        state = "listening" if self._endpoint.make is not None else "bound" if self._sockets else "closed"
         return f"<Listener {self._address} keepalive={str(self.keepalive)!r} {state}>"
 
     # -- for the server
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """What the connections of this listener start with."""
-        return self._endpoint
 
     def default_to(self, keepalive: KeepaliveArg, *, explicit: bool) -> None:
         """Take a policy from the server or the protocol class, unless the listener has its own."""
         if self._explicit or not isinstance(self._address, TcpAddress):
             return
-        self._endpoint.take(as_policy(keepalive), None)
-        self._endpoint.source = None if explicit else keepalive
-        self._endpoint.explicit = explicit
+        source = None if explicit else keepalive
+        self._endpoint.take(as_policy(keepalive), None, source=source, explicit=explicit)
 
-    @property
-    def admitting(self) -> bool:
-        """Whether accepted connections are still shaking hands."""
-        return bool(self._admitting)
+    def claim(self, owner: object) -> Endpoint:
+        """Belong to a server until it lets go, and return what its connections will have in common.
 
-    def claim(self, owner: object) -> None:
-        """Belong to a server, until it is closed (None). Raises RuntimeError when it belongs to another one."""
-        if owner is not None and self._owner is not None and self._owner is not owner:
-            raise RuntimeError(f"{self!r} is in use by another server already")
+        Raises RuntimeError when it belongs to one already.
+        """
+        if self._owner is not None:
+            why = "was given twice" if self._owner is owner else "is in use by another server already"
+            raise RuntimeError(f"{self!r} {why}")
         self._owner = owner
+        terms = self._endpoint.terms
+        # One of its own: the connections of the server before may still be open.
+        self._endpoint = Endpoint(terms.policy, source=terms.source, explicit=terms.explicit)
+        return self._endpoint
 
-    def refuse(self) -> None:
-        """Turn away what was accepted and does not stand yet: the server has been left."""
-        self._endpoint.refusing = True
-        for task in self._admitting:
-            task.cancel()
+    def release(self, owner: object) -> None:
+        """Stop listening for a server. Harmless when it belongs to another one by now."""
+        if self._owner is owner:
+            self._owner = None
+            self.close()
 
     async def bind(self) -> None:
-        """Make and bind the sockets, with their policy. Raises OSError, `KeepaliveError`; then nothing is bound."""
+        """Make and bind the sockets, with their policy. Raises OSError, `KeepaliveError`; then nothing is bound.
+
+        RuntimeError when its server lets go of it meanwhile.
+        """
         if self._sockets:
             raise RuntimeError(f"{self!r} is in use already")
+        address, owner = self._address, self._owner
+        infos: Collection[Any] = ()
+        if isinstance(address, TcpAddress) and not self._handed_over:
+            loop = asyncio.get_running_loop()
+            infos = await resolve(loop, address.host, address.port, flags=socket.AI_PASSIVE)
+            if self._owner is not owner:
+                raise RuntimeError(f"{self!r} was closed while it started")
         try:
             if self._handed_over:
                 self._sockets, self._handed_over = self._handed_over, []
                 for sock in self._sockets:
                     sock.setblocking(False)
-            elif isinstance(self._address, UnixAddress):
-                self._bind_unix(self._address.path)
+            elif isinstance(address, UnixAddress):
+                self._bind_unix(address.path)
             else:
-                await self._bind_tcp(self._address)
-            policy = self._endpoint.policy
+                self._bind_tcp(address, infos)
+            terms = self._endpoint.terms
             for sock in self._sockets:
-                if policy is not None:
-                    self._endpoint.take(policy, cover(sock, policy, explicit=self._endpoint.explicit))
+                if terms.policy is not None:
+                    state = cover(sock, terms.policy, explicit=terms.explicit)
+                    self._endpoint.take(terms.policy, state, source=terms.source, explicit=terms.explicit)
         except BaseException:
             self.close()
             raise
 
-    async def start(self, factory: ProtocolFactory) -> None:
+    async def start(self, make: AttachingFactory) -> None:
         """Listen, and give each connection a protocol."""
-        self._factory = factory
-        self._endpoint.refusing = False
         self._loop = loop = asyncio.get_running_loop()
-        self._endpoint.monitor = get_monitor()
+        endpoint = self._endpoint
+        endpoint.make, endpoint.loop, endpoint.monitor = make, loop, get_monitor()
         for sock in self._sockets:
             if is_listening(sock):
                 self._drain(sock)
             if _loop_accepts(loop):
-                self._endpoint.by_hand = not platform.INHERITS
+                endpoint.by_hand = not platform.INHERITS
                 await self._start_native(loop, sock)
             else:
                 sock.listen(self._backlog)
@@ -241,7 +250,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening. What is in the queue is refused; what was accepted goes on."""
-        self._factory = None
+        self._endpoint.make = None
         for handle in self._retries.values():
             handle.cancel()
         self._retries.clear()
@@ -262,9 +271,7 @@ class Listener:
 
     # -- binding
 
-    async def _bind_tcp(self, address: TcpAddress) -> None:
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    def _bind_tcp(self, address: TcpAddress, infos: Collection[Any]) -> None:
         wanted = list(dict.fromkeys((info[0], info[4]) for info in infos))
         # With port 0 the first socket's port is the others', too; when it is taken there, begin again.
         for attempt in range(10):
@@ -324,13 +331,13 @@ class Listener:
 
     async def _start_native(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         create: Any = loop.create_unix_server if isinstance(self._address, UnixAddress) else bare(loop).create_server
-        factory = self._native_factory(loop)
+        factory = self._native_factory(loop, self._endpoint)
         self._native.append(
             await create(factory, sock=sock, ssl=self._ssl, backlog=self._backlog, **self._tls_timeouts)
         )
 
-    def _native_factory(self, loop: asyncio.AbstractEventLoop) -> ProtocolFactory:
-        live, make = self._endpoint.live, self._factory
+    def _native_factory(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> ProtocolFactory:
+        live, make, shakes_hands = endpoint.live, endpoint.make, self._ssl is not None
         assert make is not None
         self._watch_from = _free_descriptors() // 2
 
@@ -338,10 +345,13 @@ class Listener:
             if len(live) >= self._watch_from and loop.time() >= self._watch_at:
                 self._look_at_descriptors(loop)
             try:
-                return make()
+                protocol = make(endpoint.terms)
             except Exception:  # uvloop would stop listening
                 logger.exception("%s: a connection could not be set up", self._address)
                 return _TurnAway()
+            if shakes_hands and isinstance(protocol, Watched):
+                protocol._kaio = Handshake(endpoint.terms)
+            return protocol
 
         return factory
 
@@ -391,34 +401,29 @@ class Listener:
             self._out_of_descriptors = False
             logger.info("%s: accepting again", self._address)
         conn.setblocking(False)
-        policy = self._endpoint.policy
-        if policy is not None and not covered:
+        endpoint = self._endpoint
+        terms = endpoint.terms
+        if terms.policy is not None and not covered:
             try:
-                cover(conn, policy, explicit=self._endpoint.explicit)
+                cover(conn, terms.policy, explicit=terms.explicit)
             except KaioError as exc:  # it was gone already, most likely
                 logger.debug("%s: %s", self._address, exc)
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._admit(loop, conn))
-        self._admitting[task] = conn
-        task.add_done_callback(self._admitted)
+        task = loop.create_task(self._admit(loop, conn, endpoint, terms))
+        endpoint.admitting.add(task)
+        task.add_done_callback(functools.partial(_admitted, endpoint, conn))
         return True
 
-    def _admitted(self, task: asyncio.Task[None]) -> None:
-        conn = self._admitting.pop(task)
-        if task.cancelled():  # before its first step: nobody else has the socket
-            conn.close()
-        endpoint = self._endpoint
-        if not self._admitting and not endpoint.live and endpoint.on_empty is not None:
-            endpoint.on_empty()
-
-    async def _admit(self, loop: asyncio.AbstractEventLoop, conn: socket.socket) -> None:
+    async def _admit(
+        self, loop: asyncio.AbstractEventLoop, conn: socket.socket, endpoint: Endpoint, terms: Terms
+    ) -> None:
         """Make the transport of an accepted connection; a handshake that fails costs only itself."""
-        factory = self._factory
-        if factory is None:  # closed meanwhile
+        make = endpoint.make
+        if make is None:  # closed meanwhile
             conn.close()
             return
         try:
-            protocol = factory()
+            protocol = make(terms)
         except Exception:
             logger.exception("%s: a connection could not be set up", self._address)
             conn.close()
@@ -443,6 +448,13 @@ class Listener:
     def _resume_accepting(self, sock: socket.socket) -> None:
         del self._retries[sock]
         bare(asyncio.get_running_loop()).add_reader(sock, self._accept, sock)
+
+
+def _admitted(endpoint: Endpoint, conn: socket.socket, task: asyncio.Task[None]) -> None:
+    endpoint.admitting.discard(task)
+    if task.cancelled():  # before its first step: nobody else has the socket
+        conn.close()
+    endpoint.check_empty()
 
 
 class _TurnAway(asyncio.Protocol):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohappyeyeballs
 
 from ._sockopt import SocketLike, platform
-from .connecting import Attempts, tls_arguments
+from .connecting import Attempts, has_scope, resolve, sock_connect, tls_arguments
 from .covering import Standing, adopt
 from .descriptors import Descriptor, is_listening
 from .errors import KeepaliveError
@@ -275,10 +275,10 @@ class Covering(_Base):
     async def sock_connect(self, sock: Any, address: Any) -> None:
         cover = self._kaio
         if not cover.active:
-            await super().sock_connect(sock, address)
+            await sock_connect(super(), sock, address)
             return
         async with cover.connecting(sock):
-            await super().sock_connect(sock, address)
+            await sock_connect(super(), sock, address)
         cover.sight(sock)
 
     async def sock_accept(self, sock: Any) -> Any:
@@ -450,10 +450,43 @@ class _CoveringOther(Covering):
         return transport, protocol
 
     async def _resolve(self, host: Any, port: Any, family: int, proto: int, flags: int) -> list[Any]:
-        infos = await self.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, proto=proto, flags=flags)
+        infos = await resolve(self, host, port, family=family, proto=proto, flags=flags)
         if not infos:
             raise OSError("getaddrinfo() returned empty list")
         return list(infos)
+
+    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
+        if not has_scope(host) or kwargs.get("sock") is not None or isinstance(self, asyncio.BaseEventLoop):
+            return await super().create_server(protocol_factory, host, port, **kwargs)
+        sock = await self._bind(host, port, **{name: kwargs.pop(name) for name in _BINDING if name in kwargs})
+        try:
+            return await super().create_server(protocol_factory, sock=sock, **kwargs)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _bind(
+        self,
+        host: str,
+        port: Any,
+        family: int = 0,
+        flags: int = socket.AI_PASSIVE,
+        reuse_address: bool | None = None,
+        reuse_port: bool | None = None,
+    ) -> socket.socket:
+        """uvloop would bind to a link-local address without its scope."""
+        family, kind, proto, _, address = (await self._resolve(host, port, family, 0, flags))[0]
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address is not False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, bool(reuse_port))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+            sock.bind(address)
+        except OSError as exc:
+            sock.close()
+            message = f"error while attempting to bind on address {address!r}: {(exc.strerror or '').lower()}"
+            raise OSError(exc.errno, message) from None
+        return sock
 
 
 def _summary(exc: OSError, errors: list[OSError], all_errors: bool) -> Exception:
@@ -465,6 +498,9 @@ def _summary(exc: OSError, errors: list[OSError], all_errors: bool) -> Exception
     if all((type(error), error.errno) == (type(errors[0]), errors[0].errno) for error in errors):
         return errors[0]
     return OSError(f"Multiple exceptions: {', '.join(map(str, errors))}")
+
+
+_BINDING: Final = ("family", "flags", "reuse_address", "reuse_port")  # arguments of create_server that are for bind()
 
 
 # -- classes

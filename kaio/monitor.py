@@ -32,6 +32,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from . import owners
 from ._sockopt import SocketLike, platform
+from .deadline import cap_backoff
 from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .tcpinfo import TcpInfo
 from .verdict import Health, Limits, State, judge
@@ -98,12 +99,16 @@ class Link(Protocol):
     """The wheel's tick at which it is looked at; -1: it is not in the wheel."""
     _watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
-    _ended: bool
     _inode: int
     """Its socket in the registry of what this process watches (`owners`); 0: it is not there."""
     _watch: Watch | None
     """What the last looks remember; None: nothing."""
     _limits: Limits | None
+
+    @property
+    def _ended(self) -> bool:
+        """Whether it is watched no more."""
+        ...
 
     def _socket(self) -> SocketLike:
         """Its socket. Raises OSError, ValueError, AttributeError once it is closed."""
@@ -349,10 +354,9 @@ class Monitor:
         if decision.state is State.DEAD:
             link._kernel_ended(sample)
             return
-        if decision.cap and watch.backoff is None:
-            watch.backoff = platform.cap_backoff(sock, limits.longest_backoff)
-        elif watch.backoff is not None and not decision.cap:
-            restore_backoff(watch, sock)
+        if decision.cap != watch.cap:
+            with contextlib.suppress(OSError):
+                cap_backoff(watch, sock, decision.cap)
         if watch.at_rest:
             link._watch = None
         link._looked(sock, decision)
@@ -368,9 +372,9 @@ class Monitor:
             return
         link._limits = limits
         watch, loop = link._watch, self._loop()
-        if watch is not None and watch.backoff is not None:
+        if watch is not None and watch.cap is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                restore_backoff(watch, link._socket())
+                cap_backoff(watch, link._socket(), None)
         if limits is None or loop is None:
             link._watch = None
         else:
@@ -572,13 +576,6 @@ def _release(link: Link) -> None:
 def is_suspect(link: Link) -> bool:
     """Whether a connection's peer was suspect at the last look."""
     return link._watch is not None and link._watch.suspect
-
-
-def restore_backoff(watch: Watch, sock: SocketLike) -> None:
-    """The kernel's own back-off is due again. Raises OSError."""
-    before, watch.backoff = watch.backoff, None
-    if before is not None:
-        platform.cap_backoff(sock, before / 1000)
 
 
 def bare(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, ClassVar
 
+from .ending import Stage
+from .endpoints import Endpoint, Handshake, Terms, watched_by
 from .errors import DeadPeerError, KeepaliveError
 from .keepalive import cover, logger, raw_socket
 from .policy import Keepalive, KeepaliveArg, as_policy
-from .transports import Endpoint, KeepaliveTransport, watched_by
+from .transports import KeepaliveTransport
 from .verdict import Health, Limits
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
@@ -30,8 +32,8 @@ class Watched:
     keepalive: ClassVar[KeepaliveArg] = None
     """The policy of this class's connections where no `keepalive=` argument says otherwise; None: the default."""
 
-    # the endpoint before connection_made, the transport from then on; None: turned away
-    _kaio: Endpoint | KeepaliveTransport | None
+    # what it starts with before connection_made, the transport from then on; None: turned away
+    _kaio: Terms | Handshake | KeepaliveTransport | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -56,7 +58,11 @@ class Watched:
         """The peer that was suspect was heard again."""
 
     def peer_dead(self, error: DeadPeerError) -> None:
-        """The peer no longer answers. Called once; `connection_lost` follows at once with the same error."""
+        """The peer no longer answers. Called once; `connection_lost` follows with the same error.
+
+        It follows in the loop's next turn; after what the peer had sent before, while that is still to be read: so not
+        before reading resumes, when the application has paused it. What is written meanwhile is dropped.
+        """
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone: None for an ordinary end, the `DeadPeerError`, or what else ended it."""
@@ -78,14 +84,17 @@ def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     @functools.wraps(function)
     def connection_made(self: Any, transport: Any) -> None:
         if type(transport) is not KeepaliveTransport:  # through super() it is ours already
-            endpoint = getattr(self, "_kaio", None)
-            if type(endpoint) is not Endpoint:  # made by a bare loop, or a protocol that is used again
-                endpoint = None
-            elif endpoint.refusing:
+            terms = getattr(self, "_kaio", None)
+            if type(terms) is not Terms:  # made by a bare loop, or a protocol that is used again
+                terms = terms.terms if type(terms) is Handshake else None
+            if terms is None:
+                transport = _adopt_foreign(self, transport)
+            elif terms.endpoint is not None and terms.endpoint.refusing:
                 self._kaio = None
                 transport.abort()
                 return
-            transport = _adopt(self, transport, endpoint)
+            else:
+                transport = _adopt(self, transport, terms)
         function(self, transport)
 
     connection_made._kaio_hook = True  # type: ignore[attr-defined]
@@ -98,8 +107,7 @@ def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]
         transport = getattr(self, "_kaio", None)
         if type(transport) is not KeepaliveTransport:
             return function(self)
-        if transport._verdict is not None:
-            transport._drop()  # no end of file, but the end of what a dead peer had sent: connection_lost says so
+        if transport._is_read():
             return None
         keep_open = function(self)
         if keep_open:
@@ -120,8 +128,12 @@ class _Lost:
             transport: Any = getattr(protocol, "_kaio", function)
             if transport is None:  # turned away before it was made
                 return
-            if type(transport) is KeepaliveTransport and not transport._ended:
-                exc = transport._end(exc)
+            if type(transport) is KeepaliveTransport:
+                if transport._stage is Stage.UNHEARD:  # kaio has called it already
+                    return
+                if not transport._ended:
+                    transport._read_rest(exc)
+                    exc = transport._end(exc)
             function(protocol, exc)
 
         functools.update_wrapper(self, function)
@@ -139,18 +151,36 @@ class _Lost:
         self._function(protocol, exc)
 
 
-def _adopt(protocol: Any, inner: asyncio.Transport, endpoint: Endpoint | None) -> KeepaliveTransport:
+def _adopt(protocol: Any, inner: asyncio.Transport, terms: Terms) -> KeepaliveTransport:
     """Make the transport that a protocol gets, with the policy that it is to have."""
+    endpoint = terms.endpoint
+    now = terms if endpoint is None else endpoint.terms
     own: KeepaliveArg = protocol.keepalive
-    if endpoint is None:
-        default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
-        policy, limits = _give(protocol, inner, as_policy(own if own is not None else default), ours=False)
-    elif not (endpoint.explicit or own is endpoint.source or endpoint.policy is None):
-        policy, limits = _give(protocol, inner, as_policy(own), ours=True)
-    elif endpoint.by_hand and endpoint.policy is not None:
-        policy, limits = _give(protocol, inner, endpoint.policy, ours=True)
-    else:
-        policy, limits = endpoint.policy, endpoint.limits
+    policy, limits = terms.policy, terms.limits
+    if policy is not None and now.policy is not None:
+        if not (now.explicit or own is now.source):
+            policy, limits = _give(protocol, inner, as_policy(own)) or (policy, limits)
+        elif now is not terms or (endpoint is not None and endpoint.by_hand):
+            policy, limits = _give(protocol, inner, now.policy) or (policy, limits)
+    return _made_of(protocol, inner, endpoint, policy, limits)
+
+
+def _adopt_foreign(protocol: Any, inner: asyncio.Transport) -> KeepaliveTransport:
+    """Make the transport of a connection that kaio has neither accepted nor made."""
+    default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
+    own: KeepaliveArg = protocol.keepalive
+    policy = as_policy(own if own is not None else default)
+    given = _give(protocol, inner, policy, asked_for=own is not None)
+    return _made_of(protocol, inner, None, *(given or (None, None)))
+
+
+def _made_of(
+    protocol: Any,
+    inner: asyncio.Transport,
+    endpoint: Endpoint | None,
+    policy: Keepalive | None,
+    limits: Limits | None,
+) -> KeepaliveTransport:
     protocol._kaio = transport = KeepaliveTransport(inner, protocol, endpoint, policy, limits)
     transport._entry = entry = protocol._live_entry(transport)
     if endpoint is not None:
@@ -159,15 +189,15 @@ def _adopt(protocol: Any, inner: asyncio.Transport, endpoint: Endpoint | None) -
 
 
 def _give(
-    protocol: Any, inner: asyncio.Transport, policy: Keepalive, *, ours: bool
-) -> tuple[Keepalive | None, Limits | None]:
-    """Set a policy on a connection that does not have it yet."""
+    protocol: Any, inner: asyncio.Transport, policy: Keepalive, *, asked_for: bool = True
+) -> tuple[Keepalive, Limits | None] | None:
+    """Set a policy on a connection that does not have it yet; None when that fails: then it has what it had."""
     try:
         return policy, watched_by(policy, cover(raw_socket(inner), policy, explicit=True))
     except KeepaliveError as exc:
-        if ours or protocol.keepalive is not None:
+        if asked_for:
             logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)
-        return None, None
+        return None
 
 
 class KeepaliveProtocol(Watched, asyncio.Protocol):

@@ -20,6 +20,7 @@ from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 from .addresses import Address, TcpAddress, one_address, tcp_address
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
+from .endpoints import Endpoint
 from .listeners import Listener, ProtocolFactory
 from .monitor import Counters
 from .policy import KeepaliveArg, as_policy
@@ -32,12 +33,16 @@ logger: Final = logging.getLogger("kaio")
 
 Handler = Callable[[Connection], Awaitable[object]]
 
+_LAST_WORDS: Final = 1.0  # seconds, after the close timeout, that who was aborted has to end
+_GO_ON: Final = (asyncio.CancelledError, SystemExit, KeyboardInterrupt)  # no failures of a handler
+
 
 class Server:
     """Listeners and their live connections; what `serve`, `create_server` and `start_server` return.
 
     It has the methods of `asyncio.Server`. `async with` closes it at its end: the listeners; then the handlers are
-    cancelled, and the connections have `close_timeout` seconds for what was written to leave, until they are aborted.
+    cancelled, and the connections have `close_timeout` seconds for what was written to leave, until they are aborted. A
+    handler that goes on all the same is left behind a second later, and named in the log.
     """
 
     def __init__(
@@ -59,11 +64,17 @@ class Server:
         self._forever: asyncio.Future[None] | None = None
         self._waiting: asyncio.Future[None] | None = None  # wait_closed
         self._counters = Counters()
-        for listener in self._listeners:
-            listener.claim(self)
-        for listener in self._listeners:
-            listener.endpoint.on_empty = self._check_ended
-            listener.endpoint.counters = self._counters
+        self._endpoints: list[Endpoint] = []  # one for each listener
+        try:
+            for listener in self._listeners:
+                endpoint = listener.claim(self)
+                endpoint.on_empty = self._check_ended
+                endpoint.counters = self._counters
+                self._endpoints.append(endpoint)
+        except RuntimeError:
+            for listener in self._listeners:
+                listener.release(self)
+            raise
 
     # -- what it has
 
@@ -80,12 +91,12 @@ class Server:
     @property
     def connections(self) -> frozenset[Any]:
         """The connections that are open now: each a `Connection` where a handler serves it, else a transport."""
-        return frozenset().union(*(listener.endpoint.live for listener in self._listeners))
+        return frozenset().union(*(endpoint.live for endpoint in self._endpoints))
 
     @property
     def counters(self) -> Counters:
         """Suspects, recoveries and deaths of this server's connections since its start, and how many it has now."""
-        self._counters.watched = sum(len(listener.endpoint.live) for listener in self._listeners)
+        self._counters.watched = sum(len(endpoint.live) for endpoint in self._endpoints)
         return self._counters
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -105,29 +116,35 @@ class Server:
 
     async def start_serving(self) -> None:
         """Begin to accept. Harmless when it has begun already; RuntimeError after `close`."""
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed")
+        self._check_open()
         if self._serving:
             return
         self._serving = True
+        make = attaching(self._factory or self._handled)
         try:
             for listener in self._listeners:
                 if not listener.sockets:
                     await listener.bind()
+            self._check_open()
             for listener in self._listeners:
-                await listener.start(attaching(self._factory or self._handled, listener.endpoint))
+                await listener.start(make)
+                self._check_open()
         except BaseException:
             self.close()
             raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
 
     async def serve_forever(self) -> None:
         """Accept until cancelled or closed; then `close` has been called. RuntimeError when it is running already."""
         if self._forever is not None:
             raise RuntimeError(f"serve_forever() is running already on {self!r}")
-        await self.start_serving()
-        self._forever = self._loop.create_future()
+        self._forever = forever = self._loop.create_future()
         try:
-            await self._forever
+            await self.start_serving()
+            await forever
         finally:
             self._forever = None
             self.close()
@@ -137,8 +154,7 @@ class Server:
         self._closed = True
         self._serving = False
         for listener in self._listeners:
-            listener.close()
-            listener.claim(None)
+            listener.release(self)
         if self._forever is not None and not self._forever.done():
             self._forever.set_result(None)
         self._check_ended()
@@ -160,17 +176,14 @@ class Server:
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and its last connection and handler have ended."""
+        await asyncio.sleep(0)  # what uvloop has accepted in this turn is known in the next
         while not self._ended():
             if self._waiting is None or self._waiting.done():
                 self._waiting = self._loop.create_future()
             await asyncio.shield(self._waiting)
 
     def _ended(self) -> bool:
-        return (
-            self._closed
-            and not self._tasks
-            and not any(each.endpoint.live or each.admitting for each in self._listeners)
-        )
+        return self._closed and not self._tasks and all(endpoint.is_empty() for endpoint in self._endpoints)
 
     def _check_ended(self) -> None:
         if self._waiting is not None and not self._waiting.done() and self._ended():
@@ -184,18 +197,35 @@ class Server:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        for listener in self._listeners:
-            listener.refuse()
+        for endpoint in self._endpoints:
+            endpoint.refuse()
         self.close_clients()
         try:
-            async with asyncio.timeout(self._close_timeout):
-                await self.wait_closed()
-        except TimeoutError:
-            self.abort_clients()
-            await self.wait_closed()
+            if not await self._closed_within(self._close_timeout):
+                self.abort_clients()
+                if not await self._closed_within(_LAST_WORDS):
+                    self._log_stragglers()
         except BaseException:
             self.abort_clients()
             raise
+
+    async def _closed_within(self, timeout: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                await self.wait_closed()
+        except TimeoutError:
+            return False
+        return True
+
+    def _log_stragglers(self) -> None:
+        """Say who is left behind."""
+        name = getattr(self._handler, "__qualname__", self._handler)
+        for connection in self._tasks.values():
+            message = "handler %s of %r ignores that it is cancelled, and is left behind"
+            logger.error(message, name, connection, extra={"connection": connection})
+        for connection in self.connections.difference(self._tasks.values()):
+            message = "%r does not end although it was aborted, and is left behind"
+            logger.error(message, connection, extra={"connection": connection})
 
     # -- handlers
 
@@ -206,9 +236,10 @@ class Server:
         assert self._handler is not None
         try:
             handling = self._handler(connection)
-        except Exception as exc:
-            _log_failure(connection, exc)
-            connection._finish(self._close_timeout)
+        except BaseException as exc:
+            self._handler_ended(connection, exc)
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise
             return
         task = self._loop.create_task(handling if asyncio.iscoroutine(handling) else _wait_for(handling))
         self._tasks[task] = connection
@@ -216,12 +247,14 @@ class Server:
 
     def _handler_done(self, task: asyncio.Task[object]) -> None:
         connection = self._tasks.pop(task)
-        exc = None if task.cancelled() else task.exception()
-        if isinstance(exc, Exception):
-            _log_failure(connection, exc)
-        connection._finish(self._close_timeout)
+        self._handler_ended(connection, None if task.cancelled() else task.exception())
         if not self._tasks:
             self._check_ended()
+
+    def _handler_ended(self, connection: Connection, exc: BaseException | None) -> None:
+        if exc is not None and not isinstance(exc, _GO_ON):
+            _log_failure(connection, exc)
+        connection._finish(self._close_timeout)
 
 
 async def _wait_for(handling: Awaitable[object]) -> None:
@@ -231,9 +264,9 @@ async def _wait_for(handling: Awaitable[object]) -> None:
 _ENDS: Final = (BrokenResourceError, EndOfStream, IncompleteRead)  # DeadPeerError and ResetError are the first
 
 
-def _log_failure(connection: Connection, exc: Exception) -> None:
+def _log_failure(connection: Connection, exc: BaseException) -> None:
     """A traceback for what the handler did; what the network did is no failure, and a death is in the log already."""
-    ended = exc.split(_ENDS) if isinstance(exc, ExceptionGroup) else None
+    ended = exc.split(_ENDS) if isinstance(exc, BaseExceptionGroup) else None
     if ended is not None and ended[0] is not None and ended[1] is None:
         exc = _first(ended[0])
     extra = {"connection": connection}
@@ -243,7 +276,7 @@ def _log_failure(connection: Connection, exc: Exception) -> None:
         logger.error("handler failed for %r", connection, exc_info=exc, extra=extra)
 
 
-def _first(group: ExceptionGroup[Any]) -> Exception:
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     leaf: Any = group
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]

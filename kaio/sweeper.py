@@ -16,11 +16,12 @@ from typing import Final
 from . import owners
 from ._sockopt import platform
 from .covering import Standing, adopt, standing
+from .deadline import Deadline
 from .descriptors import Descriptor, descriptors
 from .errors import KaioError
 from .policy import Keepalive, SocketState
 from .sweeping import is_open
-from .verdict import window_is_shut
+from .verdict import limits_of_state
 
 __all__ = ["GRACE", "Sweeper"]
 
@@ -44,7 +45,7 @@ class Sweeper:
         self._settled: set[int] = set()  # none of the sweep's business
         self._newcomers: dict[int, float] = {}  # a loop's, perhaps, and when they were first seen
         self._handed_over: set[int] = set()  # a monitor's
-        self._minded: dict[int, float | None] = {}  # those covered here, and their user timeout
+        self._minded: dict[int, Deadline] = {}  # those covered here
         self._ports: set[int] = set()  # of listening sockets among them: what is accepted there has the same
         self._parents: set[int] = set()  # what a forked process leaves to its parent
         self._make_locks()
@@ -105,7 +106,7 @@ class Sweeper:
         self._settled &= there
         self._handed_over &= owned.keys()
         self._newcomers = {inode: since for inode, since in self._newcomers.items() if inode in there}
-        self._minded = {inode: bound for inode, bound in self._minded.items() if inode in there}
+        self._minded = {inode: deadline for inode, deadline in self._minded.items() if inode in there}
 
     def _hand_over(self, found: Descriptor, bound: float | None) -> None:
         """The socket is a monitor's, which bounds its data by itself, or leaves that to the kernel (None)."""
@@ -115,15 +116,15 @@ class Sweeper:
         self._handed_over.add(inode)
         self._settled.discard(inode)
         self._newcomers.pop(inode, None)
-        minded = inode in self._minded
-        given = self._minded.pop(inode, self._bound)
-        if self._bound is None or not (minded or self._ports):
+        minded = self._minded.pop(inode, None)
+        given = self._bound if minded is None else minded.user_timeout
+        if self._bound is None or (minded is None and not self._ports):
             return
         stands = platform.read(found).user_timeout
         if bound is None:
             if given is None and stands is None:
                 platform.bound_connect(found, self._bound)
-        elif stands == self._bound and (minded or found.getsockname()[1] in self._ports):
+        elif stands == self._bound and (minded is not None or found.getsockname()[1] in self._ports):
             platform.bound_connect(found, None)
 
     def _look(self, found: Descriptor) -> None:
@@ -161,9 +162,11 @@ class Sweeper:
         return now - self._newcomers.setdefault(found.inode, now) < GRACE
 
     def _mind(self, found: Descriptor) -> None:
-        info = platform.tcp_info(found)
-        spared = window_is_shut(info) and (info.probes or 0) < 2
-        bound = None if spared else self._bound
-        if self._minded.get(found.inode, -1) != bound:
-            platform.bound_connect(found, bound)
-            self._minded[found.inode] = bound
+        now, deadline = time.monotonic(), self._minded.get(found.inode)
+        if deadline is None:
+            state = platform.read(found)
+            limits = limits_of_state(self._policy, state)
+            if limits is None:  # keepalive is off again
+                return
+            deadline = self._minded[found.inode] = Deadline(limits, state.user_timeout, now)
+        deadline.look(found, now)

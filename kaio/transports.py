@@ -1,4 +1,4 @@
-"""The transport that protocols get, and the endpoint that it came from.
+"""The transport that protocols get.
 
 Rules kept here: nothing is added to what is done for each message: `write` is the inner transport's own method. The
 kernel is asked about a connection only after the loop has reported its death.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import socket
 import ssl
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -18,61 +18,47 @@ from typing import Any, Final, Literal
 from anyio import ClosedResourceError, EndOfStream
 
 from ._sockopt import SocketLike, platform
+from .bases import (
+    end_reading,
+    force_close,
+    is_closed,
+    is_held_back,
+    is_sending_file,
+    stop_sending_file,
+    take_error,
+    with_reason,
+)
 from .descriptors import reset_on_close, unread
-from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address
+from .ending import OVER, UNDECIDED, Happening, Stage, after
+from .endpoints import Endpoint, watched_by
+from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .keepalive import apply, tcp_info
-from .monitor import Counters, Event, Monitor, get_monitor
+from .monitor import Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
-from .tcpinfo import TcpInfo
-from .verdict import DEATHS, Health, Limits, State, dead_peer, judge, limits_of
+from .tcpinfo import TcpInfo, TcpState
+from .verdict import (
+    DEATHS,
+    NO_WAY,
+    Health,
+    Limits,
+    State,
+    dead_peer,
+    fell_silent,
+    is_death,
+    judge,
+)
 from .watch import Decision, Watch
 
-__all__ = ["AliveScope", "Endpoint", "KeepaliveTransport", "watched_by"]
+__all__ = ["AliveScope", "KeepaliveTransport"]
 
-_PATIENCE: Final = 0.5  # seconds for the loop to bring the end by itself
+_PATIENCE: Final = 0.5  # seconds for the loop to read a piece of what had arrived
+_LONGEST: Final = 5.0  # and at most, between two looks at whether the application reads again
+_MOMENT: Final = 0.01  # seconds; many turns of a loop that is not blocked
+_FIRST_CHECK: Final = 0.25  # seconds until it is seen whether a transport that was handed out has been closed
+_LAST_CHECK: Final = 60.0  # and at most, between two of those
+_CLOSED: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket or transport raises
 
 _without_layers: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
-
-
-class Endpoint:
-    """What the connections of one listener, or of one call to connect, have in common."""
-
-    __slots__ = (
-        "by_hand",
-        "counters",
-        "explicit",
-        "limits",
-        "live",
-        "monitor",
-        "on_empty",
-        "policy",
-        "refusing",
-        "source",
-    )
-
-    def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
-        self.policy: Keepalive | None = policy  # what their sockets have already; None: not TCP
-        self.limits: Limits | None = None if policy is None else limits_of(policy)  # how the monitor watches them
-        self.counters: Counters | None = None  # the server's
-        self.monitor: Monitor | None = None  # the loop's, where there is one loop
-        self.source: KeepaliveArg = source  # the protocol class's own default that `policy` was made from
-        self.explicit: bool = explicit  # whether a keepalive= argument said so, which wins over the protocol's own
-        self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
-        self.refusing: bool = False  # whether what still comes is turned away: its server has been left
-        self.live: set[Any] = set()  # those that are open, as the user knows them
-        self.on_empty: Callable[[], None] | None = None  # called when the last of them has ended
-
-    def take(self, policy: Keepalive, state: SocketState | None) -> None:
-        """From now on they start with this policy; `state` is what the kernel made of it."""
-        self.policy = policy
-        self.limits = watched_by(policy, state)
-
-
-def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
-    """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
-    if policy.enabled and state is not None and state.enabled:
-        policy = policy.filled(idle=state.idle, interval=state.interval, count=state.count)
-    return limits_of(policy)
 
 
 class KeepaliveTransport(asyncio.Transport):
@@ -83,12 +69,10 @@ class KeepaliveTransport(asyncio.Transport):
 
     __slots__ = (
         "__weakref__",
-        "_closed_here",
+        "_closer",
         "_due",
-        "_ended",
         "_endpoint",
         "_entry",
-        "_half_closed",
         "_inner",
         "_inode",
         "_limits",
@@ -98,6 +82,8 @@ class KeepaliveTransport(asyncio.Transport):
         "_protocol",
         "_sample",
         "_scopes",
+        "_stage",
+        "_timer",
         "_verdict",
         "_watch",
         "_watched_fd",
@@ -115,11 +101,11 @@ class KeepaliveTransport(asyncio.Transport):
     _scopes: list[AliveScope] | None  # who is to be cancelled when it ends
     _due: int  # the monitor's
     _watched_fd: int  # the monitor's
-    _half_closed: bool  # the peer sends no more, and the loop no longer listens
     _watch: Watch | None  # the monitor's
     _inode: int  # the monitor's
-    _closed_here: object  # the task in which this side has closed it, or True; False: it has not
-    _ended: bool  # whether connection_lost has been passed on
+    _stage: Stage  # how far it is on the way to its end
+    _closer: object  # the task in which this side has closed it, or True; False: it has not
+    _timer: asyncio.TimerHandle | None  # the next step towards the end, where the loop may not bring it by itself
     _sample: TcpInfo | None  # TCP_INFO of the dead socket
     _peername: Any  # where a layer between forgets it when it ends
 
@@ -137,8 +123,9 @@ class KeepaliveTransport(asyncio.Transport):
         self._endpoint = endpoint
         self._policy = policy
         self._limits = limits
-        self._ended = self._half_closed = self._closed_here = False
-        self._sample = self._peername = self._verdict = self._scopes = None
+        self._stage = Stage.OPEN
+        self._closer = False
+        self._sample = self._peername = self._verdict = self._scopes = self._timer = None
         self._watch = None
         self._inode = 0
         self._due = self._watched_fd = -1
@@ -153,10 +140,12 @@ class KeepaliveTransport(asyncio.Transport):
     """The inner transport's own method, as it is."""
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        self._inner.writelines(list_of_data)
+        if self._verdict is None:
+            self._inner.writelines(list_of_data)
 
     def write_eof(self) -> None:
-        self._inner.write_eof()
+        if self._verdict is None:
+            self._inner.write_eof()
 
     def can_write_eof(self) -> bool:
         return self._inner.can_write_eof()
@@ -187,14 +176,19 @@ class KeepaliveTransport(asyncio.Transport):
 
         Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
         """
-        self._closed_here = self._closed_here or _current_task() or True
-        if not self._inner.is_closing():
+        self._close_here()
+        if self._stage is Stage.ENDING:
+            self._drop()
+        elif not self._inner.is_closing():
             self._inner.close()
 
     def abort(self) -> None:
         """Close the connection at once, and drop what has not left, as in asyncio."""
-        self._closed_here = self._closed_here or _current_task() or True
-        self._inner.abort()
+        self._close_here()
+        if self._stage is Stage.ENDING:
+            self._drop()
+        else:
+            self._inner.abort()
 
     def pause_reading(self) -> None:
         """Stop reading, as in asyncio. The peer's death is reported all the same."""
@@ -204,8 +198,8 @@ class KeepaliveTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         """Read again, as in asyncio."""
         self._inner.resume_reading()
-        if self._verdict is not None and not self._ended:
-            asyncio.get_running_loop().call_later(_PATIENCE, self._drop_when_read)
+        if self._stage is Stage.VERDICT:
+            self._next(_PATIENCE, self._read_out, _PATIENCE, True)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
@@ -213,6 +207,8 @@ class KeepaliveTransport(asyncio.Transport):
         A `KeepaliveProtocol` goes on being told of the peer's death. Another one gets what the loop tells it: the
         connection keeps its policy, and is no longer the monitor's nor in `Server.connections`.
         """
+        if protocol is not self._protocol:
+            self._tell("_handed_over", protocol)
         # By name: the protocols are a row above, and any class that has the slot will do.
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]
@@ -220,7 +216,8 @@ class KeepaliveTransport(asyncio.Transport):
         elif not self._ended:
             for scope in list(self._scopes or ()):
                 scope.ended(RuntimeError("another protocol has taken the connection over"))
-            self._let_go()
+            self._move(Happening.RELEASED)
+            self._leave()
         self._inner.set_protocol(protocol)
 
     @property
@@ -244,13 +241,23 @@ class KeepaliveTransport(asyncio.Transport):
 
     @property
     def inner(self) -> asyncio.Transport:
-        """The loop's own transport, for what takes no other: `loop.start_tls`, `loop.sendfile`."""
+        """The loop's own transport, for what takes no other: `loop.start_tls`, `loop.sendfile`.
+
+        Whoever has it may do what this transport does not see. The peer's death and the connection's end are reported
+        all the same, also in a TLS handshake, of whose failure asyncio and uvloop tell no protocol.
+        """
+        self._lend()
         return self._inner
 
     @property
     def peername(self) -> Any:
         """The peer's address as asyncio gives it, also after the end."""
-        return self._peername or self._inner.get_extra_info("peername")
+        if self._peername is not None:
+            return self._peername
+        try:
+            return self._inner.get_extra_info("peername")
+        except AttributeError:  # uvloop, not TCP: it asks the socket, and has none any more
+            return None
 
     def health(self) -> Health:
         """How the peer is now, by a sample of the kernel's TCP_INFO; after its death, how it was then.
@@ -283,22 +290,39 @@ class KeepaliveTransport(asyncio.Transport):
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         """Nothing more is to be done."""
 
-    def _closed_unheard(self) -> None:
-        """connection_lost is on its way."""
-
     def _kernel_ended(self, sample: TcpInfo | None) -> None:
         """A loop that listens reports that; from one that does not, the error is taken and delivered.
 
         Reading SO_ERROR takes the error from the inner transport, so it is read only here.
         """
-        if not self._half_closed and self._inner.is_reading():
+        if self._stage not in UNDECIDED:
             return
+        inner = self._inner
+        sending = is_sending_file(inner)  # which has reading paused, and may take the error first
+        lent = self._timer is not None  # a TLS layer may hear of it and tell nobody
         try:
-            number = self._socket().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except (OSError, ValueError, AttributeError):
+            sock = self._socket()
+            if self._stage is Stage.HALF_CLOSED or not inner.is_reading():
+                number = take_error(sock)
+                if number:
+                    self._condemn(OSError(number, os.strerror(number)), None, sample)
+                    return
+            if sending or lent:
+                error = self._error_in(sample or platform.tcp_info(sock))
+                if error is not None and sending:
+                    self._condemn(error, None, sample)
+                else:
+                    self._next(_MOMENT, self._check, _FIRST_CHECK, error)
+        except _CLOSED:
             return
-        if number:
-            self._condemn(OSError(number, os.strerror(number)), None, sample)
+
+    def _error_in(self, sample: TcpInfo) -> OSError | None:
+        """What ended a connection whose error somebody else has taken; None when it has not ended, or is not TCP."""
+        if sample.state != TcpState.CLOSE:
+            return None
+        silent = fell_silent(sample, platform.read(self._socket()))
+        number = errno.ETIMEDOUT if silent else errno.ECONNRESET
+        return OSError(number, os.strerror(number))
 
     def _tell(self, name: str, argument: object) -> None:
         protocol = self._protocol
@@ -329,69 +353,183 @@ class KeepaliveTransport(asyncio.Transport):
         What the peer had sent before stays in the socket while the application has reading paused; it is read, and the
         end follows it, when reading resumes. Otherwise the end comes in the loop's next turn.
         """
-        if self._ended or self._verdict is not None:
+        if self._stage not in UNDECIDED:
             return
         if sample is not None:
             self._sample = sample
+        if cause is not None:  # the monitor's own
+            with contextlib.suppress(*_CLOSED):
+                exc, cause = with_reason(self._socket(), exc, cause)
         self._verdict = self._translate(exc, cause)
+        self._move(Happening.JUDGED)
         self._monitor.forget(self)
+        self.write = _write_nothing  # a write that fails would end it with what had arrived unread
         self._pass_verdict()
-        if not self._wait_until_read():
+        if self._stage is Stage.VERDICT:
+            self._begin_to_read_out()
+        elif self._stage is Stage.ENDING:
             self._drop()
-
-    def _wait_until_read(self) -> bool:
-        """Whether something of what the peer had sent waits to be read, and the end with it."""
-        inner = self._inner
-        if self._half_closed or inner.is_closing():
-            return False
-        sock = self._socket()
-        try:
-            # A TLS layer may hold data of its own.
-            if not inner.is_reading() and inner.get_extra_info("sslcontext") is not None:
-                return True
-            if not unread(sock):
-                return False
-            _end_reading(sock)
-        except (OSError, ValueError, AttributeError):
-            return False
-        if inner.is_reading():
-            asyncio.get_running_loop().call_later(_PATIENCE, self._drop_when_read)
-        return True
 
     def _pass_verdict(self) -> None:
         """Tell who waits that the connection has ended."""
         error = self._verdict
         if isinstance(error, DeadPeerError):
             self._tell("peer_dead", error)
+        elif error is not None:
+            self._tell("_end_is_known", error)
         for scope in list(self._scopes or ()):
             scope.ended(error)
 
+    # -- after a verdict
+
+    def _begin_to_read_out(self) -> None:
+        """There is a verdict: see whether something of what the peer had sent waits to be read before the end."""
+        inner = self._inner
+        with contextlib.suppress(*_CLOSED):
+            sock = self._socket()
+            held = is_held_back(inner)
+            if not inner.is_closing() and (held or unread(sock)):
+                if not held and inner.get_extra_info("sslcontext") is None:
+                    end_reading(sock)
+                if is_sending_file(inner):
+                    stop_sending_file(sock)
+                self._next(_PATIENCE, self._read_out, _PATIENCE, not held and inner.is_reading())
+                return
+        self._move(Happening.READ)
+        self._drop()
+
+    def _read_out(self, delay: float, was_reading: bool) -> None:
+        """Once all that a dead peer had sent is read, the end is due. Streams resume reading past this transport.
+
+        Twice in a row: a TLS layer needs a turn to pass on what the socket no longer holds.
+        """
+        if self._stage is not Stage.VERDICT:
+            return
+        inner = self._inner
+        with contextlib.suppress(*_CLOSED):
+            if not inner.is_closing():
+                reading = inner.is_reading() and not is_held_back(inner)
+                if not (reading and was_reading) or unread(self._socket()):
+                    delay = _PATIENCE if reading else min(2 * delay, _LONGEST)
+                    self._next(delay, self._read_out, delay, reading)
+                    return
+        self._move(Happening.READ)
+        self._drop()
+
     def _drop(self) -> None:
         """End a dead connection in the loop's next turn, and wait for nothing that it still has to say."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            reset_on_close(self._socket())
-        self._inner.abort()
-
-    def _drop_when_read(self) -> None:
-        """The application reads again what a dead peer had sent: once all is read, the end is due."""
-        if self._ended or not self._inner.is_reading():  # paused again: the next resume_reading leads here
+        if is_sending_file(self._inner):
+            with contextlib.suppress(*_CLOSED):
+                stop_sending_file(self._socket())
+            self._next(_MOMENT, self._drop)
             return
-        try:
-            more = unread(self._socket())
-        except (OSError, ValueError, AttributeError):
-            more = False
-        if more:
-            asyncio.get_running_loop().call_later(_PATIENCE, self._drop_when_read)
-        else:
-            self._drop()
+        with contextlib.suppress(*_CLOSED):
+            reset_on_close(self._socket())
+        with contextlib.suppress(*_CLOSED):
+            force_close(self._inner, self._verdict)
+        self._next(_MOMENT, self._check, _FIRST_CHECK, None)
+
+    # -- an end of which nobody tells
+
+    def _lend(self) -> None:
+        """The inner transport is handed out. What is put over it may keep its end to itself.
+
+        The TLS of asyncio and of uvloop calls no connection_lost when the connection ends in the handshake: so it is
+        seen from time to time, and after any error, whether the transport was closed.
+        """
+        if self._timer is None and self._stage in UNDECIDED:
+            with contextlib.suppress(RuntimeError):  # no loop is running: nothing can be put over it there
+                self._next(_FIRST_CHECK, self._check, _FIRST_CHECK, None)
+                self._monitor.watch_errors(self)
+
+    def _check(self, delay: float, error: OSError | None) -> None:
+        """See whether the loop's transport is closed though connection_lost has not come."""
+        if is_closed(self._inner):
+            self._closed_unheard(error)
+        elif not self._ended:
+            self._next(delay, self._check, min(2 * delay, _LAST_CHECK), None)
+
+    def _closed_unheard(self, error: OSError | None = None) -> None:
+        """The socket is closed and connection_lost has not come: if it does not come in a few turns, call it here."""
+        if not self._ended:
+            loop = asyncio.get_running_loop()
+            # Through the queue in which a TLS layer puts its own call, so that this one comes after it.
+            self._next(_MOMENT, loop.call_soon, self._call_lost, error)
+
+    def _call_lost(self, error: OSError | None) -> None:
+        if not self._ended:
+            self._tell("connection_lost", error)
+            if not self._ended:  # not one of kaio's protocols, whose hooks do that
+                self._end(error)
+            self._move(Happening.TOLD)
+
+    # -- moving on
+
+    @property
+    def _ended(self) -> bool:
+        """Whether connection_lost has been passed on, or the connection is another protocol's."""
+        return self._stage in OVER
+
+    def _move(self, happening: Happening) -> None:
+        self._stage = after(self._stage, happening)
+
+    def _next(self, delay: float, step: Callable[..., object], *arguments: Any) -> None:
+        """What is to be done towards the end after a while; there is one such thing at a time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay, step, *arguments)
+
+    def _close_here(self) -> None:
+        """This side closes the connection."""
+        self._closer = self._closer or _current_task() or True
+        self._move(Happening.CLOSE)
 
     # -- the end, called by the protocol's hooks
 
     def _saw_eof(self) -> None:
         """The peer sends no more and the protocol keeps the connection: the loop no longer listens."""
-        self._half_closed = True
-        if not self._ended:
+        self._move(Happening.EOF)
+        if self._stage is Stage.HALF_CLOSED:
             self._monitor.watch_errors_soon(self)
+
+    def _read_rest(self, exc: BaseException | None) -> None:
+        """Deliver what had arrived, if the loop has given the connection up with some of it unread.
+
+        Both loops do when a write fails: the peer has reset the connection while reading was paused, say.
+        """
+        protocol, inner = self._protocol, self._inner
+        if exc is None or self._stage not in (Stage.OPEN, Stage.VERDICT):
+            return
+        try:
+            if inner.get_protocol() is protocol and inner.get_extra_info("sslcontext") is None:
+                sock = self._socket()
+                left = unread(sock)
+                while left > 0 and (data := os.read(sock.fileno(), left)):
+                    left -= len(data)
+                    self._pass_on(protocol, data)
+        except _CLOSED:
+            return
+
+    def _pass_on(self, protocol: Any, data: bytes) -> None:
+        """Call back the protocol with data, of whichever of asyncio's kinds it is."""
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            self._tell("data_received", data)
+            return
+        while data:
+            room = memoryview(protocol.get_buffer(len(data))).cast("B")
+            count = min(len(room), len(data))
+            if not count:
+                return
+            room[:count] = data[:count]
+            self._tell("buffer_updated", count)
+            data = data[count:]
+
+    def _is_read(self) -> bool:
+        """At an end of file: whether it is no such thing, but the end of what a dead peer had sent."""
+        if self._stage is Stage.VERDICT:
+            self._move(Happening.READ)
+            self._drop()
+        return self._stage is Stage.ENDING
 
     def _examine(self, protocol: asyncio.BaseProtocol) -> None:
         """Read what tells why the connection died, if a layer between will close the socket before we are told.
@@ -415,19 +553,26 @@ class KeepaliveTransport(asyncio.Transport):
 
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """The connection is gone: what its protocol is to be told."""
-        if self._verdict is None and (exc is not None or self._scopes):
+        news = self._verdict is None and (exc is not None or self._scopes)
+        if news:
             self._verdict = self._translate(exc, None)
-            self._ended = True
+        self._move(Happening.LOST)
+        if news:
             self._pass_verdict()
-        self._let_go()
-        return self._verdict
+        if self._policy is None:  # not TCP: uvloop knows the name no longer than the socket
+            self._peername = self.peername
+        verdict, self._verdict = self._verdict, remember(self._verdict)
+        self._leave()
+        return verdict
 
-    def _let_go(self) -> None:
+    def _leave(self) -> None:
         """Leave every table."""
-        self._ended = True
         self._limits = None
         self._monitor.forget(self)
         self._monitor.counters.watched -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         endpoint, entry = self._endpoint, self._entry
         self._endpoint = self._entry = self._protocol = self._scopes = None
         if endpoint is not None:
@@ -437,13 +582,17 @@ class KeepaliveTransport(asyncio.Transport):
 
     def _translate(self, exc: BaseException | None, cause: Cause | None) -> BaseException | None:
         """What ended the connection, as kaio says it; a death is counted and logged here."""
-        number = exc.errno if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else None
-        if number is None or number not in DEATHS:
+        if not isinstance(exc, OSError) or isinstance(exc, ssl.SSLError):
             return exc
-        if self._sample is None and self._policy is not None:  # None: not TCP
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                self._sample = platform.tcp_info(self._socket())
-        assert isinstance(exc, OSError)
+        if exc.errno not in DEATHS and exc.errno not in NO_WAY:
+            return exc
+        sample = self._sample
+        if sample is None and self._policy is not None:  # None: not TCP
+            with contextlib.suppress(*_CLOSED):
+                sample = platform.tcp_info(self._socket())
+        if cause is None and not is_death(exc.errno, sample):
+            return exc
+        self._sample = sample
         error = dead_peer(exc, cause, self._sample, peername=self.peername, policy=self._policy)
         event = Event("dead", self, None, error)
         self._count(event)
@@ -489,13 +638,16 @@ class AliveScope:
             assert self._task is not None
             # As in asyncio.timeout: a cancellation from outside, on top of ours, stays one.
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-                reason = self._reason
+                reason, self._reason = self._reason, None
                 assert reason is not None
-                raise reason.with_traceback(None) from reason.__cause__
+                try:
+                    raise reason.with_traceback(None) from reason.__cause__
+                finally:
+                    del reason  # its traceback holds this frame
 
     def ended(self, error: BaseException | None) -> None:
         """The connection has ended: cancel the block, and remember what to raise."""
-        closed_here = self._transport._closed_here
+        closed_here = self._transport._closer
         if self._fired or (error is None and closed_here is self._task):  # the block closes its own connection
             return
         self._fired = True
@@ -513,7 +665,5 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _end_reading(sock: SocketLike) -> None:
-    """Let an end of file follow what the socket holds. uvloop's stand-in for a socket has no shutdown()."""
-    with socket.socket(fileno=os.dup(sock.fileno())) as twin, contextlib.suppress(OSError):  # ENOTCONN: it does already
-        twin.shutdown(socket.SHUT_RD)
+def _write_nothing(data: bytes | bytearray | memoryview) -> None:
+    """What is written after a verdict is dropped, as asyncio drops what is written after the end."""

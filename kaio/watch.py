@@ -42,8 +42,8 @@ class Decision(NamedTuple):
     """Seconds until the next look."""
     waiting: bool = False
     """Whether something waits for the peer."""
-    cap: bool = False
-    """Whether the kernel asks ever more rarely: its back-off is to be capped (`Limits.longest_backoff`).
+    cap: float | None = None
+    """Seconds at which the kernel's back-off is to be capped, where it asks ever more rarely; None: its own is due.
 
     Of a peer that is suspect, too: retransmissions that double their timeout ask less often than keepalive would.
     """
@@ -70,7 +70,9 @@ class Watch:
         "_total_retrans",
         "_waiting_since",
         "backoff",
+        "cap",
         "limits",
+        "sample",
     )
 
     def __init__(self, limits: Limits, since: float | None = None) -> None:
@@ -83,9 +85,12 @@ class Watch:
         self._asked_since: float | None = None  # the first look since then that saw a question, or something waiting
         self._waiting_since: float | None = None  # the first look since then that saw something waiting
         self._suspect = False
-        self.backoff: int | None = (
-            None  # the caller's: the kernel's longest back-off before it was capped; None: it is not
-        )
+        self.sample: TcpInfo | None = None
+        """That of the last look."""
+        self.cap: float | None = None
+        """The caller's: seconds at which it has capped the kernel's back-off; None: it has not."""
+        self.backoff: int | None = None
+        """The caller's: what the back-off was capped at before, in ms."""
 
     def begin_anew(self, limits: Limits, now: float) -> None:
         """Watch by other times from now on. What was asked before does not count."""
@@ -99,10 +104,14 @@ class Watch:
         """Whether the last look found the peer suspect."""
         return self._suspect
 
+    def silence(self, now: float) -> float:
+        """Seconds since the peer was heard, if it was not heard since the last look."""
+        return self._silence + (0.0 if self._at is None else max(0.0, now - self._at))
+
     @property
     def at_rest(self) -> bool:
         """Whether the last look found nothing that the next one must know of."""
-        return self._asked_since is None and self._since is None and self.backoff is None and not self._suspect
+        return self._asked_since is None and self._since is None and self.cap is None and not self._suspect
 
     def look(self, info: TcpInfo, now: float) -> Decision:
         """The verdict on a sample, taken `now`."""
@@ -111,7 +120,9 @@ class Watch:
             return Decision(State.DEAD, None, limits.interval)
         if silence is None:
             return Decision(State.ALIVE, None, limits.first_look)
-        waiting = bool(info.unacked or info.notsent_bytes)
+        # Of a listening socket, unacked is the length of its queue (net/ipv4/tcp.c, tcp_get_info).
+        waiting = info.state != TcpState.LISTEN and bool(info.unacked or info.notsent_bytes)
+        self.sample = info
         self._count(info, silence, now)
         self._date(waiting, now)
         if self._since is not None:
@@ -122,16 +133,13 @@ class Watch:
         shut = window_is_shut(info)
         cause = self._cause(info, silence, now, shut) if waiting else None
         self._suspect = self._asked >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
+        cap = limits.longest_backoff(under_shrunk_window=bool(shut and info.unacked))
+        if not waiting or not (shut or not info.unacked or self._suspect):
+            cap = None
         if cause is not None:
-            return Decision(State.DEAD, cause, 0.0, waiting)
-        return Decision(
-            State.SUSPECT if self._suspect else State.STALLED if shut else State.ALIVE,
-            None,
-            self._look_after(silence, now, waiting),
-            waiting,
-            cap=waiting and limits.user_timeout is not None and (shut or not info.unacked or self._suspect),
-            spare=shut,
-        )
+            return Decision(State.DEAD, cause, limits.interval, waiting, cap)
+        state = State.SUSPECT if self._suspect else State.STALLED if shut else State.ALIVE
+        return Decision(state, None, self._look_after(silence, now, waiting), waiting, cap, spare=shut)
 
     def _count(self, info: TcpInfo, silence: float, now: float) -> None:
         """Count the questions that were asked since the peer was heard."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import kaio
+from kaio.testing import blackhole
 
 from .conftest import Recorder, echo, until
 
@@ -45,6 +47,47 @@ async def test_happy_eyeballs_takes_the_address_that_answers(monkeypatch: pytest
         async with server, kaio.connect("localhost", server.sockets[0].getsockname()[1]) as client:
             await client.send(b"x")
             assert await client.receive() == b"x"
+
+
+class Suspicious(Recorder):
+    """Writes down when its peer is suspect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.suspect = asyncio.get_running_loop().create_future()
+
+    def peer_suspect(self, health: kaio.Health) -> None:
+        self.suspect.set_result(health)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_peers")
+async def test_times_left_to_the_system_are_watched_with_the_kernels() -> None:
+    """By each way to connect: the peer is suspect after its first probe, and data in flight is bounded."""
+    policy = "1s:1s:"
+    with socket.socket() as fresh:
+        system = kaio.inspect(fresh).count
+    async with kaio.serve(echo, "127.0.0.1", 0, keepalive="off", close_timeout=0.1) as server:
+        host, port = server.listeners[0].address  # type: ignore[misc]
+        with socket.create_connection((host, port)) as sock:
+            made = [
+                await kaio.create_connection(Suspicious, host, port, keepalive=policy),
+                await kaio.create_connection(Suspicious, sock=sock, keepalive=policy),
+                await kaio.create_connection(type("Own", (Suspicious,), {"keepalive": policy}), host, port),
+            ]
+            stream = await kaio.connect(host, port, keepalive=policy)
+            await until(lambda: len(server.connections) == 4)
+            for connection in (*(transport for transport, _ in made), stream):
+                assert kaio.inspect(connection).times == (1, 1, system)
+                assert connection.keepalive == kaio.Keepalive.parse(policy)  # type: ignore[attr-defined]
+            with blackhole(*server.connections):
+                async with asyncio.timeout(6):
+                    for _, protocol in made:
+                        await protocol.suspect
+                    await until(lambda: kaio.get_monitor().counters.suspects == 4)
+                for transport, _ in made:
+                    transport.abort()
+                stream.abort()
 
 
 async def test_the_user_timeout_is_only_for_the_handshake_unless_the_policy_drops() -> None:
@@ -113,6 +156,67 @@ async def test_connecting_that_is_cancelled_leaves_nothing_open(client_tls: Any)
         await until(lambda: descriptors() <= before)
 
 
+@pytest.mark.parametrize("way", ["connect", "create_connection", "open_connection"])
+async def test_connecting_that_is_cancelled_late_is_not_watched(way: str, server_tls: Any, client_tls: Any) -> None:
+    """After each turn of the loop until it stands: nobody counts it, and its server sees the end."""
+    counters = kaio.get_monitor().counters
+
+    async def make(host: Any, port: Any, tls: Any) -> Any:
+        if way == "connect":
+            return (await kaio.connect(host, port, ssl=tls)).abort
+        if way == "create_connection":
+            return (await kaio.create_connection(Recorder, host, port, ssl=tls))[0].abort
+        return (await kaio.open_connection(host, port, ssl=tls))[1].close
+
+    for context, tls in ((None, None), (server_tls, client_tls)):
+        # A server that never says good-bye: what is left of a connection is not helped by its peer.
+        async with kaio.serve(_Patient, "127.0.0.1", 0, ssl=context) as server:
+            host, port = server.listeners[0].address  # type: ignore[misc]
+            for turns in range(200):
+                task = asyncio.ensure_future(make(host, port, tls))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                done = task.done()
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    (await task)()
+                await until(lambda: not counters.watched, within=2)
+                assert not server.connections
+                if done:
+                    break
+            else:
+                pytest.fail("it never stood")
+    gc.collect()  # and nothing of it warns
+
+
+async def test_connecting_that_is_cancelled_in_connection_made_ends_with_connection_lost(
+    server_tls: Any, client_tls: Any
+) -> None:
+    """As on every other way: once made, once lost."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    class Cancelling(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            tasks[-1].cancel()
+
+    for context, tls in ((None, None), (server_tls, client_tls)):
+        async with kaio.serve(_Patient, "127.0.0.1", 0, ssl=context) as server:
+            protocol = Cancelling()
+            connecting = kaio.create_connection(lambda p=protocol: p, *server.listeners[0].address, ssl=tls)  # type: ignore[misc]
+            tasks.append(asyncio.ensure_future(connecting))
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[-1]
+            async with asyncio.timeout(2):
+                assert await protocol.lost is None
+            assert protocol.names == ["made", "lost"]
+            await until(lambda: not kaio.get_monitor().counters.watched)
+
+
+class _Patient(kaio.KeepaliveProtocol):
+    """Ends when its peer does."""
+
+
 async def _connect(host: Any, port: Any, tls: Any) -> kaio.Connection:
     return await kaio.connect(host, port, ssl=tls)
 
@@ -174,3 +278,37 @@ async def test_the_longest_policy_can_connect() -> None:
     ):
         assert kaio.inspect(client).idle == 32767
         assert kaio.inspect(client).user_timeout is None
+
+
+@pytest.mark.slow
+async def test_a_peer_that_is_mute_in_the_tls_handshake_is_bounded_by_the_user_timeout(client_tls: Any) -> None:
+    """Its kernel answers and its program does not: asyncio's own error, soon; what the caller chose stands."""
+    loop = asyncio.get_running_loop()
+    quick = kaio.Keepalive(1, 1, 2)
+
+    async def took(connecting: Any) -> float:
+        began = loop.time()
+        with pytest.raises(ConnectionAbortedError):
+            await connecting
+        return loop.time() - began
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, socket.create_connection(mute.getsockname()) as sock:
+        host, port = mute.getsockname()
+        there: dict[str, Any] = {"host": host, "port": port, "ssl": client_tls, "keepalive": quick}
+        over: dict[str, Any] = {**there, "host": None, "port": None, "sock": sock, "server_hostname": "localhost"}
+        times = await asyncio.gather(
+            took(_made(kaio.connect(**there))),
+            took(kaio.create_connection(Recorder, **there)),
+            took(kaio.open_connection(**there)),
+            took(kaio.create_connection(Recorder, **over)),
+            took(_made(kaio.connect(**there, ssl_handshake_timeout=1.5))),
+            took(_made(kaio.connect(**there, ssl_handshake_timeout=5))),
+        )
+    assert all(3 <= each < 4.5 for each in times[:4]), times
+    assert 1.5 <= times[4] < 2.5
+    assert 5 <= times[5] < 6
+    assert not kaio.get_monitor().counters.watched
+
+
+async def _made(pending: Any) -> Any:
+    return await pending

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import itertools
 import random
 import socket
@@ -534,3 +535,22 @@ async def test_what_a_task_waits_for_is_a_future_to_anyio() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_anext_is_a_coroutine() -> None:
+    """It can be a task of its own, on every version of Python, and ends as `async for` does."""
+    async with pair() as (ours, theirs):
+        assert inspect.iscoroutinefunction(type(ours).__anext__)
+        task = asyncio.create_task(anext(ours))
+        await theirs.send(b"x")
+        assert await task == b"x"
+        task = asyncio.create_task(anext(ours))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await theirs.send_eof()
+        with pytest.raises(StopAsyncIteration):
+            await anext(ours)
+        with pytest.warns(RuntimeWarning, match="never awaited"):
+            anext(ours)

@@ -17,7 +17,7 @@ import pytest
 
 import kaio
 
-from .conftest import Recorder, echo, until
+from .conftest import LOOPS, Recorder, echo, reset, until
 
 SHORT = kaio.Keepalive(5, 2, 3)
 LONG = kaio.Keepalive(300, 60, 9, user_timeout=None)
@@ -42,6 +42,10 @@ async def test_each_listener_has_its_own_policy_before_and_after_a_live_change()
     ) as server:
         first, second = server.listeners
 
+        def of(listener: kaio.Listener) -> list[kaio.Connection]:
+            port = listener.address[1]  # type: ignore[misc]
+            return [each for each in server.connections if each.transport.get_extra_info("sockname")[1] == port]
+
         async def fill(expected: dict[kaio.Listener, tuple[int, int, int, int]]) -> None:
             with contextlib.ExitStack() as clients:
                 for listener in server.listeners:
@@ -49,8 +53,8 @@ async def test_each_listener_has_its_own_policy_before_and_after_a_live_change()
                         clients.enter_context(socket.create_connection(tuple(listener.address)))  # type: ignore[arg-type]
                 await until(lambda: len(server.connections) == 400)
                 for listener in server.listeners:
-                    assert len(listener.endpoint.live) == 200
-                    for connection in listener.endpoint.live:
+                    assert len(of(listener)) == 200
+                    for connection in of(listener):
                         assert options(connection.transport.get_extra_info("socket")) == expected[listener]
                         assert connection.keepalive == listener.keepalive
                 before = server.connections
@@ -443,3 +447,263 @@ async def test_a_factory_that_raises_costs_one_connection(caplog: pytest.LogCapt
         fail = False
         with socket.create_connection(server.sockets[0].getsockname()):
             await until(lambda: server.connections)
+
+
+async def test_a_change_overtakes_connections_that_are_accepted_and_not_made() -> None:
+    """After any number of the loop's turns: what a connection says is what the kernel has, and set_all misses none."""
+    for turns in range(10):
+        for everywhere in (False, True):
+            async with kaio.serve(echo, "127.0.0.1", 0, keepalive=SHORT) as server:
+                (listener,) = server.listeners
+                with socket.create_connection(tuple(listener.address)):  # type: ignore[arg-type]
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    there = bool(server.connections)
+                    if everywhere:
+                        listener.set_all("7s:3s:2")
+                    else:
+                        listener.keepalive = "7s:3s:2"
+                    await until(lambda server=server: server.connections)  # type: ignore[misc]
+                    (connection,) = server.connections
+                    expected = SHORT if there and not everywhere else kaio.Keepalive(7, 3, 2)
+                    assert connection.keepalive == expected, (turns, everywhere)
+                    assert kaio.inspect(connection).idle == expected.idle, (turns, everywhere)
+
+
+async def test_a_change_overtakes_tls_handshakes_under_way(server_tls: Any, client_tls: Any) -> None:
+    """They end with the new policy; a protocol class's own stands against a default, and not against set_all."""
+
+    class Own(Recorder):
+        keepalive = "9s:9s:2"
+
+    for handler, before in ((echo, SHORT), (Own, kaio.Keepalive(9, 9, 2))):
+        async with kaio.serve(handler, "127.0.0.1", 0, ssl=server_tls, keepalive=None) as server:
+            (listener,) = server.listeners
+            if handler is echo:
+                listener.keepalive = SHORT
+            sock = socket.create_connection(tuple(listener.address))  # type: ignore[arg-type]
+            await asyncio.sleep(0.05)
+            assert listener.keepalive == before
+            listener.set_all("7s:3s:2")
+            transport, _ = await kaio.create_connection(
+                Recorder, sock=sock, ssl=client_tls, server_hostname="localhost"
+            )
+            await until(lambda server=server: server.connections)  # type: ignore[misc]
+            (connection,) = server.connections
+            assert connection.keepalive == kaio.Keepalive(7, 3, 2)
+            assert kaio.inspect(connection).times == (7, 3, 2)
+            transport.abort()
+            await until(lambda server=server: not server.connections)  # type: ignore[misc]
+
+
+async def test_servers_that_have_a_listener_one_after_the_other_share_nothing() -> None:
+    """The connections of the first are its own, and closing it once more does not close the second."""
+    listener = kaio.Listener("127.0.0.1:0")
+    first = await kaio.serve(echo, listeners=[listener])
+    old = await kaio.connect(listener.address)
+    await until(lambda: first.connections)
+    first.close()
+    async with kaio.serve(echo, listeners=[listener]) as second:
+        assert not second.connections
+        new = await kaio.connect(listener.address)
+        await until(lambda: second.connections)
+        assert len(first.connections) == 1
+        assert not first.connections & second.connections
+        first.close()
+        assert second.sockets
+        with pytest.raises(RuntimeError, match="closed"):
+            await first.start_serving()
+        assert second.sockets
+        second.close()
+        second.abort_clients()
+        await second.wait_closed()
+        await old.send(b"x")
+        assert await old.receive() == b"x"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await first.wait_closed()
+    await old.aclose()
+    await new.aclose()
+    await first.wait_closed()
+    assert not first.connections
+
+
+async def test_a_refused_server_leaves_no_listener_claimed_and_none_bound() -> None:
+    """In use, given twice, or at a port that is taken: the other listeners are free afterwards."""
+    free, used = kaio.Listener("127.0.0.1:0"), kaio.Listener("127.0.0.1:0")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        taken = kaio.Listener("{}:{}".format(*sock.getsockname()))
+        async with kaio.serve(echo, listeners=[used]):
+            refused: list[tuple[list[kaio.Listener], type[Exception], str]] = [
+                ([free, used], RuntimeError, f"127.0.0.1:{used.address[1]}.*in use"),  # type: ignore[misc]
+                ([free, free], RuntimeError, "given twice"),
+                ([free, taken], OSError, "cannot bind"),
+            ]
+            for listeners, error, said in refused:
+                with pytest.raises(error, match=said):
+                    await kaio.serve(echo, listeners=listeners)
+                assert not free.sockets
+                assert not taken.sockets
+    async with kaio.serve(echo, listeners=[free, used, taken]) as server:
+        assert len(server.sockets) == 3
+
+
+async def test_serve_forever_twice_in_the_same_turn_is_refused() -> None:
+    """One goes on, the other is a RuntimeError, whether the server has begun or not."""
+    for begun in (True, False):
+        server = kaio.Server([kaio.Listener("127.0.0.1:0")], Recorder)
+        if begun:
+            await server.start_serving()
+        both = [asyncio.create_task(server.serve_forever()) for _ in range(2)]
+        done, (running,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        await until(lambda server=server: server.sockets)  # type: ignore[misc]
+        assert isinstance(done.pop().exception(), RuntimeError)
+        assert server.is_serving()
+        server.close()
+        await running
+
+
+async def test_a_server_that_is_closed_while_it_starts_is_refused() -> None:
+    """Nothing listens afterwards."""
+    listener = kaio.Listener("127.0.0.1:0")
+    server = kaio.Server([listener], Recorder)
+    starting = asyncio.create_task(server.start_serving())
+    await asyncio.sleep(0)
+    server.close()
+    if starting.done():  # uvloop looks up no number
+        await starting
+    else:
+        with pytest.raises(RuntimeError, match="closed"):
+            await starting
+    assert not listener.sockets
+
+
+async def test_wait_closed_waits_for_tls_handshakes(server_tls: Any, client_tls: Any) -> None:
+    """They count like connections, until they stand or have failed; a handler that starts late is waited for."""
+    handled = 0
+
+    async def handler(connection: kaio.Connection) -> None:
+        nonlocal handled
+        handled += 1
+        await echo(connection)
+
+    for end in ("handshake", "rubbish", "end of file", "reset"):
+        server = await kaio.serve(handler, "127.0.0.1", 0, ssl=server_tls)
+        sock = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        server.close()
+        closed = asyncio.create_task(server.wait_closed())
+        await asyncio.sleep(0.05)
+        assert not closed.done(), end
+        if end == "handshake":
+            transport, _ = await kaio.create_connection(
+                Recorder, sock=sock, ssl=client_tls, server_hostname="localhost"
+            )
+            await until(lambda: handled == 1)
+            await asyncio.sleep(0.05)
+            assert not closed.done()
+            transport.abort()
+        elif end == "rubbish":
+            sock.sendall(b"this is no TLS\n" * 10)
+        elif end == "reset":
+            reset(sock)
+        if end != "rubbish":
+            sock.close()
+        async with asyncio.timeout(5):
+            await closed
+        sock.close()
+    assert handled == 1
+
+
+async def test_leaving_does_not_wait_for_a_handler_that_swallows_cancellation(caplog: pytest.LogCaptureFixture) -> None:
+    """After the close timeout and a second more it is left behind, and the log says which."""
+    loop = asyncio.get_running_loop()
+    released = False
+
+    async def stubborn(connection: kaio.Connection) -> None:
+        while not released:
+            with contextlib.suppress(asyncio.CancelledError, kaio.DeadPeerError):
+                await asyncio.Event().wait()
+
+    server = await kaio.serve(stubborn, "127.0.0.1", 0, close_timeout=0.2)
+    with socket.create_connection(tuple(server.listeners[0].address)) as client:  # type: ignore[arg-type]
+        await until(lambda: server.connections)
+        began = loop.time()
+        async with server:
+            pass
+        assert 1 < loop.time() - began < 3
+        (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert "stubborn" in record.getMessage()
+        assert "Connection to {}:{}".format(*client.getsockname()) in record.getMessage()
+        assert client.recv(1) == b""
+    released = True
+    server.abort_clients()
+    await server.wait_closed()
+
+
+async def test_leaving_does_not_wait_for_a_protocol_that_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Its transport was given away, so that nobody tells it of its end."""
+
+    class Elsewhere(kaio.KeepaliveProtocol):
+        def connection_made(self, transport: Any) -> None:
+            transport.inner.set_protocol(asyncio.Protocol())
+
+    loop = asyncio.get_running_loop()
+    server = await kaio.serve(Elsewhere, "127.0.0.1", 0, close_timeout=0.2)
+    with socket.create_connection(tuple(server.listeners[0].address)) as client:  # type: ignore[arg-type]
+        await until(lambda: server.connections)
+        began = loop.time()
+        async with server:
+            pass
+        assert loop.time() - began < 3
+        (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert "left behind" in record.getMessage()
+        assert client.recv(1) == b""
+
+
+async def test_every_failure_of_a_handler_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it raises, in a task or before there is one, but being cancelled; its connection is closed."""
+
+    class Base(BaseException):
+        pass
+
+    def failing(exc: BaseException, *, at_once: bool) -> Any:
+        async def handler(connection: kaio.Connection) -> None:
+            raise exc
+
+        def no_coroutine(connection: kaio.Connection) -> Any:
+            raise exc
+
+        return no_coroutine if at_once else handler
+
+    for at_once in (False, True):
+        for exc in (ValueError("x"), Base("x"), BaseExceptionGroup("x", [Base("y")]), asyncio.CancelledError()):
+            caplog.clear()
+            async with kaio.serve(failing(exc, at_once=at_once), "127.0.0.1", 0) as server:
+                async with kaio.connect(server.listeners[0].address) as client:
+                    assert [data async for data in client] == []
+                await until(lambda server=server: not server.connections)  # type: ignore[misc]
+            records = [record for record in caplog.records if record.levelno == logging.ERROR]
+            if isinstance(exc, asyncio.CancelledError):
+                assert not records
+            else:
+                (record,) = records
+                assert record.exc_info is not None
+                assert record.exc_info[1] is exc
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_handler_may_end_the_program(loop: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    """SystemExit and KeyboardInterrupt go on, and are no failures of the handler."""
+
+    async def handler(connection: kaio.Connection) -> None:
+        raise kind
+
+    async def main() -> None:
+        async with kaio.serve(handler, "127.0.0.1", 0) as server, kaio.connect(server.listeners[0].address) as client:
+            await client.receive()
+
+    with pytest.raises(kind), asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    assert not [record for record in caplog.records if record.name == "kaio"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import pickle
+from typing import Any
 
 import pytest
 
 from kaio import Cause, Health, Keepalive, SocketState, State, TcpInfo, TcpState
 from kaio.verdict import (
     DEATHS,
+    NO_WAY,
     Limits,
     cause_of_death,
+    dead_peer,
     fell_silent,
+    is_death,
     judge,
     limits_of,
     limits_of_state,
@@ -77,6 +82,9 @@ def test_health_knows_no_more_than_the_platform() -> None:
 WEDGED = TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=0)
 RESENT = TcpInfo(state=GONE, retransmits=7)
 PROBED = TcpInfo(state=GONE, probes=4, retransmits=0, notsent_bytes=0, snd_wnd=65535)
+SHRUNK = TcpInfo(state=GONE, probes=0, retransmits=0, notsent_bytes=0, snd_wnd=0, last_data_sent=0.4, last_ack_recv=3.2)
+UNSENT = TcpInfo(state=GONE, probes=3, retransmits=0, unacked=0, notsent_bytes=5, snd_wnd=65535)
+SAID = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL, errno.ENONET, errno.ECONNREFUSED)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +98,13 @@ PROBED = TcpInfo(state=GONE, probes=4, retransmits=0, notsent_bytes=0, snd_wnd=6
         (errno.ETIMEDOUT, TcpInfo(state=GONE, retransmits=7, probes=2), Cause.UNACKNOWLEDGED),
         (errno.ETIMEDOUT, WEDGED, Cause.ZERO_WINDOW),
         (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1), Cause.ZERO_WINDOW),
-        (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=1, probes=4), Cause.KEEPALIVE),
+        (errno.ETIMEDOUT, TcpInfo(state=GONE, notsent_bytes=1, snd_wnd=1, probes=4), Cause.UNREACHABLE),
+        (errno.ETIMEDOUT, SHRUNK, Cause.ZERO_WINDOW),
+        (errno.ETIMEDOUT, UNSENT, Cause.UNREACHABLE),
         (10060, PROBED, Cause.KEEPALIVE),
         *[
             (number, info, Cause.UNREACHABLE)
-            for number in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
+            for number in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, *SAID)
             for info in (None, PROBED, RESENT, WEDGED)
         ],
         *[(number, None, Cause.UNREACHABLE) for number in (10065, 10051, 10064, 10050)],
@@ -117,6 +127,40 @@ def test_deaths_are_the_numbers_of_a_peer_that_does_not_answer(name: str) -> Non
 def test_a_live_peers_errors_are_not_deaths(name: str) -> None:
     """A reset or a refusal comes from somebody who answers."""
     assert getattr(errno, name) not in DEATHS
+
+
+@pytest.mark.parametrize("number", SAID)
+def test_some_numbers_are_deaths_of_what_the_kernel_has_given_up_alone(number: int) -> None:
+    """On a connection that stands, or that was reset, the same number is a mistake in a call."""
+    assert all(is_death(number, info) for info in (PROBED, RESENT, WEDGED, UNSENT, SHRUNK))
+    assert not any(is_death(number, info) for info in (None, TcpInfo(state=GONE), TcpInfo(state=UP, probes=3)))
+    assert number in NO_WAY
+
+
+V4, V6 = ("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "info", "peername", "text"),
+    [
+        (errno.EHOSTUNREACH, RESENT, V4, "peer 192.0.2.1:80 is dead (unreachable)"),
+        (errno.EACCES, RESENT, V4, "no way from this host to peer 192.0.2.1:80 (unreachable): Permission denied"),
+        (errno.EACCES, RESENT, V6, "peer [2001:db8::1]:80 is dead (unreachable)"),
+        (errno.EPERM, PROBED, V4, "no way from this host to peer 192.0.2.1:80 (unreachable): Operation not permitted"),
+        (errno.EINVAL, PROBED, None, "no way from this host to peer (unreachable): Invalid argument"),
+        (errno.ETIMEDOUT, UNSENT, V4, "no way from this host to peer 192.0.2.1:80 (unreachable)"),
+        (errno.ETIMEDOUT, RESENT, V4, "peer 192.0.2.1:80 is dead (unacknowledged)"),
+    ],
+    ids=str,
+)
+def test_a_failure_of_this_host_is_told_apart_from_a_dead_peer(
+    number: int, info: TcpInfo, peername: Any, text: str
+) -> None:
+    """By the number, or because what was written has never left."""
+    error = dead_peer(OSError(number, ""), None, info, peername=peername, policy=None)
+    assert str(error) == text
+    assert error.this_host is text.startswith("no way")
+    assert pickle.loads(pickle.dumps(error)).this_host is error.this_host
 
 
 # -- times
@@ -192,6 +236,9 @@ BOUNDED = state(True, 1, 1, 2, 3.0)
         (TcpInfo(state=GONE, retransmits=3, last_ack_recv=9.0), KEPT, False),  # the kernel goes on for minutes
         (TcpInfo(state=GONE, retransmits=15, last_ack_recv=920.0), KEPT, True),
         (TcpInfo(state=GONE, notsent_bytes=9, snd_wnd=0, last_ack_recv=3.1), BOUNDED, True),
+        (SHRUNK, BOUNDED, True),
+        (SHRUNK._replace(last_data_sent=4.0), BOUNDED, False),  # nothing was sent since: nothing was asked
+        (UNSENT._replace(last_ack_recv=3.1), BOUNDED, True),
         (TcpInfo(state=UP, probes=2, last_ack_recv=3.0), KEPT, False),
         (TcpInfo(state=GONE, probes=2), KEPT, False),
     ],

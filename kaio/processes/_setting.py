@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from .._sockopt import SocketLike, platform
+from ..deadline import cap_backoff
 from ..errors import KeepaliveError
 from ..keepalive import apply
 from ..policy import Keepalive, SocketState
@@ -206,13 +207,15 @@ class Setter:
         decision = known.watch.look(found.info, time.monotonic())
         if decision.spare and not known.lifted:
             known.lifted = True
-            return self._lift(process, found, "stalled, and answers", known.watch)
+            return self._lift(process, found, "stalled, and answers", known.watch, decision.cap)
         if known.lifted and not decision.spare:
             known.lifted = False
             return self._restore(process, found, known.watch, dead=decision.cause is not None)
         return None
 
-    def _lift(self, process: Process, found: ProcessSocket, why: str, watch: Watch | None = None) -> Change | None:
+    def _lift(
+        self, process: Process, found: ProcessSocket, why: str, watch: Watch | None = None, cap: float | None = None
+    ) -> Change | None:
         after = dataclasses.replace(found.state, user_timeout=None)
         if not self._dry_run:
             sock = process.borrow(found.fd, found.inode)
@@ -220,8 +223,8 @@ class Setter:
                 return None
             with sock:
                 _set_user_timeout(sock, None)
-                if watch is not None and watch.backoff is None:
-                    watch.backoff = platform.cap_backoff(sock, watch.limits.longest_backoff)
+                if watch is not None:
+                    cap_backoff(watch, sock, cap)
         return Change(socket=found, outcome=Outcome.LIFTED, after=after, why=why)
 
     def _restore(self, process: Process, found: ProcessSocket, watch: Watch, *, dead: bool) -> Change | None:
@@ -231,9 +234,8 @@ class Setter:
             return None
         with sock:
             _set_user_timeout(sock, bound)
-            if watch.backoff is not None and not dead:  # the kernel ends a dead one when it asks next: soon
-                platform.cap_backoff(sock, watch.backoff / 1000)
-                watch.backoff = None
+            if not dead:  # the kernel ends a dead one when it asks next: soon
+                cap_backoff(watch, sock, None)
         after = dataclasses.replace(found.state, user_timeout=bound)
         why = "stalled, and no longer answers" if dead else "it takes data again"
         return Change(socket=found, outcome=Outcome.RESTORED, after=after, why=why)

@@ -1,6 +1,6 @@
 """The proof that every death is found, wherever the path breaks, and that the living are never taken for dead.
 
-    make matrix                          all of it: places x states x loops x modes x kinds of connection, and live peers
+    make matrix                          all of it: places x states x loops x modes x kinds, and live peers
     python -m tests.matrix --place "our link" --state idle --kind own --loop uvloop --mode keep
     python -m tests.matrix --live        live peers that look dead, only
 

@@ -12,7 +12,7 @@ __all__ = ["BOUND", "KINDS", "LOOPS", "MODES", "Cell", "Seen", "policy"]
 
 LOOPS: Final = ("asyncio", "uvloop")
 MODES: Final = ("keep", "drop")
-KINDS: Final = ("own", "connection", "others", "descriptor", "sweep", "attach")
+KINDS: Final = ("own", "connection", "streams", "others", "descriptor", "sweep", "attach")
 
 BOUND: Final = 3.0
 """Seconds: the detection time of `policy`."""

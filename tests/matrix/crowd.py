@@ -9,6 +9,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -110,8 +111,7 @@ async def watch(network: Routed, place: str, cells: Iterable[Cell], secrets: Sec
             peer = Peer(network)
             undo.callback(peer.close)
             end = ENDS[cell.kind](cell, peer.address)
-            file = undo.enter_context(open(files.name, "rb"))
-            cases.append(Case(end, peer, secrets.client, secrets.server, file))
+            cases.append(Case(end, peer, secrets.client, secrets.server, undo.enter_context(_opened(files.name))))
         await _each(cases, "make")
         await asyncio.sleep(_STEADY)
         early = {id(case): list(case.end.events) for case in cases}
@@ -130,6 +130,10 @@ async def watch(network: Routed, place: str, cells: Iterable[Cell], secrets: Sec
         seen += _of_the_whole(place, cases, seen, ledger)
         await asyncio.gather(*(case.end.close() for case in cases))
     return seen
+
+
+def _opened(name: str) -> io.BufferedReader:
+    return open(name, "rb")
 
 
 async def _each(cases: list[Case], hook: str) -> None:

@@ -165,7 +165,7 @@ class Own(End):
 
     async def connect(self, tls: ssl.SSLContext | None = None) -> None:
         _, self.protocol = await kaio.create_connection(
-            lambda: _OwnProtocol(self), *self.address, keepalive=self.policy, ssl=tls, **_named(tls)
+            lambda: _OwnProtocol(self), *self.address, keepalive=self.policy, ssl=tls, server_hostname=_name(tls)
         )
 
     def start_tls(self, context: ssl.SSLContext) -> asyncio.Task[Any]:
@@ -203,7 +203,7 @@ class Others(End):
     async def connect(self, tls: ssl.SSLContext | None = None) -> None:
         loop = asyncio.get_running_loop()
         _, self.protocol = await loop.create_connection(
-            lambda: _OthersProtocol(self), *self.address, ssl=tls, **_named(tls)
+            lambda: _OthersProtocol(self), *self.address, ssl=tls, server_hostname=_name(tls)
         )
 
     def start_tls(self, context: ssl.SSLContext) -> asyncio.Task[Any]:
@@ -216,7 +216,12 @@ class Others(End):
         """asyncio calls no connection_lost while a connection that stood shakes hands: start_tls raises, and is all."""
         self.dialing = True
         upgrade = self.start_tls(context)
-        upgrade.add_done_callback(lambda task: task.cancelled() or self.told("error", task.exception()))
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            if not task.cancelled():
+                self.told("error", task.exception())
+
+        upgrade.add_done_callback(ended)
 
     def sendfile(self, file: io.BufferedReader) -> None:
         self.spawn("sendfile", asyncio.get_running_loop().sendfile(self.transport, file))
@@ -235,7 +240,7 @@ class Stream(End):
         self._dead = asyncio.Event()
 
     async def connect(self, tls: ssl.SSLContext | None = None) -> None:
-        self.connection = await kaio.connect(*self.address, keepalive=self.policy, ssl=tls, **_named(tls))
+        self.connection = await kaio.connect(*self.address, keepalive=self.policy, ssl=tls, server_hostname=_name(tls))
         self.spawn("while_alive", self._stay())
         self.spawn("receive", self._receive())
 
@@ -304,6 +309,53 @@ class Stream(End):
         if hasattr(self, "connection"):
             with contextlib.suppress(Exception):
                 await self.connection.aclose(timeout=0)
+
+
+class Twins(End):
+    """asyncio's streams, by kaio's own `open_connection`: a task that reads, and after an end of file waits."""
+
+    kind = "streams"
+    needs = ("lost",)
+
+    async def connect(self, tls: ssl.SSLContext | None = None) -> None:
+        self._reader, self._writer = await kaio.open_connection(
+            *self.address, keepalive=self.policy, ssl=tls, server_hostname=_name(tls)
+        )
+        self.transport = self._writer.transport
+        self.spawn("read", self._read())
+
+    async def _read(self) -> None:
+        try:
+            while data := await self._reader.read(1 << 16):
+                self.heard += data
+            await self._writer.wait_closed()
+        except Exception as exc:
+            self.told("lost", exc)
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    def write_eof(self) -> None:
+        self._writer.write_eof()
+
+    def start_tls(self, context: ssl.SSLContext) -> asyncio.Task[Any]:
+        self.tasks.pop("read").cancel()
+
+        async def upgrade() -> Any:
+            await self._writer.start_tls(context, server_hostname="localhost")
+            self.spawn("read", self._read())
+            return self._writer.transport
+
+        return self.spawn("start_tls", upgrade())
+
+    def begin_tls(self, context: ssl.SSLContext) -> None:
+        self.dialing = True
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            if not task.cancelled():
+                self.told("error", task.exception())
+
+        self.start_tls(context).add_done_callback(ended)
 
 
 class Watched(End):
@@ -380,8 +432,8 @@ class Watched(End):
         return self._sock
 
 
-def _named(tls: ssl.SSLContext | None) -> dict[str, str]:
-    return {} if tls is None else {"server_hostname": "localhost"}
+def _name(tls: ssl.SSLContext | None) -> str | None:
+    return None if tls is None else "localhost"
 
 
-ENDS = {end.kind: end for end in (Own, Stream, Others, Watched)}
+ENDS = {end.kind: end for end in (Own, Stream, Twins, Others, Watched)}

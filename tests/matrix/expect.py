@@ -21,9 +21,10 @@ GRACE: Final = 1.0
 """Seconds that everybody has beyond the bound."""
 EARLIEST: Final = 1.8
 """Seconds after the break: sooner is a peer given up that was heard less than the bound ago."""
-_PROBED: Final = 1.0  # seconds after the break by when what is written is judged as if it had been written then
+_PROBED: Final = 1.0  # seconds after the break: what is written later has its bound from when it is written
 _LOOK: Final = 0.75  # seconds between two looks of a sweep: a socket that connects is not known sooner
 
+_OWN: Final = frozenset({"own", "connection", "streams"})
 _KERNEL: Final = frozenset({"sweep", "attach"})
 _UNREACHABLE: Final = frozenset(
     {
@@ -82,8 +83,7 @@ def expected(cell: Cell) -> bool:
     """Whether the contract promises a death there at all.
 
     A queueing discipline that drops all is taken for congestion: a keepalive probe that it swallows was never asked,
-    so that the kernel waits on; only what waits to be sent tells. Nor does a sweep know when a program waits for no
-    data of its own.
+    so that the kernel waits on; only what waits to be sent tells.
     """
     return PLACES[cell.place].answer is not Answer.QUEUE or STATES[cell.state].waits not in (
         Waits.NOTHING,
@@ -101,7 +101,9 @@ def latest(cell: Cell) -> float:
             bound *= 2
     if state.waits is Waits.CONNECTING and cell.kind in _KERNEL:
         bound += _LOOK
-    return bound + GRACE + (state.delay if state.delay > _PROBED else 0.0)
+    # TCP_USER_TIMEOUT knows nothing of the silence before anything was sent.
+    late = state.delay > _PROBED or cell.mode == "drop" or cell.kind in _KERNEL
+    return bound + GRACE + (state.delay if late else 0.0)
 
 
 def earliest(cell: Cell) -> float:
@@ -151,7 +153,7 @@ def _why(seen: Seen) -> list[str]:
         return [] if seen.error_number else [f"error: {seen.error}"]
     if seen.error_number is None:
         found.append(f"error: {seen.error} is no OSError of the kernel's")
-    if cell.kind in ("own", "connection") and not seen.is_dead_peer:
+    if cell.kind in _OWN and not seen.is_dead_peer and not _is_upgrade(cell):
         found.append(f"error: {seen.error} is no DeadPeerError")
     if seen.cause is not None:
         allowed = causes(cell)
@@ -179,7 +181,7 @@ def _how_often(seen: Seen) -> list[str]:
         # others connect is theirs.
         if seen.logged > 1:
             found.append(f"log: {seen.logged} records")
-        if seen.counted > 1 or (seen.counted == 0 and cell.kind in ("own", "connection")):
+        if seen.counted > 1 or (seen.counted == 0 and cell.kind in _OWN):
             found.append(f"count: {seen.counted}")
         return found
     if seen.logged != 1:
@@ -193,13 +195,27 @@ def _wanted(cell: Cell) -> list[str]:
     state = STATES[cell.state]
     if state.waits is Waits.CONNECTING or cell.state == "TLS handshake":
         return ["error"]
-    if state.waits is Waits.HANDSHAKE and cell.kind == "others":
+    if _is_upgrade(cell):
         return ["error"]
     return ["dead", "lost"] if cell.kind in ("own", "connection") else ["lost"]
 
 
+def _is_upgrade(cell: Cell) -> bool:
+    """Whether its owner is told by what `start_tls` raises, which is the loop's own error: it has nothing else then."""
+    return cell.state == "STARTTLS handshake" and cell.kind in ("others", "streams")
+
+
+def _keeps_bytes(cell: Cell) -> bool:
+    """Whether what had arrived before the death is to be delivered.
+
+    TLS reads on while its application does not, and what it holds goes when the loop hears of the kernel's verdict: so
+    it is on the bare loops, for what is not kaio's own, and on uvloop for all that does not buffer by itself.
+    """
+    return not cell.state.startswith("TLS") or cell.kind == "connection" or (cell.kind, cell.loop) == ("own", "asyncio")
+
+
 def _left(seen: Seen) -> list[str]:
     found = [f"left: {what}" for what in seen.left]
-    if seen.lost_bytes:
+    if seen.lost_bytes and _keeps_bytes(seen.cell):
         found.append(f"bytes: {seen.lost_bytes} that had arrived were never delivered")
     return found

@@ -55,6 +55,8 @@ class Program:
         if first.kind == "attach":
             pid = str(self._process.pid)
             self._guard = _start([*kaio, "attach", pid, "--watch", "250ms", "--keepalive", spec])
+            assert self._guard.stdout is not None
+            self._guard.stdout.readline()  # the head of its table: it has found all that is there
 
     def _listen(self) -> None:
         for line in self._process.stdout or ():
@@ -128,6 +130,12 @@ def _start(command: list[str]) -> subprocess.Popen[Any]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1)
 
 
+def _left(programs: list[Program]) -> bool:
+    """Whether any thread of any of them still waits; all of them are listened to."""
+    complete = [program.complete for program in programs]
+    return not all(complete)
+
+
 def _try(network: Routed, place: str, cells: list[Cell]) -> list[Seen]:
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -147,7 +155,7 @@ def _try(network: Routed, place: str, cells: list[Cell]) -> list[Seen]:
         broken_at = time.monotonic()
         for program in programs:
             program.tell("break")
-        while time.monotonic() < broken_at + LONGEST + 2 and not all([program.complete for program in programs]):
+        while time.monotonic() < broken_at + LONGEST + 2 and _left(programs):
             time.sleep(0.05)
         return [seen for program in programs for seen in program.seen(broken_at)]
 

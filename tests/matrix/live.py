@@ -108,7 +108,7 @@ def _frozen(world: World) -> None:
 
 
 def _lossy_rules(ports: Sequence[int]) -> str:
-    """A pattern for each connection, in which at most four packets in a row are lost; left to chance it would be more."""
+    """A pattern for each connection, in which at most four packets in a row are lost; by chance it would be more."""
     chains = "\n".join(
         f"chain p{port} {{\nnumgen inc mod 20 {{ 0, 1, 2, 3, 9, 14 }} counter name lost drop\n}}" for port in ports
     )

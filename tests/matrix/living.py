@@ -1,8 +1,9 @@
 """A program whose connections live: the peers' process, which knows nothing of keepalive.
 
 Its arguments are an address and the ways in which its connections read. It listens on a port for each, prints those as
-JSON, and obeys lines on standard input: "go on" ends all reluctance, and "deaf N" lets it hear nothing for N seconds. When a connection's other side has sent all, it is sent the
-SHA-256 of that, and of what it was sent before, and the connection is closed.
+JSON, and obeys lines on standard input: "go on" ends all reluctance, and "deaf N" lets it hear nothing for N seconds.
+When a connection's other side has sent all, it is told the SHA-256 of what it was sent, and of what it has sent itself,
+and the connection is closed.
 
     all      reads what comes
     none     reads nothing

@@ -109,9 +109,8 @@ def live_table(results: Sequence[Result], *, markdown: bool = False) -> str:
     rows = [["", *MODES]]
     for trouble in TROUBLES.values():
         for life in trouble.lives:
-            found = [
-                result for result in results if (result.cell.place, result.cell.state) == (trouble.name, life.name)
-            ]
+            name = (trouble.name, life.name)
+            found = [result for result in results if (result.cell.place, result.cell.state) == name]
             if found:
                 each = ([result for result in found if result.cell.mode == mode] for mode in MODES)
                 rows.append([f"{trouble.name}: {life.name}", *map(_outcome, each)])

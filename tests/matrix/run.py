@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from .. import namespaces
 from .cells import KINDS, LOOPS, MODES, Cell, Seen

@@ -27,8 +27,9 @@ __all__ = ["MEGABYTES", "SHRUNK", "STATES", "Case", "State", "Waits", "tcp_info"
 MEGABYTES: Final = bytes(4_000_000)
 SHRUNK: Final = bytes(20_000)  # more than a peer has room for that has just shrunk; less than it had promised
 WAITING: Final = 100_000  # bytes that the peer has sent, and nobody has read
-_ON_LOOPS: Final = frozenset({"own", "connection", "others", "descriptor"})
+_ON_LOOPS: Final = frozenset({"own", "connection", "streams", "others", "descriptor"})
 _TRANSPORTS: Final = frozenset({"own", "others"})
+_UPGRADED: Final = frozenset({"own", "streams", "others"})
 
 
 class Waits(enum.Enum):
@@ -128,6 +129,11 @@ async def pause(case: Case) -> None:
     case.end.pause()
 
 
+async def pause_tls(case: Case) -> None:
+    await connect_tls(case)
+    case.end.pause()
+
+
 async def make_none(case: Case) -> None:
     return
 
@@ -196,7 +202,8 @@ async def begin_starttls(case: Case) -> None:
 
 
 _ALL: Final = frozenset(KINDS)
-_STREAMS: Final = frozenset({"own", "connection", "others"})
+_HALVES: Final = frozenset({"own", "connection", "streams", "others"})
+_PAUSED: Final = frozenset({"own", "connection", "others"})  # a stream's reader that does not read waits for nothing
 _ASYNCIO: Final = frozenset({"asyncio"})
 
 STATES: Final = {
@@ -209,21 +216,22 @@ STATES: Final = {
         State("written 1.5 s later", Waits.WRITTEN, connect, after=write, delay=1.5, kinds=_ALL),
         State("window shut", Waits.SHUT, connect, shut_window, kinds=_ALL),
         State("window shrunk", Waits.SHRUNK, connect, shrink_window, kinds=_ALL),
-        State("paused", Waits.NOTHING, pause, kinds=_STREAMS),
-        State("paused, written", Waits.WRITTEN, pause, after=write, kinds=_STREAMS),
-        State("paused, unread", Waits.NOTHING, pause, be_sent, kinds=_STREAMS),
-        State("paused, unread, in flight", Waits.IN_FLIGHT, pause, be_sent_and_write, kinds=_STREAMS),
+        State("paused", Waits.NOTHING, pause, kinds=_PAUSED),
+        State("paused, written", Waits.WRITTEN, pause, after=write, kinds=_PAUSED),
+        State("paused, unread", Waits.NOTHING, pause, be_sent, kinds=_PAUSED),
+        State("paused, unread, in flight", Waits.IN_FLIGHT, pause, be_sent_and_write, kinds=_PAUSED),
         State("our FIN", Waits.NOTHING, finish, kinds=_ALL),
         State("our FIN unacked", Waits.WRITTEN, connect, after=write_eof, kinds=_ALL),
-        State("their FIN", Waits.NOTHING, be_finished, kinds=_STREAMS),
-        State("their FIN, written", Waits.WRITTEN, be_finished, after=write, kinds=_STREAMS),
-        State("TLS", Waits.NOTHING, connect_tls, kinds=_STREAMS),
-        State("TLS, in flight", Waits.IN_FLIGHT, connect_tls, write_unheard, kinds=_STREAMS),
-        State("TLS, written", Waits.WRITTEN, connect_tls, after=write, kinds=_STREAMS),
-        State("TLS handshake", Waits.HANDSHAKE, make_none, begin_tls, kinds=_STREAMS),
-        State("STARTTLS", Waits.NOTHING, upgrade, kinds=_TRANSPORTS),
-        State("STARTTLS, written", Waits.WRITTEN, upgrade, after=write, kinds=_TRANSPORTS),
-        State("STARTTLS handshake", Waits.HANDSHAKE, connect, begin_starttls, kinds=_TRANSPORTS),
+        State("their FIN", Waits.NOTHING, be_finished, kinds=_HALVES),
+        State("their FIN, written", Waits.WRITTEN, be_finished, after=write, kinds=_HALVES),
+        State("TLS", Waits.NOTHING, connect_tls, kinds=_HALVES),
+        State("TLS, in flight", Waits.IN_FLIGHT, connect_tls, write_unheard, kinds=_HALVES),
+        State("TLS, written", Waits.WRITTEN, connect_tls, after=write, kinds=_HALVES),
+        State("TLS, paused, unread", Waits.NOTHING, pause_tls, be_sent, kinds=_PAUSED),
+        State("TLS handshake", Waits.HANDSHAKE, make_none, begin_tls, kinds=_HALVES),
+        State("STARTTLS", Waits.NOTHING, upgrade, kinds=_UPGRADED),
+        State("STARTTLS, written", Waits.WRITTEN, upgrade, after=write, kinds=_UPGRADED),
+        State("STARTTLS handshake", Waits.HANDSHAKE, connect, begin_starttls, kinds=_UPGRADED),
         State("sendfile", Waits.IN_FLIGHT, connect, send_file_unheard, kinds=_TRANSPORTS, loops=_ASYNCIO),
         State("sendfile, window shut", Waits.SHUT, connect, send_file_stalled, kinds=_TRANSPORTS, loops=_ASYNCIO),
         State("connecting", Waits.CONNECTING, make_none, after=dial, kinds=_ALL),

@@ -1,0 +1,130 @@
+"""What a connection starts with: its terms, and the endpoint that accepted it.
+
+Rules kept here: terms never change. A connection is given them when it is accepted, and has them compared with the
+endpoint's when its protocol is told of it; what was changed in between is then set by hand. So a change costs the
+connections that it overtakes, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final
+
+from .monitor import Counters, Monitor
+from .policy import Keepalive, KeepaliveArg, SocketState
+from .verdict import Limits, limits_of
+
+__all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """What a connection starts with."""
+
+    policy: Keepalive | None
+    """What its socket has already; None: it is not TCP."""
+    limits: Limits | None
+    """How the monitor watches it; None: not at all."""
+    source: KeepaliveArg = None
+    """The protocol class's own default that `policy` was made from."""
+    explicit: bool = False
+    """Whether a `keepalive=` argument said so, which wins over the protocol's own."""
+    endpoint: Endpoint | None = None
+    """Where it was accepted; None: it was not, but connected."""
+
+
+class Endpoint:
+    """What the connections that one listener accepted for one server have in common."""
+
+    __slots__ = (
+        "admitting",
+        "by_hand",
+        "counters",
+        "handshakes",
+        "live",
+        "loop",
+        "make",
+        "monitor",
+        "on_empty",
+        "refusing",
+        "terms",
+    )
+
+    def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
+        self.take(policy, None, source=source, explicit=explicit)
+        self.make: Callable[[Terms], asyncio.BaseProtocol] | None = None  # makes protocols; None: it accepts no more
+        self.counters: Counters | None = None  # the server's
+        self.loop: asyncio.AbstractEventLoop | None = None  # that accepts
+        self.monitor: Monitor | None = None  # the loop's
+        self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
+        self.refusing: bool = False  # whether what still comes is turned away: its server has been left
+        self.live: set[Any] = set()  # those that are open, as the user knows them
+        self.admitting: set[asyncio.Task[None]] = set()  # that make the transports of accepted sockets
+        self.handshakes: set[int] = set()  # those under way where the loop accepts: see `Handshake`
+        self.on_empty: Callable[[], None] | None = None  # called when the last of all these has ended
+
+    def take(
+        self, policy: Keepalive | None, state: SocketState | None, *, source: KeepaliveArg = None, explicit: bool
+    ) -> None:
+        """From now on connections start with this policy; `state` is what the kernel made of it."""
+        limits = None if policy is None else watched_by(policy, state)
+        self.terms: Terms = Terms(policy, limits, source, explicit, self)
+
+    def refuse(self) -> None:
+        """Turn away what was accepted and does not stand yet. Handshakes of the loop's own end when they can."""
+        self.refusing = True
+        for task in self.admitting:
+            task.cancel()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is open, and nothing will be of what was accepted."""
+        return not (self.live or self.admitting or (self.handshakes and not self.refusing))
+
+    def check_empty(self) -> None:
+        """Something has ended: say so if it was the last."""
+        if self.on_empty is not None and self.is_empty():
+            self.on_empty()
+
+
+class Handshake:
+    """A TLS handshake under way where the loop accepts. The protocol refers to it until it is told of its connection.
+
+    uvloop tells nobody of a handshake that fails: all that can be seen is that it drops the protocol.
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms  # what its connection starts with
+        assert terms.endpoint is not None
+        terms.endpoint.handshakes.add(id(self))
+
+    def __del__(self) -> None:
+        endpoint = self.terms.endpoint
+        assert endpoint is not None
+        endpoint.handshakes.discard(id(self))
+        if endpoint.make is None and endpoint.loop is not None and endpoint.is_empty():
+            # Not at once: this may be the garbage collector, in any thread.
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                endpoint.loop.call_soon_threadsafe(endpoint.check_empty)
+
+
+def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
+    """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
+    return limits_of(known(policy, state))
+
+
+def known(policy: Keepalive, state: SocketState | None) -> Keepalive:
+    """A policy with the kernel's values where it leaves times to the system."""
+    if policy.detection_time is None and state is not None and state.enabled:
+        return policy.filled(idle=state.idle, interval=state.interval, count=state.count)
+    return policy
+
+
+REFUSED: Final = Terms(None, None, endpoint=Endpoint(None))
+"""The terms of a connection that nobody waits for any more: its transport is aborted as soon as there is one."""
+assert REFUSED.endpoint is not None
+REFUSED.endpoint.refusing = True
