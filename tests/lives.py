@@ -289,17 +289,14 @@ class _Watcher:
 
     def _cap(self, watch: Watch, decision: Decision) -> None:
         connection, story = self.story.connection, self.story
-        if decision.state is State.DEAD or not story.life.caps:
+        if decision.state is State.DEAD or not story.life.caps or decision.cap == watch.cap:
             return
-        if decision.cap:
-            watch.backoff = RTO_MAX // 1000
-            cap = min(120.0, max(1.0, math.ceil(decision.cap * 1000) / 1000))
+        watch.cap = cap = decision.cap
+        connection.rto_max = RTO_MAX
+        if cap is not None:
+            cap = min(120.0, max(1.0, math.ceil(cap * 1000) / 1000))
             connection.rto_max = microseconds(cap)
-            story.caps.append((connection.now, cap))
-        elif watch.backoff is not None:
-            watch.backoff = None
-            connection.rto_max = RTO_MAX
-            story.caps.append((connection.now, None))
+        story.caps.append((connection.now, cap))
 
 
 def _rests(info: TcpInfo) -> bool:
@@ -356,7 +353,8 @@ def _false_deaths(story: Story) -> Iterator[str]:
         yield "given up, although nothing waits"
     asked = _asked(story, heard, at)
     least = min(2, limits.count)
-    trusted = min(life.jumps, default=0.0) >= 0  # whether the peer was heard since the last look cannot be told, else
+    by_data = connection.heard_data > connection.heard_ack  # then probes may be from before it
+    trusted = min(life.jumps, default=0.0) >= 0 and not by_data  # else it cannot be told what was asked since
     if (
         trusted
         and len(asked) < least
@@ -374,7 +372,6 @@ def _at(question: Question) -> int:
 
 def _late_deaths(story: Story) -> Iterator[str]:
     limits = story.life.limits
-    connection = story.connection
     if limits.user_timeout is None or not story.waiting:
         return
     if "notsent_bytes" in story.life.lacks:
