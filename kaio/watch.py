@@ -285,6 +285,7 @@ def _resent_since(info: TcpInfo, silence: float, capped: bool) -> int:
     only_fin = info.state in _FIN_SENT and info.unacked == 1 and not info.notsent_bytes
     if info.rto is None or info.last_data_sent is None or only_fin:
         return info.retransmits or 0
+    capped = capped or info.rto >= _RTO_MAX  # then the one before is not half of it
     ago, gap, times = info.last_data_sent, info.rto if capped else info.rto / 2, 0
     while ago < silence and times < min(max(info.backoff or 0, info.retransmits or 0), _MOST_DOUBLINGS):
         times += 1

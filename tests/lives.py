@@ -336,7 +336,9 @@ def _false_deaths(story: Story) -> Iterator[str]:
         heard = _last_heard(story, died)
         silence = seconds(died - heard)
         dropped = any(what == "fails" and Fails.QUEUE is tuple(Fails)[int(kind)] for _, what, kind in story.steps)
-        if silence < bound - ROUNDING and not dropped:  # twice a second from our own queue, whatever the back-off
+        # A cap stays as it is while no look comes; and our own queue is tried twice a second, whatever the back-off.
+        blocked = any(look.late >= bound / 2 for look in story.looks)
+        if silence < bound - ROUNDING and not dropped and not blocked:
             yield f"the kernel gave up after {silence:.3f} s of {bound:g} s, by a back-off that was capped"
         return
     at = story.verdict.at
@@ -354,7 +356,7 @@ def _false_deaths(story: Story) -> Iterator[str]:
     asked = _asked(story, heard, at)
     least = min(2, limits.count)
     by_data = connection.heard_data > connection.heard_ack  # then probes may be from before it
-    trusted = min(life.jumps, default=0.0) >= 0 and not by_data  # else it cannot be told what was asked since
+    trusted = not any(life.jumps) and not by_data  # else it cannot be told what was asked since
     if (
         trusted
         and len(asked) < least
@@ -408,7 +410,7 @@ def _allowed(story: Story) -> float:
     asked_enough = math.inf
     if len(asked) >= least:
         first = asked[0].at
-        if connection.una == connection.nxt:  # only looks tell since when the peer is asked
+        if connection.una == connection.nxt or asked[0].kind == "keepalive":  # only looks tell since when it is asked
             first = min((look.at for look in story.looks if look.at >= first), default=story.ended)
         asked_enough = max(seconds(asked[least - 1].at), seconds(first) + limits.least_asking)
     rarely = 0.0 if life.caps else 120.0  # between two questions
@@ -446,7 +448,7 @@ def _wrong_states(story: Story) -> Iterator[str]:
                 and not question.failed
                 and question.at < look.at - story.connection.path.rtt
             ]
-            if len(asked) >= (3 if shut else 1) and silence >= threshold + ROUNDING:
+            if len(asked) >= (3 if shut else 2) and silence >= threshold + ROUNDING:
                 yield f"{state.value} at {seconds(look.at):.3f}, although {len(asked)} questions went unanswered"
         if look.decision.spare and look.info.snd_wnd != 0 and known:
             yield f"a user timeout is off at {seconds(look.at):.3f}, although the window is open"
