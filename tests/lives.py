@@ -118,6 +118,7 @@ class Story:
     """Whether the peer could be reached at the end."""
     waiting: bool = False
     """Whether something waited for it then."""
+    waiting_since: int = 0
 
     def timeline(self) -> Iterator[str]:
         """All of it, in order."""
@@ -202,6 +203,7 @@ def live(life: Life) -> Story:
         if story.verdict is not None or connection.state == TcpState.CLOSE:
             break
     story.ended, story.waiting = connection.now, connection.waiting
+    story.waiting_since = connection.waiting_since or 0
     peer = connection.peer
     story.reachable = peer.alive and not (path.cut_out or path.cut_in or path.fails)
     connection.advance(connection.now + 2 * path.rtt)  # answers that are on their way
@@ -378,6 +380,8 @@ def _late_deaths(story: Story) -> Iterator[str]:
         return
     if "notsent_bytes" in story.life.lacks:
         return  # that something waits may not be known
+    if _fin_alone(story) and story.connection.snd_wnd == 0:
+        return  # nothing tells when it was sent, before the first look
     if story.verdict is None and story.reachable:
         return
     allowed = _allowed(story)
@@ -385,6 +389,12 @@ def _late_deaths(story: Story) -> Iterator[str]:
     if end > allowed + SLACK + TICK:
         said = "not given up" if story.verdict is None else "given up"
         yield f"{said} at {end:.3f}, {end - allowed:.3f} s after it was due"
+
+
+def _fin_alone(story: Story) -> bool:
+    """Whether nothing but a FIN was sent and is not acknowledged."""
+    connection = story.connection
+    return connection.fin_sent and connection.una >= connection.written - 1
 
 
 def _allowed(story: Story) -> float:
@@ -406,7 +416,7 @@ def _allowed(story: Story) -> float:
     late = sum(look.late for look in story.looks if look.at > begins) + sum(
         abs(look.jumped) for look in story.looks if look.at > begins
     )
-    waiting = seconds(connection.waiting_since or 0)
+    waiting = seconds(story.waiting_since)
     asked_enough = math.inf
     if len(asked) >= least:
         first = asked[0].at
@@ -438,7 +448,7 @@ def _wrong_states(story: Story) -> Iterator[str]:
             trusted = min(story.life.jumps, default=0.0) >= 0 and not by_data
             if trusted and not _asked(story, heard - story.connection.path.rtt, look.at):
                 yield f"suspect at {seconds(look.at):.3f}, although nothing was asked"
-        elif state is not State.DEAD and known and not story.life.jumps:
+        elif state is not State.DEAD and known and not story.life.jumps and not _fin_alone(story):
             begins = max(heard, microseconds(story.life.since or 0.0))
             shut = look.info.snd_wnd == 0
             asked = [
