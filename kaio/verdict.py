@@ -164,10 +164,12 @@ class Limits:
 
         Not less than a seventh of it: the kernel itself gives up after tcp_retries2 (15) of them. Where a window has
         shrunk under a segment in flight, not less than half: there it gives up after two of the longest
-        (net/ipv4/tcp_timer.c, tcp_rtx_probe0_timed_out).
+        (net/ipv4/tcp_timer.c, tcp_rtx_probe0_timed_out). Not more than a third of it, else: two must fit.
         """
         bound = self.user_timeout
-        return None if bound is None else max(self.interval, bound / (2 if under_shrunk_window else 7))
+        if bound is None:
+            return None
+        return bound / 2 if under_shrunk_window else min(max(self.interval, bound / 7), bound / 3)
 
 
 @functools.lru_cache(maxsize=256)

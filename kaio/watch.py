@@ -20,6 +20,7 @@ and the caller's clock may jump: either can only put a verdict off. A counter th
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 from .errors import Cause
@@ -28,8 +29,13 @@ from .verdict import Limits, State, window_is_shut
 
 __all__ = ["Decision", "Watch", "look_at_rest"]
 
+_RTO_MIN: Final = 0.2  # TCP_RTO_MIN
+_RETRIES: Final = 15  # net.ipv4.tcp_retries2
 _RTO_MAX: Final = 120.0  # seconds between questions, at most (include/net/tcp.h: TCP_RTO_MAX)
+_OVERDUE: Final = 1.0  # seconds between looks when only a question is wanting
+_LATE: Final = 1.15  # how much longer than it was set for a timer may run (kernel/time/timer.c)
 _MOST_DOUBLINGS: Final = 16  # no more change the estimates here
+_FIN_SENT: Final = frozenset({TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK})
 
 
 class Decision(NamedTuple):
@@ -62,6 +68,8 @@ class Watch:
         "_asked",
         "_asked_since",
         "_at",
+        "_backoff",
+        "_clear_at",
         "_probes",
         "_retransmits",
         "_silence",
@@ -80,9 +88,10 @@ class Watch:
         self._since = since
         self._at: float | None = None  # the last look
         self._silence = 0.0  # the silence of then, and the counters
-        self._probes = self._retransmits = self._total_retrans = 0
+        self._probes = self._retransmits = self._total_retrans = self._backoff = 0
         self._asked = 0  # questions since the peer was heard
         self._asked_since: float | None = None  # the first look since then that saw a question, or something waiting
+        self._clear_at: float | None = None  # the last look that saw nothing in flight
         self._waiting_since: float | None = None  # the first look since then that saw something waiting
         self._suspect = False
         self.sample: TcpInfo | None = None
@@ -116,7 +125,9 @@ class Watch:
     @property
     def at_rest(self) -> bool:
         """Whether the last look found nothing that the next one must know of."""
-        return self._asked_since is None and self._since is None and self.cap is None and not self._suspect
+        counted = self._probes or self._retransmits  # in-order data of the peer's leaves both as they were
+        remembers = self._asked_since is not None or self._since is not None or self.cap is not None
+        return not (counted or remembers or self._suspect)
 
     def look(self, info: TcpInfo, now: float) -> Decision:
         """The verdict on a sample, taken `now`."""
@@ -128,39 +139,54 @@ class Watch:
         # Of a listening socket, unacked is the length of its queue (net/ipv4/tcp.c, tcp_get_info).
         waiting = info.state != TcpState.LISTEN and bool(info.unacked or info.notsent_bytes)
         self.sample = info
+        if not info.unacked:
+            self._clear_at = now
+        elif self._at is None and self._since is None:
+            self._clear_at = now - limits.first_look
         self._count(info, silence, now)
         self._date(waiting, now)
         if self._since is not None:
-            watched = max(0.0, now - self._since)
+            self._since = min(self._since, now)  # a clock that was set back
+            watched = now - self._since
             if silence < watched:
                 self._since = None  # the peer was heard since
             silence = min(silence, watched)
         shut = window_is_shut(info)
         cause = self._cause(info, silence, now, shut) if waiting else None
         self._suspect = self._asked >= (2 if shut else 1) and silence >= min(limits.idle, limits.first_look)
-        cap = limits.longest_backoff(under_shrunk_window=bool(shut and info.unacked))
-        if not waiting or not (shut or not info.unacked or self._suspect):
-            cap = None
+        cap = self._cap(info, silence, now, shut) if waiting else None
         if cause is not None:
             return Decision(State.DEAD, cause, limits.interval, waiting, cap)
         state = State.SUSPECT if self._suspect else State.STALLED if shut else State.ALIVE
-        return Decision(state, None, self._look_after(silence, now, waiting), waiting, cap, spare=shut)
+        ahead = self._look_after(info, silence, now, waiting)
+        if shut and info.unacked and limits.user_timeout is not None:
+            ahead = min(ahead, limits.interval if cap is None else _shrunk_may_be_capped(info, cap))
+        return Decision(state, None, ahead, waiting, cap, spare=shut)
 
     def _count(self, info: TcpInfo, silence: float, now: float) -> None:
-        """Count the questions that were asked since the peer was heard."""
+        """Count the questions that were asked since the peer was heard.
+
+        `backoff` grows with every one of a timer's, also where none of the others does: a retransmission for which
+        there is no route, into a window that shrank.
+        """
         probes, retransmits, total = info.probes or 0, info.retransmits or 0, info.total_retrans or 0
+        backoff = info.backoff or 0
         grown = _growth(self._probes, probes)
-        resent = _growth(self._retransmits, retransmits)
-        if self._at is None or silence < max(now - self._at, self._silence):  # heard since the last look
-            # total_retrans is left out: its growth may be from before the peer was heard.
-            self._asked = grown + (
-                resent if self._at is not None else max(resent, _resent_into_shut_window(info, silence))
-            )
+        if (
+            self._at is None or now < self._at or silence < max(now - self._at, self._silence)
+        ):  # heard since, or unknown
+            if info.last_ack_recv == silence:
+                grown = probes  # an ACK sets them to 0
+            elif silence < self.limits.idle:
+                grown = 0  # data does not, and they may be from before it
+            # An answer that acknowledges nothing new leaves all other counters as they were.
+            self._asked = grown + _resent_since(info, silence, capped=self.cap is not None)
             self._asked_since = self._waiting_since = None
         else:
-            self._asked += grown + max(resent, (total - self._total_retrans) & 0xFFFFFFFF)
+            resent = max(_growth(self._retransmits, retransmits), (total - self._total_retrans) & 0xFFFFFFFF)
+            self._asked += max(grown + resent, backoff - self._backoff)
         self._asked = max(self._asked, _timeouts(info, silence))
-        self._probes, self._retransmits, self._total_retrans = probes, retransmits, total
+        self._probes, self._retransmits, self._total_retrans, self._backoff = probes, retransmits, total, backoff
         self._at, self._silence = now, silence
 
     def _date(self, waiting: bool, now: float) -> None:
@@ -193,27 +219,52 @@ class Watch:
         """Whether the kernel had twice the bound, and twice the time of its own timer, to ask, and something waited."""
         bound = self.limits.user_timeout
         assert bound is not None
-        if self._waiting_since is None:
+        if self._waiting_since is None or self._asked:
             return False
-        long = 2 * max(bound, _gap(info))
+        long = 2 * max(bound, _LATE * _gap(info))
         return silence >= long and now - self._waiting_since >= long
 
-    def _look_after(self, silence: float, now: float, waiting: bool) -> float:
+    def _cap(self, info: TcpInfo, silence: float, now: float, shut: bool) -> float | None:
+        """What to cap the kernel's back-off at while something waits; None: not at all.
+
+        A capped kernel gives up sooner, which must not be before the bound. In flight it counts from the first
+        retransmission of a row in which the peer may have been heard again and again (retransmits_timed_out). Where the
+        window shrank, it gives up a peer that was silent for twice the cap when a question is due
+        (tcp_rtx_probe0_timed_out): so the cap is not less than half of the timeout that runs, and goes when a question
+        went unanswered.
+        """
+        bound, shrunk = self.limits.user_timeout, bool(shut and info.unacked)
+        cap = self.limits.longest_backoff(under_shrunk_window=shrunk)
+        if bound is None or cap is None or not info.unacked:
+            return cap
+        if shrunk:
+            cap = max(cap, (info.rto or 0.0) / 2)
+            return cap if _shrunk_may_be_capped(info, cap) > 0 else None
+        safe = self._clear_at is not None and now - self._clear_at + bound - silence < _gives_up_after(cap)
+        return cap if self._suspect and safe else None
+
+    def _look_after(self, info: TcpInfo, silence: float, now: float, waiting: bool) -> float:
         limits = self.limits
         if not (waiting or self._suspect):
             return look_at_rest(limits, silence)
         ahead = limits.interval if silence >= limits.first_look else limits.first_look - silence
         if limits.user_timeout is not None:
-            asking = 0.0 if self._asked_since is None else now - self._asked_since
-            due = max(limits.user_timeout - silence, limits.least_asking - asking)
-            if due > 0:
-                ahead = min(ahead, due)
+            due = max(limits.user_timeout - silence, limits.least_asking - self._asking(info, now))
+            ahead = min(ahead, due if due > 0 else _OVERDUE)
         return ahead
 
 
 def look_at_rest(limits: Limits, silence: float) -> float:
-    """Seconds until the next look at a peer of whom nothing is wanted and nothing is amiss."""
-    return limits.first_look - silence if silence < limits.first_look else max(limits.interval, limits.first_look)
+    """Seconds until the next look at a peer of whom nothing is wanted and nothing is amiss.
+
+    The kernel's next probe may come after an interval that is longer than the idle time, and an eighth late
+    (kernel/time/timer.c); and the bound may end before the next regular look.
+    """
+    latest = _LATE * max(limits.idle, limits.interval) + limits.interval / 2
+    for at in sorted((limits.first_look, latest, limits.user_timeout or 0.0)):
+        if silence < at:
+            return at - silence
+    return max(limits.interval, limits.first_look)
 
 
 def _growth(before: int, now: int) -> int:
@@ -237,22 +288,38 @@ def _timeouts(info: TcpInfo, silence: float) -> int:
     """
     if not info.unacked or not info.rto:
         return 0
-    return min(info.backoff or 0, int(silence / info.rto))
+    return min(info.backoff or 0, int(silence / (_LATE * info.rto)))
 
 
-def _resent_into_shut_window(info: TcpInfo, silence: float) -> int:
-    """How often a segment was sent again, since the peer was heard, into a window that shrank under it.
+def _resent_since(info: TcpInfo, silence: float, capped: bool) -> int:
+    """How often the oldest segment was sent again since the peer was heard: each timeout was half of the next.
 
-    Only total_retrans counts that, from an unknown start; but each timeout was half of the next.
+    At least that often: timers fire late. A FIN alone is no data, and the kernel does not tell when it was sent: all of
+    its retransmissions count.
     """
-    if info.snd_wnd != 0 or not info.unacked or info.retransmits or info.rto is None or info.last_data_sent is None:
+    if not info.unacked:
         return 0
-    ago, gap, times = info.last_data_sent, info.rto / 2, 0
-    while ago < silence and times < min(info.backoff or 0, _MOST_DOUBLINGS):
+    only_fin = info.state in _FIN_SENT and info.unacked == 1 and not info.notsent_bytes
+    if info.rto is None or info.last_data_sent is None or only_fin:
+        return info.retransmits or 0
+    capped = capped or info.rto >= _RTO_MAX  # then the one before is not half of it
+    ago, gap, times = info.last_data_sent, info.rto if capped else info.rto / 2, 0
+    while ago < silence and times < min(max(info.backoff or 0, info.retransmits or 0), _MOST_DOUBLINGS):
         times += 1
-        ago += gap
-        gap /= 2
+        ago += _LATE * gap  # what was sent before may be what the peer answered
+        gap = gap if capped else gap / 2
     return times
+
+
+def _shrunk_may_be_capped(info: TcpInfo, cap: float) -> float:
+    """For how many seconds more: until the question that is due next should have been answered, by an ACK."""
+    return max(1.25 * (info.rto or 0.0), cap) - (info.last_ack_recv or 0.0)
+
+
+def _gives_up_after(cap: float) -> float:
+    """For how many seconds the kernel retransmits when its timeout is capped (tcp_model_timeout)."""
+    doublings = int(math.log2(max(cap, _RTO_MIN) / _RTO_MIN))
+    return (2.0 ** (doublings + 1) - 1) * _RTO_MIN + (_RETRIES - doublings) * cap
 
 
 def _gap(info: TcpInfo) -> float:

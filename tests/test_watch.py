@@ -254,9 +254,9 @@ def test_what_is_done_about_the_kernels_timers(sample: TcpInfo, cap: float | Non
     assert decision.cap is None
 
 
-@pytest.mark.parametrize(("silence", "ahead"), [(0.0, 25.0), (20.0, 5.0), (25.0, 25.0), (900.0, 25.0)])
+@pytest.mark.parametrize(("silence", "ahead"), [(0.0, 25.0), (20.0, 5.0), (25.0, 3.0), (28.0, 32.0), (900.0, 25.0)])
 def test_the_next_look_at_rest_is_when_trouble_could_show(silence: float, ahead: float) -> None:
-    """After the first probe and half an interval; as the long way decides."""
+    """After the first probe and half an interval, be it late or not, and at the bound; as the long way decides."""
     assert look_at_rest(LIMITS, silence) == ahead
     (decision,) = watched(LIMITS, seen(silence, probes=0, retransmits=0, unacked=0, notsent_bytes=0))
     assert decision.look_after == ahead

@@ -27,8 +27,9 @@ the bound ago."""
 _PROBED: Final = 1.0  # seconds after the break: what is written later has its bound from when it is written
 _LOOK: Final = 0.75  # seconds between two looks of a sweep: a socket that connects is not known sooner
 
-# Seconds until the kernel delivers a verdict of kaio's: when it asks next, by the capped back-off.
-_ASKED_NEXT: Final = {Waits.SHUT: 1.0, Waits.SHRUNK: BOUND / 2}
+# Seconds until the kernel delivers a verdict of kaio's: when it asks next. A shut window's back-off is capped; a
+# segment under a shrunk one is sent again after twice the time before, so at the latest after as long as it was silent.
+_ASKED_NEXT: Final = {Waits.SHUT: 1.0, Waits.SHRUNK: BOUND}
 
 _OWN: Final = frozenset({"own", "connection", "streams"})
 _KERNEL: Final = frozenset({"sweep", "attach"})
