@@ -144,7 +144,7 @@ class Watch:
         elif self._at is None and self._since is None:
             self._clear_at = now - limits.first_look
         self._count(info, silence, now)
-        self._date(waiting, now)
+        self._date(info, silence, waiting, now)
         if self._since is not None:
             self._since = min(self._since, now)  # a clock that was set back
             watched = now - self._since
@@ -189,10 +189,14 @@ class Watch:
         self._probes, self._retransmits, self._total_retrans, self._backoff = probes, retransmits, total, backoff
         self._at, self._silence = now, silence
 
-    def _date(self, waiting: bool, now: float) -> None:
+    def _date(self, info: TcpInfo, silence: float, waiting: bool, now: float) -> None:
         """Note since when something is asked and something waits; a clock that was set back starts them anew."""
         since = self._asked_since
-        self._asked_since = None if not (self._asked or waiting) else now if since is None else min(since, now)
+        if self._asked or waiting:
+            began = now - min(_retransmitting(info), silence)
+            self._asked_since = began if since is None else min(since, began)
+        else:
+            self._asked_since = None
         since = self._waiting_since
         self._waiting_since = None if not waiting else now if since is None else min(since, now)
 
@@ -204,16 +208,15 @@ class Watch:
             return None
         # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
         enough = self._asked >= (2 if shut else min(2, limits.count))
-        if not (enough and self._asking(info, now) >= limits.least_asking) and not self._cannot_ask(info, silence, now):
+        if not (enough and self._asking(now) >= limits.least_asking) and not self._cannot_ask(info, silence, now):
             return None
         if shut:
             return Cause.ZERO_WINDOW
         return Cause.UNACKNOWLEDGED if info.unacked else Cause.UNREACHABLE  # what is not sent never left this host
 
-    def _asking(self, info: TcpInfo, now: float) -> float:
+    def _asking(self, now: float) -> float:
         """For how many seconds the peer has been asked, at least: as looks have seen, or as retransmissions tell."""
-        seen = 0.0 if self._asked_since is None else now - self._asked_since
-        return max(seen, _retransmitting(info))
+        return 0.0 if self._asked_since is None else now - self._asked_since
 
     def _cannot_ask(self, info: TcpInfo, silence: float, now: float) -> bool:
         """Whether the kernel had twice the bound, and twice the time of its own timer, to ask, and something waited."""
@@ -249,7 +252,7 @@ class Watch:
             return look_at_rest(limits, silence)
         ahead = limits.interval if silence >= limits.first_look else limits.first_look - silence
         if limits.user_timeout is not None:
-            due = max(limits.user_timeout - silence, limits.least_asking - self._asking(info, now))
+            due = max(limits.user_timeout - silence, limits.least_asking - self._asking(now))
             ahead = min(ahead, due if due > 0 else _OVERDUE)
         return ahead
 

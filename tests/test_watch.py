@@ -102,7 +102,7 @@ DEATHS: dict[str, tuple[Limits, Cause, list[TcpInfo]]] = {
         [
             seen(25, **SHRUNK, rto=25.6, backoff=7),
             seen(55, **SHRUNK, rto=30, backoff=8),
-            seen(60, **SHRUNK, rto=30, backoff=8),
+            seen(70, **SHRUNK, rto=30, backoff=8),
         ],
     ),
     "never left this host": (LIMITS, Cause.UNREACHABLE, [seen(25, **UNSENT, probes=5), seen(60, **UNSENT, probes=7)]),
