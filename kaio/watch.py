@@ -70,6 +70,7 @@ class Watch:
         "_at",
         "_backoff",
         "_clear_at",
+        "_longest_rto",
         "_probes",
         "_retransmits",
         "_silence",
@@ -91,6 +92,7 @@ class Watch:
         self._probes = self._retransmits = self._total_retrans = self._backoff = 0
         self._asked = 0  # questions since the peer was heard
         self._asked_since: float | None = None  # the first look since then that saw a question, or something waiting
+        self._longest_rto = 0.0  # of the retransmission timers since the peer was heard
         self._clear_at: float | None = None  # the last look that saw nothing in flight
         self._waiting_since: float | None = None  # the first look since then that saw something waiting
         self._suspect = False
@@ -138,12 +140,12 @@ class Watch:
             return Decision(State.ALIVE, None, limits.first_look)
         # Of a listening socket, unacked is the length of its queue (net/ipv4/tcp.c, tcp_get_info).
         waiting = info.state != TcpState.LISTEN and bool(info.unacked or info.notsent_bytes)
-        self.sample = info
         if not info.unacked:
             self._clear_at = now
         elif self._at is None and self._since is None:
             self._clear_at = now - limits.first_look
         self._count(info, silence, now)
+        self.sample = info
         self._date(info, silence, waiting, now)
         if self._since is not None:
             self._since = min(self._since, now)  # a clock that was set back
@@ -172,9 +174,11 @@ class Watch:
         probes, retransmits, total = info.probes or 0, info.retransmits or 0, info.total_retrans or 0
         backoff = info.backoff or 0
         grown = _growth(self._probes, probes)
-        if (
-            self._at is None or now < self._at or silence < max(now - self._at, self._silence)
-        ):  # heard since, or unknown
+        before, rto = self.sample, info.rto or 0.0
+        if self._at is None or now < self._at or silence < max(now - self._at, self._silence):  # heard, or unknown
+            self._longest_rto = max(
+                rto, (before and before.rto) or 0.0
+            )  # the timer that ran may have been the last one's
             if info.last_ack_recv == silence:
                 grown = probes  # an ACK sets them to 0
             elif silence < self.limits.idle:
@@ -185,7 +189,8 @@ class Watch:
         else:
             resent = max(_growth(self._retransmits, retransmits), (total - self._total_retrans) & 0xFFFFFFFF)
             self._asked += max(grown + resent, backoff - self._backoff)
-        self._asked = max(self._asked, _timeouts(info, silence))
+            self._longest_rto = max(self._longest_rto, rto)
+        self._asked = max(self._asked, _timeouts(info, silence, self._longest_rto))
         self._probes, self._retransmits, self._total_retrans, self._backoff = probes, retransmits, total, backoff
         self._at, self._silence = now, silence
 
@@ -283,15 +288,14 @@ def _retransmitting(info: TcpInfo) -> float:
     return info.rto * (1 - 0.5**doublings) + min(info.last_data_sent or 0.0, info.rto)
 
 
-def _timeouts(info: TcpInfo, silence: float) -> int:
-    """How often the retransmission timer has fired since the peer was heard, at least.
+def _timeouts(info: TcpInfo, silence: float, longest: float) -> int:
+    """How often the retransmission timer has fired since the peer was heard, at least, if it ran for `longest` at most.
 
-    No timeout was longer than the last one. A segment that could not leave this host is counted nowhere else when the
-    window has shrunk over it.
+    A segment that could not leave this host is counted nowhere else when the window has shrunk over it.
     """
-    if not info.unacked or not info.rto:
+    if not info.unacked or not longest:
         return 0
-    return min(info.backoff or 0, int(silence / (_LATE * info.rto)))
+    return min(info.backoff or 0, int(silence / (_LATE * longest)))
 
 
 def _resent_since(info: TcpInfo, silence: float, capped: bool) -> int:

@@ -181,6 +181,12 @@ class Routed:
         self.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
         self.router.sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", 0)
 
+    def answer_everybody(self) -> None:
+        """Let the router send an ICMP error to each packet that asks for one: Linux sends few, to one address."""
+        self.router.sysctl("net.ipv4.icmp_ratelimit", 0)
+        self.router.sysctl("net.ipv4.icmp_msgs_per_sec", 1_000_000)
+        self.router.sysctl("net.ipv4.icmp_msgs_burst", 1_000_000)
+
     def counted(self, table: str, counter: str) -> int:
         """How many packets one of the router's named counters has seen."""
         words = self.router.run("nft", "list", "counter", "ip", table, counter).split()

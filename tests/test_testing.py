@@ -15,7 +15,7 @@ import kaio
 from kaio.testing import blackhole as make_blackhole
 from kaio.testing import lacking
 
-from .conftest import echo
+from .conftest import echo, until
 
 pytestmark = pytest.mark.usefixtures("dead_peers")
 
@@ -33,6 +33,7 @@ async def test_takes_every_kind_of_endpoint_and_puts_all_back() -> None:
     """Socket, transport, StreamWriter, Connection, listening socket; keepalive is back on afterwards."""
     async with kaio.serve(echo, "127.0.0.1", 0, keepalive="5s:2s:3") as server:
         reader, writer = await kaio.open_connection(*server.sockets[0].getsockname(), keepalive="5s:2s:3")
+        await until(lambda: server.connections)
         for end in (writer, writer.transport, next(iter(server.connections))):
             with make_blackhole(end):
                 assert not kaio.inspect(end).enabled

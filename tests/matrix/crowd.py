@@ -32,7 +32,7 @@ from .peers import Peer
 from .places import PLACES
 from .states import MEGABYTES, STATES, WAITING, Case, tcp_info
 
-__all__ = ["BASES", "LONGEST", "Ledger", "Secrets", "loosen", "watch"]
+__all__ = ["BASES", "LONGEST", "Ledger", "Secrets", "watch"]
 
 BASES: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -218,20 +218,13 @@ def _of_the_whole(place: str, cases: list[Case], seen: list[Seen], ledger: Ledge
     ]
 
 
-def loosen(network: Routed) -> None:
-    """Let the router answer everybody: Linux sends few ICMP errors, and here hundreds ask at once."""
-    network.router.sysctl("net.ipv4.icmp_ratelimit", 0)
-    network.router.sysctl("net.ipv4.icmp_msgs_per_sec", 1_000_000)
-    network.router.sysctl("net.ipv4.icmp_msgs_burst", 1_000_000)
-
-
 def main(task: dict[str, Any]) -> None:
     """Do the task, and print what was seen."""
     cells = [Cell(**fields) for fields in task["cells"]]
     first = cells[0]
     factory = kaio.loop_factory(keepalive=policy(first.mode), base=BASES[first.loop])
     with routed() as network, network.client.entered(), asyncio.Runner(loop_factory=factory) as runner:
-        loosen(network)
+        network.answer_everybody()
         for seen in runner.run(watch(network, first.place, cells, Secrets(task["secrets"]))):
             print(seen.to_json())
         sys.stdout.flush()
