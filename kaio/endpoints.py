@@ -98,7 +98,7 @@ class Handshake:
     __slots__ = ("terms",)
 
     def __init__(self, terms: Terms) -> None:
-        self.terms = terms  # what its connection starts with
+        self.terms: Terms = terms  # what its connection starts with
         assert terms.endpoint is not None
         terms.endpoint.handshakes.add(id(self))
 

@@ -70,7 +70,7 @@ class Watch:
         "_at",
         "_backoff",
         "_clear_at",
-        "_longest_rto",
+        "_longest_gap",
         "_probes",
         "_retransmits",
         "_silence",
@@ -85,14 +85,14 @@ class Watch:
     )
 
     def __init__(self, limits: Limits, since: float | None = None) -> None:
-        self.limits = limits
+        self.limits: Limits = limits
         self._since = since
         self._at: float | None = None  # the last look
         self._silence = 0.0  # the silence of then, and the counters
         self._probes = self._retransmits = self._total_retrans = self._backoff = 0
         self._asked = 0  # questions since the peer was heard
         self._asked_since: float | None = None  # the first look since then that saw a question, or something waiting
-        self._longest_rto = 0.0  # of the retransmission timers since the peer was heard
+        self._longest_gap = 0.0  # between two questions, since the peer was heard
         self._clear_at: float | None = None  # the last look that saw nothing in flight
         self._waiting_since: float | None = None  # the first look since then that saw something waiting
         self._suspect = False
@@ -174,11 +174,10 @@ class Watch:
         probes, retransmits, total = info.probes or 0, info.retransmits or 0, info.total_retrans or 0
         backoff = info.backoff or 0
         grown = _growth(self._probes, probes)
-        before, rto = self.sample, info.rto or 0.0
+        gap = _gap(info)
         if self._at is None or now < self._at or silence < max(now - self._at, self._silence):  # heard, or unknown
-            self._longest_rto = max(
-                rto, (before and before.rto) or 0.0
-            )  # the timer that ran may have been the last one's
+            # The timer that ran when it was heard may have been set before.
+            self._longest_gap = gap if self.sample is None else max(gap, _gap(self.sample))
             if info.last_ack_recv == silence:
                 grown = probes  # an ACK sets them to 0
             elif silence < self.limits.idle:
@@ -189,8 +188,8 @@ class Watch:
         else:
             resent = max(_growth(self._retransmits, retransmits), (total - self._total_retrans) & 0xFFFFFFFF)
             self._asked += max(grown + resent, backoff - self._backoff)
-            self._longest_rto = max(self._longest_rto, rto)
-        self._asked = max(self._asked, _timeouts(info, silence, self._longest_rto))
+            self._longest_gap = max(self._longest_gap, gap)
+        self._asked = max(self._asked, _timeouts(info, silence, self._longest_gap))
         self._probes, self._retransmits, self._total_retrans, self._backoff = probes, retransmits, total, backoff
         self._at, self._silence = now, silence
 
@@ -213,7 +212,7 @@ class Watch:
             return None
         # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
         enough = self._asked >= (2 if shut else min(2, limits.count))
-        if not (enough and self._asking(now) >= limits.least_asking) and not self._cannot_ask(info, silence, now):
+        if not (enough and self._asking(now) >= limits.least_asking) and not self._cannot_ask(silence, now):
             return None
         if shut:
             return Cause.ZERO_WINDOW
@@ -223,13 +222,13 @@ class Watch:
         """For how many seconds the peer has been asked, at least: as looks have seen, or as retransmissions tell."""
         return 0.0 if self._asked_since is None else now - self._asked_since
 
-    def _cannot_ask(self, info: TcpInfo, silence: float, now: float) -> bool:
+    def _cannot_ask(self, silence: float, now: float) -> bool:
         """Whether the kernel had twice the bound, and twice the time of its own timer, to ask, and something waited."""
         bound = self.limits.user_timeout
         assert bound is not None
         if self._waiting_since is None or self._asked:
             return False
-        long = 2 * max(bound, _LATE * _gap(info))
+        long = 2 * max(bound, _LATE * self._longest_gap)
         return silence >= long and now - self._waiting_since >= long
 
     def _cap(self, info: TcpInfo, silence: float, now: float, shut: bool) -> float | None:
@@ -288,27 +287,27 @@ def _retransmitting(info: TcpInfo) -> float:
     return info.rto * (1 - 0.5**doublings) + min(info.last_data_sent or 0.0, info.rto)
 
 
-def _timeouts(info: TcpInfo, silence: float, longest: float) -> int:
-    """How often the retransmission timer has fired since the peer was heard, at least, if it ran for `longest` at most.
+def _timeouts(info: TcpInfo, silence: float, gap: float) -> int:
+    """How often the retransmission timer has fired since the peer was heard, at least, if it ran for `gap` at most.
 
     A segment that could not leave this host is counted nowhere else when the window has shrunk over it.
     """
-    if not info.unacked or not longest:
+    if not info.unacked:
         return 0
-    return min(info.backoff or 0, int(silence / (_LATE * longest)))
+    return min(info.backoff or 0, int(silence / (_LATE * gap)))
 
 
 def _resent_since(info: TcpInfo, silence: float, capped: bool) -> int:
     """How often the oldest segment was sent again since the peer was heard: each timeout was half of the next.
 
     At least that often: timers fire late. A FIN alone is no data, and the kernel does not tell when it was sent: all of
-    its retransmissions count.
+    its retransmissions count, but under a shut window, which are from before it was shut.
     """
     if not info.unacked:
         return 0
     only_fin = info.state in _FIN_SENT and info.unacked == 1 and not info.notsent_bytes
     if info.rto is None or info.last_data_sent is None or only_fin:
-        return info.retransmits or 0
+        return info.retransmits or 0 if info.snd_wnd else 0
     capped = capped or info.rto >= _RTO_MAX  # then the one before is not half of it
     ago, gap, times = info.last_data_sent, info.rto if capped else info.rto / 2, 0
     while ago < silence and times < min(max(info.backoff or 0, info.retransmits or 0), _MOST_DOUBLINGS):
@@ -331,7 +330,7 @@ def _gives_up_after(cap: float) -> float:
 
 def _gap(info: TcpInfo) -> float:
     """Seconds between two questions of the kernel's now, at most."""
-    if info.rto is None:
+    if not info.rto:
         return _RTO_MAX
     doublings = 0 if info.unacked else min(info.backoff or 0, _MOST_DOUBLINGS)  # in flight, rto has them already
     return min(info.rto * 2.0**doublings, _RTO_MAX)

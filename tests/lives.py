@@ -366,7 +366,7 @@ def _false_deaths(story: Story) -> Iterator[str]:
     ):
         yield f"given up after {len(asked)} questions"
     last = max((q for q in connection.questions if q.at <= at - connection.path.rtt), key=_at, default=None)
-    if last is not None and last.limited and story.reachable:
+    if last is not None and last.limited and story.reachable and sum(not each.limited for each in asked) < 2:
         yield "given up by a question that the peer would have answered"
 
 
@@ -382,9 +382,13 @@ def _late_deaths(story: Story) -> Iterator[str]:
         return  # that something waits may not be known
     if _fin_alone(story) and story.connection.snd_wnd == 0:
         return  # nothing tells when it was sent, before the first look
+    if story.connection.snd_wnd == 0 and any(question.failed for question in story.connection.questions):
+        return  # what does not leave is counted by the back-off alone, from an unknown start
     if story.verdict is None and story.reachable:
         return
     allowed = _allowed(story)
+    if story.looks and story.connection.snd_wnd == 0 and _heard_by_data(story.looks[-1].info):
+        allowed += 2 * max(1.0, limits.longest_backoff() or 0.0)  # probes may be from before the data
     end = seconds(story.ended)
     if end > allowed + SLACK + TICK:
         said = "not given up" if story.verdict is None else "given up"
@@ -432,6 +436,11 @@ def _allowed(story: Story) -> float:
     return max(seconds(begins) + bound, waiting, min(asked_enough, unasked)) + late
 
 
+def _heard_by_data(info: TcpInfo) -> bool:
+    """Whether the peer was heard by data last, which leaves probes as they were."""
+    return info.last_ack_recv != info.silence
+
+
 def _wrong_states(story: Story) -> Iterator[str]:
     limits = story.life.limits
     threshold = min(limits.idle, limits.first_look)
@@ -444,7 +453,7 @@ def _wrong_states(story: Story) -> Iterator[str]:
             if silence < threshold - ROUNDING:
                 yield f"suspect at {seconds(look.at):.3f}, although heard {silence:.3f} s ago"
             # After data of the peer's, probes may be from before it.
-            by_data = bool(look.info.probes) and look.info.last_ack_recv != look.info.silence
+            by_data = bool(look.info.probes) and _heard_by_data(look.info)
             trusted = min(story.life.jumps, default=0.0) >= 0 and not by_data
             if trusted and not _asked(story, heard - story.connection.path.rtt, look.at):
                 yield f"suspect at {seconds(look.at):.3f}, although nothing was asked"
@@ -458,7 +467,8 @@ def _wrong_states(story: Story) -> Iterator[str]:
                 and not question.failed
                 and question.at < look.at - story.connection.path.rtt
             ]
-            if len(asked) >= (3 if shut else 2) and silence >= threshold + ROUNDING:
+            unknown = (look.info.probes or 0) if _heard_by_data(look.info) else 0
+            if len(asked) >= (3 if shut else 2) + unknown and silence >= threshold + ROUNDING:
                 yield f"{state.value} at {seconds(look.at):.3f}, although {len(asked)} questions went unanswered"
         if look.decision.spare and look.info.snd_wnd != 0 and known:
             yield f"a user timeout is off at {seconds(look.at):.3f}, although the window is open"
