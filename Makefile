@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
 
 test: system lint
-	$(BIN)/python -m pytest -n 6 --dist worksteal
+	$(BIN)/python -m pytest -n 8 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check kaio tests examples benchmarks scripts

@@ -66,15 +66,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first: they wait side by side while the others work.
+    """The slow tests first, as many with each worker: they wait side by side.
 
     They are of the kernel's clock and of a machine that others use too: one that fails has a second chance, and the
     summary says that it took it.
     """
-    for item in items:
-        if item.get_closest_marker("slow") is not None:
-            item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    slow = [item for item in items if item.get_closest_marker("slow") is not None]
+    fast = [item for item in items if item.get_closest_marker("slow") is None]
+    for item in slow:
+        item.add_marker(pytest.mark.flaky(reruns=1))
+    # pytest-xdist gives each worker as long a row of them, one behind the other.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = [item for worker in range(workers) for part in (slow, fast) for item in part[worker::workers]]
 
 
 @pytest.hookimpl(wrapper=True)
