@@ -23,7 +23,10 @@ from typing import Final
 __all__ = ["OVER", "TABLE", "UNDECIDED", "Happening", "Stage", "after"]
 
 
-class Stage(enum.Enum):
+# Integers, because Enum's own hash is a function in Python, and a connection's end looks up a dozen of them.
+
+
+class Stage(enum.IntEnum):
     """How far a connection is on the way to its end; the module says what holds in each."""
 
     OPEN = enum.auto()
@@ -36,7 +39,7 @@ class Stage(enum.Enum):
     RELEASED = enum.auto()
 
 
-class Happening(enum.Enum):
+class Happening(enum.IntEnum):
     """What may happen to it."""
 
     EOF = enum.auto()

@@ -392,14 +392,16 @@ class Listener:
         """Accept a connection; False when none waits or none can be had now."""
         try:
             conn, _ = sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        except BlockingIOError:
+            if self._out_of_descriptors:  # not before the queue is empty: else each free descriptor would say so
+                self._out_of_descriptors = False
+                logger.info("%s: accepting again", self._address)
+            return False
+        except (InterruptedError, ConnectionAbortedError):
             return False
         except OSError as exc:
             self._pause_accepting(sock, exc)
             return False
-        if self._out_of_descriptors:
-            self._out_of_descriptors = False
-            logger.info("%s: accepting again", self._address)
         conn.setblocking(False)
         endpoint = self._endpoint
         terms = endpoint.terms

@@ -224,7 +224,8 @@ class Monitor:
 
     def forget(self, link: Link) -> None:
         """A connection has ended."""
-        _release(link)
+        if link._inode:
+            _release(link)
         if self._unheard:
             self._unheard.discard(link)
         if link._due >= 0:
@@ -569,8 +570,7 @@ def _claim(link: Link, limits: Limits) -> None:
 
 def _release(link: Link) -> None:
     inode, link._inode = link._inode, 0
-    if inode:
-        owners.release(inode)
+    owners.release(inode)  # harmless for 0
 
 
 def is_suspect(link: Link) -> bool:

@@ -30,7 +30,7 @@ from .bases import (
     with_reason,
 )
 from .descriptors import reset_on_close, unread
-from .ending import OVER, UNDECIDED, Happening, Stage, after
+from .ending import OVER, TABLE, UNDECIDED, Happening, Stage
 from .endpoints import Endpoint, watched_by
 from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .keepalive import apply, tcp_info
@@ -473,7 +473,7 @@ class KeepaliveTransport(asyncio.Transport):
         return self._stage in OVER
 
     def _move(self, happening: Happening) -> None:
-        self._stage = after(self._stage, happening)
+        self._stage = TABLE[self._stage].get(happening, self._stage)  # `after`, without the call
 
     def _next(self, delay: float, step: Callable[..., object], *arguments: Any) -> None:
         """What is to be done towards the end after a while; there is one such thing at a time."""

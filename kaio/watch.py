@@ -7,15 +7,16 @@ went unanswered. So questions are counted, and not shapes of TCP_INFO recognised
   congestion, no way out of this host). An idle connection is the kernel's own to ask and to end (SO_KEEPALIVE).
 - *heard*: the younger of the last ACK and the last data.
 - *asked*: the growth, since the peer was heard, of the kernel's counters: `probes` (keepalive and window probes),
-  `retransmits`, and `total_retrans`, which alone counts when a window shrinks under data in flight
-  (net/ipv4/tcp_timer.c, tcp_retransmit_timer).
+  `retransmits`; `total_retrans`, which alone counts when a window shrinks under data in flight; and `backoff`, where
+  that cannot even leave this host (net/ipv4/tcp_timer.c, tcp_retransmit_timer).
 
 Two unanswered questions are needed, and they must lie far enough apart. A long silence in which the kernel asked
 nothing (a virtual machine that stood still, a policy that was set late, keepalive that the application turned off) then
 ends nobody.
 
 Rules kept here: no I/O and no clock of its own. Silence is measured by the kernel alone, so that looks may come late
-and the caller's clock may jump: either can only put a verdict off. A counter that a kernel lacks counts nothing.
+and the caller's clock may jump: either can only put a verdict off (but that a jump forward counts as time watched where
+`since` is given). A counter that a kernel lacks counts nothing.
 """
 
 from __future__ import annotations
