@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, ClassVar
 
-from .ending import Stage
+from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
 from .errors import DeadPeerError, KeepaliveError
 from .keepalive import cover, logger, raw_socket
@@ -107,7 +107,7 @@ def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]
         transport = getattr(self, "_kaio", None)
         if type(transport) is not KeepaliveTransport:
             return function(self)
-        if transport._is_read():
+        if transport._verdict is not None and transport._is_read():
             return None
         keep_open = function(self)
         if keep_open:
@@ -129,10 +129,12 @@ class _Lost:
             if transport is None:  # turned away before it was made
                 return
             if type(transport) is KeepaliveTransport:
-                if transport._stage is Stage.UNHEARD:  # kaio has called it already
+                stage = transport._stage
+                if stage is Stage.UNHEARD:  # kaio has called it already
                     return
-                if not transport._ended:
-                    transport._read_rest(exc)
+                if stage not in OVER:
+                    if exc is not None:
+                        transport._read_rest(exc)
                     exc = transport._end(exc)
             function(protocol, exc)
 
@@ -143,7 +145,7 @@ class _Lost:
         if protocol is None:
             return self
         transport = getattr(protocol, "_kaio", None)
-        if type(transport) is KeepaliveTransport and not transport._ended:
+        if type(transport) is KeepaliveTransport and transport._stage not in OVER:
             transport._examine(protocol)
         return MethodType(self._function, protocol)
 

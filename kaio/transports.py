@@ -555,6 +555,10 @@ class KeepaliveTransport(asyncio.Transport):
 
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """The connection is gone: what its protocol is to be told."""
+        if exc is None and self._verdict is None and not self._scopes and self._policy is not None:  # most ends
+            self._stage = Stage.LOST
+            self._leave()
+            return None
         news = self._verdict is None and (exc is not None or self._scopes)
         if news:
             self._verdict = self._translate(exc, None, self._sample)
