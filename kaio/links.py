@@ -118,9 +118,13 @@ class _Link:
             if sock is not None and sock.fileno() < 0:
                 sock = None
         if sock is None:
+            self._vanished()
             self._end()
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return sock
+
+    def _vanished(self) -> None:
+        """Its socket was closed, and nobody has told why."""
 
     def _looked(self, sock: SocketLike, decision: Decision) -> None:
         self._hear_of_end(decision.state is not State.ALIVE)
@@ -372,14 +376,18 @@ class DescriptorLink(_Link):
 
     def look_whether_closed(self) -> None:
         """Report the death of a socket whose owner heard of it first, and closed it."""
-        watch = self._watch
-        if watch is None or watch.sample is None or self.descriptor.fileno() >= 0:
-            return
-        silence = watch.silence(asyncio.get_running_loop().time())
-        ended = watch.sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
-        if self._fell_silent(ended):
+        if self._watch is not None and self.descriptor.fileno() < 0:
+            self._report_if_silent(self._watch.at_end(self._watch.silence(asyncio.get_running_loop().time())))
+            self._end()
+
+    def _vanished(self) -> None:
+        # When it was closed is not known: what the last look saw must be enough.
+        if self._watch is not None:
+            self._report_if_silent(self._watch.at_end(self._watch.silence()))
+
+    def _report_if_silent(self, ended: TcpInfo | None) -> None:
+        if ended is not None and self._fell_silent(ended):
             self._report(self.descriptor, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, ended)
-        self._end()
 
     def _end(self, happening: Happening = Happening.LOST) -> None:
         self._monitor.suspect_descriptors.discard(self)

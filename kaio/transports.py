@@ -455,8 +455,28 @@ class KeepaliveTransport(asyncio.Transport):
         """The socket is closed and connection_lost has not come: if it does not come in a few turns, call it here."""
         if not self._ended:
             loop = asyncio.get_running_loop()
+            if error is None and not self._closer:
+                error = self._error_unheard(loop.time())
             # Through the queue in which a TLS layer puts its own call, so that this one comes after it.
             self._next(_MOMENT, loop.call_soon, self._call_lost, error)
+
+    def _error_unheard(self, now: float) -> OSError | None:
+        """What ended a connection whose socket was closed before it could be asked; None: as far as is known, nothing.
+
+        The loop may hear of an error, and close, before the error watch does.
+        """
+        watch, limits = self._watch, self._limits
+        ended = None if watch is None else watch.at_end(watch.silence(now))
+        if ended is None or limits is None or self._policy is None:
+            return None
+        bound = limits.user_timeout or self._policy.effective_user_timeout
+        has = SocketState(
+            enabled=True, idle=limits.idle, interval=limits.interval, count=limits.count, user_timeout=bound
+        )
+        if not fell_silent(ended, has):
+            return None
+        self._sample = ended
+        return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     def _call_lost(self, error: OSError | None) -> None:
         if not self._ended:

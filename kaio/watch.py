@@ -116,9 +116,18 @@ class Watch:
         """Whether the last look found the peer suspect."""
         return self._suspect
 
-    def silence(self, now: float) -> float:
-        """Seconds since the peer was heard, if it was not heard since the last look."""
-        return self._silence + (0.0 if self._at is None else max(0.0, now - self._at))
+    def silence(self, now: float | None = None) -> float:
+        """Seconds since the peer was heard, if it was not heard since the last look; None: as of that look."""
+        return self._silence + (0.0 if self._at is None or now is None else max(0.0, now - self._at))
+
+    def at_end(self, silence: float) -> TcpInfo | None:
+        """The last look's sample as it would be of a connection that ended after so much silence; None: there is none.
+
+        For one whose socket was closed before it could be asked.
+        """
+        if self.sample is None:
+            return None
+        return self.sample._replace(state=TcpState.CLOSE, last_ack_recv=silence, last_data_recv=None)
 
     @property
     def waiting(self) -> bool:
