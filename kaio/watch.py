@@ -193,7 +193,9 @@ class Watch:
             elif silence < self.limits.idle:
                 grown = 0  # data does not, and they may be from before it
             # An answer that acknowledges nothing new leaves all other counters as they were.
-            self._asked = grown + _resent_since(info, silence, capped=self.cap is not None)
+            self._asked = grown + _resent_since(
+                info, silence, capped=self.cap is not None, from_the_start=self._since is None
+            )
             self._asked_since = self._waiting_since = None
         else:
             resent = max(_growth(self._retransmits, retransmits), (total - self._total_retrans) & 0xFFFFFFFF)
@@ -307,18 +309,21 @@ def _timeouts(info: TcpInfo, silence: float, gap: float) -> int:
     return min(info.backoff or 0, int(silence / (_LATE * gap)))
 
 
-def _resent_since(info: TcpInfo, silence: float, capped: bool) -> int:
+def _resent_since(info: TcpInfo, silence: float, *, capped: bool, from_the_start: bool) -> int:
     """How often the oldest segment was sent again since the peer was heard: each timeout was half of the next.
 
     At least that often: timers fire late. A FIN alone is no data, and the kernel does not tell when it was sent: all of
-    its retransmissions count, but under a shut window, which are from before it was shut.
+    its retransmissions count, but not under a shut window, nor where the watch began late: those may be from before.
     """
     if not info.unacked:
         return 0
     only_fin = info.state in _FIN_SENT and info.unacked == 1 and not info.notsent_bytes
     if info.rto is None or info.last_data_sent is None or only_fin:
-        return info.retransmits or 0 if info.snd_wnd else 0
+        return info.retransmits or 0 if info.snd_wnd and from_the_start else 0
     capped = capped or info.rto >= _RTO_MAX  # then the one before is not half of it
+    resent = min(info.retransmits or 0, _MOST_DOUBLINGS)
+    if (info.total_retrans or 0) < resent and info.rto * (1 - 0.5**resent) <= info.last_data_sent < silence:
+        return resent  # none of them has left this host, and all came after what was sent last
     ago, gap, times = info.last_data_sent, info.rto if capped else info.rto / 2, 0
     while ago < silence and times < min(max(info.backoff or 0, info.retransmits or 0), _MOST_DOUBLINGS):
         times += 1

@@ -389,6 +389,8 @@ def _late_deaths(story: Story) -> Iterator[str]:
     allowed = _allowed(story)
     if story.looks and story.connection.snd_wnd == 0 and _heard_by_data(story.looks[-1].info):
         allowed += 2 * max(1.0, limits.longest_backoff() or 0.0)  # probes may be from before the data
+    if any(question.failed for question in story.connection.questions):
+        allowed += limits.user_timeout  # what does not leave has no time of its own: one more question tells
     end = seconds(story.ended)
     if end > allowed + SLACK + TICK:
         said = "not given up" if story.verdict is None else "given up"
@@ -468,6 +470,8 @@ def _wrong_states(story: Story) -> Iterator[str]:
                 and question.at < look.at - story.connection.path.rtt
             ]
             unknown = (look.info.probes or 0) if _heard_by_data(look.info) else 0
+            if shut and any(question.failed for question in story.connection.questions):
+                continue  # what does not leave is counted by the back-off alone, from an unknown start
             if len(asked) >= (3 if shut else 2) + unknown and silence >= threshold + ROUNDING:
                 yield f"{state.value} at {seconds(look.at):.3f}, although {len(asked)} questions went unanswered"
         if look.decision.spare and look.info.snd_wnd != 0 and known:
