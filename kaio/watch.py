@@ -67,6 +67,7 @@ class Watch:
 
     __slots__ = (
         "_asked",
+        "_asked_before",
         "_asked_since",
         "_at",
         "_backoff",
@@ -92,6 +93,7 @@ class Watch:
         self._silence = 0.0  # the silence of then, and the counters
         self._probes = self._retransmits = self._total_retrans = self._backoff = 0
         self._asked = 0  # questions since the peer was heard
+        self._asked_before = 0  # as of the look before
         self._asked_since: float | None = None  # the first look since then that saw a question, or something waiting
         self._longest_gap = 0.0  # between two questions, since the peer was heard
         self._clear_at: float | None = None  # the last look that saw nothing in flight
@@ -186,6 +188,7 @@ class Watch:
         grown = _growth(self._probes, probes)
         gap = _gap(info)
         if self._at is None or now < self._at or silence < max(now - self._at, self._silence):  # heard, or unknown
+            self._asked_before = 0
             # The timer that ran when it was heard may have been set before.
             self._longest_gap = gap if self.sample is None else max(gap, _gap(self.sample))
             if info.last_ack_recv == silence:
@@ -198,6 +201,7 @@ class Watch:
             )
             self._asked_since = self._waiting_since = None
         else:
+            self._asked_before = self._asked
             resent = max(_growth(self._retransmits, retransmits), (total - self._total_retrans) & 0xFFFFFFFF)
             self._asked += max(grown + resent, backoff - self._backoff)
             self._longest_gap = max(self._longest_gap, gap)
@@ -223,7 +227,8 @@ class Watch:
         if bound is None or silence < bound:
             return None
         # A kernel answers window probes at most twice a second (tcp_invalid_ratelimit): one may stay unanswered.
-        enough = self._asked >= (2 if shut else min(2, limits.count))
+        # Where one is enough, it must have had time for an answer.
+        enough = self._asked >= 2 if shut or limits.count > 1 else self._asked >= 2 or self._asked_before >= 1
         if not (enough and self._asking(now) >= limits.least_asking) and not self._cannot_ask(silence, now):
             return None
         if shut:
