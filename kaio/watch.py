@@ -284,11 +284,14 @@ def look_at_rest(limits: Limits, silence: float) -> float:
     The kernel's next probe may come after an interval that is longer than the idle time, and an eighth late
     (kernel/time/timer.c); and the bound may end before the next regular look.
     """
+    first = limits.first_look
+    if silence < first:  # the earliest of them, and what most looks find
+        return first - silence
     latest = _LATE * max(limits.idle, limits.interval) + limits.interval / 2
-    for at in sorted((limits.first_look, latest, limits.user_timeout or 0.0)):
+    for at in sorted((latest, limits.user_timeout or 0.0)):
         if silence < at:
             return at - silence
-    return max(limits.interval, limits.first_look)
+    return max(limits.interval, first)
 
 
 def _growth(before: int, now: int) -> int:
