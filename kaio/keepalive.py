@@ -192,6 +192,8 @@ def _put_back(sock: SocketLike, before: SocketState) -> None:
     try:
         platform.write(sock, before)
     except OSError as exc:
+        if exc.errno in (errno.EBADF, errno.ENOTSOCK):  # its owner closed it meanwhile: nothing is left to put back
+            return
         try:
             if platform.read(sock) == before:
                 return

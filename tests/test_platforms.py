@@ -647,6 +647,20 @@ def test_what_cannot_be_put_back_is_logged(use: Use, caplog: pytest.LogCaptureFi
     assert "idle: the kernel refused 7200" in record.getMessage()
 
 
+@pytest.mark.parametrize("gone", [errno.EBADF, errno.ENOTSOCK], ids=errno.errorcode.get)
+def test_a_socket_that_is_closed_meanwhile_has_nothing_to_be_put_back(
+    use: Use, caplog: pytest.LogCaptureFixture, gone: int
+) -> None:
+    """A sweep sets the sockets of others, who may close theirs at any moment: an error, and no warning."""
+    use(LINUX)
+    before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
+    closed = Refusal(gone)
+    sock = FakeSocket(before, answers={(TCP, 5, 10): closed, (TCP, 5, 75): closed, (TCP, 4, 7200): closed})
+    with pytest.raises(KeepaliveError, match="interval"):
+        kaio.apply(sock, "20s:10s:4")
+    assert not caplog.records
+
+
 def test_an_option_that_the_kernel_never_takes_does_not_keep_the_others_from_being_put_back(
     use: Use, caplog: pytest.LogCaptureFixture
 ) -> None:
