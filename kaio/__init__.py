@@ -3,11 +3,11 @@
 The map; each row imports only from the rows above it, and from its own without a cycle:
 
     errors                                the tree of exceptions
-    policy addresses tcpinfo verdict watch  plain data and judgement, no I/O
-    _sockopt/linux darwin bsd windows     policy <-> socket options, the only place that knows the platform
+    policy addresses                      plain data
+    kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
+    verdict watch                         judgement
     owners                                which sockets of this process a monitor watches, also to be read from outside
-    keepalive                             apply, inspect, health on any socket
-    covering descriptors sweeping         sockets that others make: whose options they have, and giving them the policy
+    covering sweeping                     sockets that others make: whose options they have, and giving them the policy
     deadline sweeper                      the kernel's user timeout on what a sweep found; the sweep of `kaio run`
     ending bases                          the stages of a connection's end; what is known of the loops' own transports
     monitor                               one per loop: looks after connections that may be in trouble
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from .client import connect, create_connection, open_connection
     from .connection import Connection
     from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
-    from .keepalive import apply, health, inspect
+    from .kernel.sockets import apply, inspect
+    from .kernel.tcpinfo import TcpInfo, TcpState
     from .listeners import Listener
     from .loops import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
     from .monitor import Counters, Event, Monitor, get_monitor
@@ -41,9 +42,8 @@ if TYPE_CHECKING:
     from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
     from .server import Server, create_server, serve, start_server
     from .sweeping import Report, sweep
-    from .tcpinfo import TcpInfo, TcpState
     from .transports import AliveScope, KeepaliveTransport
-    from .verdict import Health, State
+    from .verdict import Health, State, health
 
 __all__ = [
     "AUTO",
@@ -102,7 +102,7 @@ _HOMES: Final = {
     "client": ("connect", "create_connection", "open_connection"),
     "connection": ("Connection",),
     "errors": ("AddressError", "Cause", "DeadPeerError", "KaioError", "KeepaliveError", "PolicyError", "ResetError"),
-    "keepalive": ("apply", "health", "inspect"),
+    "kernel.sockets": ("apply", "inspect"),
     "listeners": ("Listener",),
     "loops": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
     "monitor": ("Counters", "Event", "Monitor", "get_monitor"),
@@ -110,9 +110,9 @@ _HOMES: Final = {
     "protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "server": ("Server", "create_server", "serve", "start_server"),
     "sweeping": ("Report", "sweep"),
-    "tcpinfo": ("TcpInfo", "TcpState"),
+    "kernel.tcpinfo": ("TcpInfo", "TcpState"),
     "transports": ("AliveScope", "KeepaliveTransport"),
-    "verdict": ("Health", "State"),
+    "verdict": ("Health", "State", "health"),
 }
 _HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
 

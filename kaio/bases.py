@@ -14,8 +14,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from ._sockopt import SocketLike
 from .errors import Cause
+from .kernel.options import SocketLike
 from .verdict import NO_WAY
 
 __all__ = [

@@ -19,13 +19,13 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import aiohappyeyeballs
 
-from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, one_address
 from .connecting import BoundedAttempts, bound_handshake, resolve, tls_arguments
 from .connection import Connection, StreamProtocol
 from .endpoints import REFUSED, Terms, known
 from .errors import Cause, DeadPeerError, KeepaliveError
-from .keepalive import cover, logger, wanted
+from .kernel.options import platform
+from .kernel.sockets import cover, logger, wanted
 from .listeners import refuse_keepalive
 from .monitor import Event, bare, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
@@ -302,7 +302,7 @@ async def _connect_tcp(
         try:
             now = known(policy, cover(sock, policy, explicit=explicit))  # the same each time
             attempts.bound = bound = _bound(now)
-            attempts.bound_by_kernel = bound is not None and platform.bound_connect(sock, bound)
+            attempts.bound_by_kernel = bound is not None and platform.set_user_timeout(sock, bound)
         except BaseException:
             sock.close()
             raise
@@ -390,7 +390,7 @@ def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy
     if isinstance(transport, KeepaliveTransport) and transport.keepalive is not None:
         policy = transport.keepalive
     try:
-        platform.bound_connect(sock, wanted(policy, sock).user_timeout)
+        platform.set_user_timeout(sock, wanted(policy, sock).user_timeout)
     except KeepaliveError as exc:  # it has ended already
         logger.debug("%s", exc)
 

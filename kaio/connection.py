@@ -33,8 +33,8 @@ from anyio import (
 )
 from anyio.abc import SocketStream
 
-from .descriptors import take_unread, unacknowledged, unread
 from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
+from .kernel.descriptors import take_unread, unacknowledged, unread
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
 from .transports import AliveScope, KeepaliveTransport

@@ -11,8 +11,8 @@ import enum
 from collections import Counter
 from typing import Final
 
-from ._sockopt import SocketLike, platform
-from .keepalive import apply, system_state, wanted
+from .kernel.options import SocketLike, platform
+from .kernel.sockets import apply, system_state, wanted
 from .policy import Keepalive, SocketState
 
 __all__ = ["Standing", "adopt", "standing", "tally"]

@@ -7,7 +7,7 @@ The kernel then ends the connection when it asks next, which the capped back-off
 
 from __future__ import annotations
 
-from ._sockopt import SocketLike, platform
+from .kernel.options import SocketLike, platform
 from .verdict import Limits
 from .watch import Watch
 
@@ -32,7 +32,7 @@ class Deadline:
         decision = watch.look(platform.tcp_info(sock), now)
         wanted = None if decision.spare else watch.limits.user_timeout
         if wanted != self.user_timeout:
-            platform.bound_connect(sock, wanted)
+            platform.set_user_timeout(sock, wanted)
             self.user_timeout = wanted
         cap_backoff(watch, sock, decision.cap)
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from anyio import BrokenResourceError
 
 if TYPE_CHECKING:
+    from .kernel.tcpinfo import TcpInfo
     from .policy import Keepalive
-    from .tcpinfo import TcpInfo
 
 __all__ = [
     "AddressError",

@@ -16,14 +16,14 @@ import weakref
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal
 
-from ._sockopt import SocketLike, platform
 from .bases import force_close, is_sending_file, stop_sending_file, take_error, with_reason
-from .descriptors import Descriptor, reset_on_close, unread
 from .ending import Happening, Stage, after
 from .errors import Cause, KeepaliveError
+from .kernel.descriptors import Descriptor, reset_on_close, unread
+from .kernel.options import SocketLike, platform
+from .kernel.tcpinfo import TcpInfo, TcpState
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
-from .tcpinfo import TcpInfo, TcpState
 from .verdict import Health, Limits, State, dead_peer, fell_silent, limits_of_state
 from .watch import Decision, Watch
 
@@ -49,7 +49,7 @@ def state_of(sock: SocketLike, policy: Keepalive) -> SocketState:
     if all(mine in (None, has) for mine, has in zip(times, state.times, strict=True)):
         return state
     with contextlib.suppress(KeepaliveError):
-        platform.bound_connect(sock, None)
+        platform.set_user_timeout(sock, None)
     return platform.read(sock)
 
 
@@ -371,7 +371,7 @@ class DescriptorLink(_Link):
             bound = self._limits.user_timeout if suspect else None
             if bound != self._bound:
                 with contextlib.suppress(*_GONE):
-                    platform.bound_connect(sock, bound)
+                    platform.set_user_timeout(sock, bound)
                     self._bound = bound
 
     def look_whether_closed(self) -> None:
@@ -396,4 +396,4 @@ class DescriptorLink(_Link):
     def _deliver(self, exc: OSError) -> None:
         with contextlib.suppress(*_GONE):
             platform.cap_backoff(self.descriptor, 1.0)
-            platform.bound_connect(self.descriptor, _AT_ONCE)
+            platform.set_user_timeout(self.descriptor, _AT_ONCE)

@@ -25,13 +25,13 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from ._sockopt import platform
 from .addresses import Address, TcpAddress, UnixAddress, parse_address
 from .connecting import resolve
-from .descriptors import is_listening
 from .endpoints import Endpoint, Handshake, Terms
 from .errors import AddressError, KaioError, KeepaliveError, PolicyError
-from .keepalive import apply, cover
+from .kernel.descriptors import is_listening
+from .kernel.options import platform
+from .kernel.sockets import apply, cover
 from .monitor import bare, get_monitor
 from .policy import Keepalive, KeepaliveArg, as_policy
 from .protocols import Watched

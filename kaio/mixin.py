@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohappyeyeballs
 
-from ._sockopt import SocketLike, platform
 from .connecting import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
 from .covering import Standing, adopt
-from .descriptors import Descriptor, is_listening
 from .errors import KeepaliveError
-from .keepalive import logger
+from .kernel.descriptors import Descriptor, is_listening
+from .kernel.options import SocketLike, platform
+from .kernel.sockets import logger
+from .kernel.tcpinfo import TcpState
 from .links import DescriptorLink, TransportLink, state_of
 from .monitor import TURN, Monitor, close_monitor, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
 from .protocols import Watched
-from .tcpinfo import TcpState
 from .verdict import limits_of
 
 __all__ = ["Covering", "loop_class", "take_over"]
@@ -95,7 +95,7 @@ class _Cover:
             yield
             return
         try:
-            bounded = platform.bound_connect(sock, bound)
+            bounded = platform.set_user_timeout(sock, bound)
         except KeepaliveError:  # MPTCP
             bounded = False
         try:
@@ -103,7 +103,7 @@ class _Cover:
         finally:
             if bounded:
                 with contextlib.suppress(OSError, KeepaliveError, ValueError):
-                    platform.bound_connect(sock, None)
+                    platform.set_user_timeout(sock, None)
 
     # -- first sight
 

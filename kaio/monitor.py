@@ -31,10 +31,10 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from . import owners
-from ._sockopt import SocketLike, platform
 from .deadline import cap_backoff
 from .errors import Cause, DeadPeerError, KeepaliveError, format_address
-from .tcpinfo import TcpInfo
+from .kernel.options import SocketLike, platform
+from .kernel.tcpinfo import TcpInfo
 from .verdict import Health, Limits, State, judge
 from .watch import Decision, Watch, look_at_rest
 

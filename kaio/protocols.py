@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
 from .errors import DeadPeerError, KeepaliveError
-from .keepalive import cover, logger, raw_socket
+from .kernel.sockets import cover, logger, raw_socket
 from .policy import Keepalive, KeepaliveArg, as_policy
 from .transports import KeepaliveTransport
 from .verdict import Health, Limits

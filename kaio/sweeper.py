@@ -14,11 +14,11 @@ import time
 from typing import Final
 
 from . import owners
-from ._sockopt import platform
 from .covering import Standing, adopt, standing
 from .deadline import Deadline
-from .descriptors import Descriptor, descriptors
 from .errors import KaioError
+from .kernel.descriptors import Descriptor, descriptors
+from .kernel.options import platform
 from .policy import Keepalive, SocketState
 from .sweeping import is_open
 from .verdict import limits_of_state
@@ -125,9 +125,9 @@ class Sweeper:
         stands = platform.read(found).user_timeout
         if bounds[inode] is None:
             if given is None and stands is None:
-                platform.bound_connect(found, self._bound)
+                platform.set_user_timeout(found, self._bound)
         elif stands == self._bound and (minded is not None or found.getsockname()[1] in self._ports):
-            platform.bound_connect(found, None)
+            platform.set_user_timeout(found, None)
 
     def _look(self, found: Descriptor) -> None:
         if found.inode in self._minded:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from ._sockopt import SocketLike, platform
 from .covering import Standing, adopt, standing
-from .descriptors import Descriptor, descriptors
 from .errors import KeepaliveError, format_address
-from .keepalive import logger
+from .kernel.descriptors import Descriptor, descriptors
+from .kernel.options import SocketLike, platform
+from .kernel.sockets import logger
+from .kernel.tcpinfo import TcpState
 from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
-from .tcpinfo import TcpState
 
 __all__ = ["Report", "Row", "is_open", "survey", "sweep"]
 

@@ -18,7 +18,6 @@ from typing import Any, Final, Literal
 
 from anyio import ClosedResourceError, EndOfStream
 
-from ._sockopt import SocketLike, platform
 from .bases import (
     end_reading,
     force_close,
@@ -29,25 +28,16 @@ from .bases import (
     take_error,
     with_reason,
 )
-from .descriptors import reset_on_close, unread
 from .ending import OVER, TABLE, UNDECIDED, Happening, Stage
 from .endpoints import Endpoint, watched_by
 from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
-from .keepalive import apply, tcp_info
+from .kernel.descriptors import reset_on_close, unread
+from .kernel.options import SocketLike, platform
+from .kernel.sockets import apply, tcp_info
+from .kernel.tcpinfo import TcpInfo, TcpState
 from .monitor import Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
-from .tcpinfo import TcpInfo, TcpState
-from .verdict import (
-    DEATHS,
-    NO_WAY,
-    Health,
-    Limits,
-    State,
-    dead_peer,
-    fell_silent,
-    is_death,
-    judge,
-)
+from .verdict import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
 from .watch import Decision, Watch
 
 __all__ = ["AliveScope", "KeepaliveTransport"]

@@ -1,6 +1,6 @@
 """Judgement: from what the kernel says of a connection to alive, suspect, stalled or dead, and to the cause of a death.
 
-Rules kept here: plain functions on plain data, no I/O and no clock.
+Rules kept here: plain functions on plain data, no I/O and no clock; only `health` takes the sample by itself.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import math
 from typing import Any, Final
 
 from .errors import Cause, DeadPeerError
+from .kernel.sockets import tcp_info
+from .kernel.tcpinfo import TcpInfo, TcpState
 from .policy import Keepalive, SocketState
-from .tcpinfo import TcpInfo, TcpState
 
 __all__ = [
     "DEATHS",
@@ -25,6 +26,7 @@ __all__ = [
     "cause_of_death",
     "dead_peer",
     "fell_silent",
+    "health",
     "is_death",
     "judge",
     "limits_of",
@@ -93,6 +95,15 @@ class Health:
     """Bytes that the kernel holds and has not sent yet."""
     info: TcpInfo
     """The whole sample."""
+
+
+def health(sock_or_transport: Any) -> Health:
+    """How the peer is, by a sample of the kernel's TCP_INFO.
+
+    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
+    tell nothing.
+    """
+    return judge(tcp_info(sock_or_transport))
 
 
 def judge(info: TcpInfo) -> Health:

@@ -25,7 +25,7 @@ import math
 from typing import Final, NamedTuple
 
 from .errors import Cause
-from .tcpinfo import TcpInfo, TcpState
+from .kernel.tcpinfo import TcpInfo, TcpState
 from .verdict import Limits, State, window_is_shut
 
 __all__ = ["Decision", "Watch", "look_at_rest"]

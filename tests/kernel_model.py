@@ -18,7 +18,7 @@ import random
 from collections import deque
 from typing import Final
 
-from kaio.tcpinfo import TcpInfo, TcpState
+from kaio.kernel.tcpinfo import TcpInfo, TcpState
 
 SECOND: Final = 1_000_000
 NEVER: Final = 1 << 62

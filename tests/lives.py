@@ -33,8 +33,8 @@ from typing import Any, Final
 import hypothesis
 from hypothesis import strategies as st
 
+from kaio.kernel.tcpinfo import TcpInfo, TcpState
 from kaio.policy import Keepalive
-from kaio.tcpinfo import TcpInfo, TcpState
 from kaio.verdict import Limits, State, limits_of
 from kaio.watch import Decision, Watch, look_at_rest
 
@@ -302,7 +302,7 @@ class _Watcher:
 
 
 def _rests(info: TcpInfo) -> bool:
-    """kaio.tcpinfo.at_rest, of a sample."""
+    """kaio.kernel.tcpinfo.at_rest, of a sample."""
     waits = info.retransmits or info.probes or info.unacked or info.notsent_bytes
     return info.state == TcpState.ESTABLISHED and not waits
 

@@ -16,8 +16,8 @@ import socket
 import time
 from typing import Any, Final, NamedTuple
 
-from kaio._sockopt import platform
-from kaio.tcpinfo import TcpInfo
+from kaio.kernel.options import platform
+from kaio.kernel.tcpinfo import TcpInfo
 from kaio.testing import blackhole
 
 from .kernel_model import JIFFY, SECOND

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import kaio.keepalive
+import kaio.kernel.sockets
 from kaio import Keepalive, KeepaliveError, SocketState, TcpInfo, TcpState
-from kaio._sockopt import Platform, bsd, darwin, linux, windows
+from kaio.kernel.options import Platform, bsd, darwin, linux, windows
 
 SOL = socket.SOL_SOCKET
 TCP = 6
@@ -171,7 +171,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
         if case.system is not None:
             monkeypatch.setattr(bsd, "_HERE", bsd._SYSTEMS[case.system])
             monkeypatch.setattr(bsd, "NAME", bsd._SYSTEMS[case.system].name)
-        monkeypatch.setattr(kaio.keepalive, "platform", case.module)
+        monkeypatch.setattr(kaio.kernel.sockets, "platform", case.module)
         platform: Platform = case.module
         return platform
 
@@ -215,7 +215,7 @@ def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
         "takes",
         "read",
         "write",
-        "bound_connect",
+        "set_user_timeout",
         "cap_backoff",
         "resting_for",
         "tcp_info",
@@ -447,7 +447,7 @@ def test_write_stops_at_a_refusal_and_names_it(use: Use, case: Case, field: str)
 def test_a_bound_on_connecting_is_rounded_up_to_the_platforms_unit(use: Use, case: Case, seconds: float) -> None:
     """True where the kernel will keep it, False where it cannot; no other option is touched."""
     sock = FakeSocket()
-    bounded = use(case).bound_connect(sock, seconds)
+    bounded = use(case).set_user_timeout(sock, seconds)
     if case.connect is None:
         assert not bounded
         assert sock.calls == []
@@ -473,7 +473,7 @@ def test_a_bound_on_connecting_is_rounded_up_to_the_platforms_unit(use: Use, cas
 def test_no_bound_on_connecting(use: Use, case: Case, bounded: bool, calls: list[tuple[int, int, int]]) -> None:
     """None: no longer bounded, or the system's own patience."""
     sock = FakeSocket()
-    assert use(case).bound_connect(sock, None) is bounded
+    assert use(case).set_user_timeout(sock, None) is bounded
     assert sock.calls == calls
 
 

@@ -19,7 +19,7 @@ from anyio.abc import SocketAttribute
 
 import kaio
 from kaio.connection import StreamProtocol
-from kaio.descriptors import unacknowledged, unread
+from kaio.kernel.descriptors import unacknowledged, unread
 from kaio.testing import blackhole
 
 from .conftest import Recorder, echo, reset, until

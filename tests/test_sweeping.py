@@ -16,7 +16,7 @@ import pytest
 
 import kaio
 from kaio.covering import Standing
-from kaio.descriptors import Descriptor
+from kaio.kernel.descriptors import Descriptor
 from kaio.testing import blackhole
 
 POLICY = kaio.Keepalive(7, 3, 5)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kaio import TcpInfo, TcpState
-from kaio.tcpinfo import at_rest
+from kaio.kernel.tcpinfo import at_rest
 
 # include/uapi/linux/tcp.h, struct tcp_info, from its first byte to tcpi_total_rto_time; numbers that tell themselves.
 WORDS = {

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from kaio.errors import KaioError, PolicyError, format_address
+from kaio.kernel.tcpinfo import TcpState
 from kaio.policy import Keepalive
 from kaio.processes import Attachment, Change, Outcome, ProcessSocket, in_kernel
-from kaio.tcpinfo import TcpState
 
 from ._output import CANNOT, MISTAKE, YES, fail, json_option, print_json, print_table
 

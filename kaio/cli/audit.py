@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from kaio.errors import KaioError, format_address
+from kaio.kernel.tcpinfo import TcpState
 from kaio.plans import duration
 from kaio.processes import ProcessSocket, sockets, survey, uncovered
 from kaio.sources import audit as audit_sources
-from kaio.tcpinfo import TcpState
 
 from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table
 from .attach import other_end

@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import format_address
+from ..kernel.tcpinfo import TcpInfo, TcpState
 from ..processes import ProcessError
-from ..tcpinfo import TcpInfo, TcpState
 from ..verdict import Health, judge
 from ._answer import Answer
 from ._holders import Holder, Holders

@@ -13,13 +13,13 @@ import enum
 import time
 from collections.abc import Sequence
 
-from .._sockopt import SocketLike, platform
 from ..deadline import cap_backoff
 from ..errors import KeepaliveError
-from ..keepalive import apply
+from ..kernel.options import SocketLike, platform
+from ..kernel.sockets import apply
+from ..kernel.tcpinfo import TcpState
 from ..policy import Keepalive, SocketState
 from ..system import Defaults
-from ..tcpinfo import TcpState
 from ..verdict import Limits, window_is_shut
 from ..watch import Watch
 from ._access import Process
@@ -278,6 +278,6 @@ def _times(state: SocketState) -> tuple[float | None, float | None, int | None] 
 def _set_user_timeout(sock: SocketLike, seconds: float | None) -> None:
     """Set that alone: the one option bounds the handshake and what is sent after it."""
     try:
-        platform.bound_connect(sock, seconds)
+        platform.set_user_timeout(sock, seconds)
     except KeepaliveError:  # the connection has ended
         pass

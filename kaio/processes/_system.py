@@ -12,7 +12,7 @@ import socket
 import threading
 from typing import Final
 
-from ..descriptors import libc
+from ..kernel.descriptors import libc
 from ..system import Defaults
 from ..system import read as read_here
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ..keepalive import raw_socket
+from ..kernel.sockets import raw_socket
 
 __all__ = ["blackhole", "lacking"]
 

@@ -14,13 +14,12 @@ from typing import Any, Final
 from anyio import ClosedResourceError, TypedAttributeProvider
 from anyio.abc import SocketAttribute, SocketStream
 
-from ._sockopt import SocketLike, platform
-from .errors import KeepaliveError, format_address
-from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
+from ..errors import KeepaliveError, format_address
+from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
+from .options import SocketLike, platform
 from .tcpinfo import TcpInfo
-from .verdict import Health, judge
 
-__all__ = ["apply", "cover", "describe", "health", "inspect", "raw_socket", "system_state", "tcp_info", "wanted"]
+__all__ = ["apply", "cover", "describe", "inspect", "raw_socket", "system_state", "tcp_info", "wanted"]
 
 logger: Final = logging.getLogger("kaio")
 
@@ -69,17 +68,12 @@ def inspect(sock_or_transport: Any) -> SocketState:
     return _read(raw_socket(sock_or_transport))
 
 
-def health(sock_or_transport: Any) -> Health:
-    """How the peer is, by a sample of the kernel's TCP_INFO.
+def tcp_info(sock_or_transport: Any) -> TcpInfo:
+    """The kernel's TCP_INFO of a socket.
 
     Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
     tell nothing.
     """
-    return judge(tcp_info(sock_or_transport))
-
-
-def tcp_info(sock_or_transport: Any) -> TcpInfo:
-    """The kernel's TCP_INFO of a socket. Raises what `health` raises."""
     sock = raw_socket(sock_or_transport)
     _require_tcp(sock)
     try:

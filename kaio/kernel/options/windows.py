@@ -9,9 +9,23 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from ..policy import SocketState
+from ...policy import SocketState
 from ..tcpinfo import TcpInfo
-from ._options import SocketLike, milliseconds, set_option, unsupported
+from .base import SocketLike, milliseconds, set_option, unsupported
+
+__all__ = [
+    "INHERITS",
+    "NAME",
+    "cap_backoff",
+    "is_tcp",
+    "missing",
+    "read",
+    "resting_for",
+    "set_user_timeout",
+    "takes",
+    "tcp_info",
+    "write",
+]
 
 NAME: str = "Windows"
 INHERITS: bool = False
@@ -59,7 +73,7 @@ def write(sock: SocketLike, wanted: SocketState) -> None:
     set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
 
 
-def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
     return False  # TCP_MAXRTMS would do, but cannot be set back to the system's default afterwards
 
 

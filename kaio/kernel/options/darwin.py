@@ -7,10 +7,24 @@ import socket
 import struct
 from typing import Final
 
-from ..policy import SocketState
+from ...policy import SocketState
 from ..tcpinfo import TcpInfo
-from ._options import SocketLike, seconds_up, set_option
+from .base import SocketLike, seconds_up, set_option
 from .bsd import LINUX_STATE
+
+__all__ = [
+    "INHERITS",
+    "NAME",
+    "cap_backoff",
+    "is_tcp",
+    "missing",
+    "read",
+    "resting_for",
+    "set_user_timeout",
+    "takes",
+    "tcp_info",
+    "write",
+]
 
 NAME: str = "macOS"
 INHERITS: bool = False  # the idle time is not inherited
@@ -58,7 +72,7 @@ def write(sock: SocketLike, wanted: SocketState) -> None:
     set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
 
 
-def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
     if seconds is not None:
         set_option(sock, "user_timeout", _TCP, _TCP_CONNECTIONTIMEOUT, seconds_up(seconds))
     return True

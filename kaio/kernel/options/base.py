@@ -7,9 +7,11 @@ import math
 import os
 from typing import Any, Protocol, overload
 
-from ..errors import KeepaliveError
-from ..policy import SocketState
+from ...errors import KeepaliveError
+from ...policy import SocketState
 from ..tcpinfo import TcpInfo
+
+__all__ = ["Platform", "SocketLike", "milliseconds", "seconds_up", "set_option", "unsupported"]
 
 
 class SocketLike(Protocol):
@@ -59,8 +61,8 @@ class Platform(Protocol):
         """Set what is not None, keepalive itself last; `user_timeout=None` means none. Raises KeepaliveError."""
         ...
 
-    def bound_connect(self, sock: SocketLike, seconds: float | None) -> bool:
-        """Let connect() give up after that many seconds, None: no longer. False where the platform cannot."""
+    def set_user_timeout(self, sock: SocketLike, seconds: float | None) -> bool:
+        """Set the user timeout alone, by which connect() gives up too; None takes it off. False where it cannot be."""
         ...
 
     def cap_backoff(self, sock: SocketLike, seconds: float) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from ._options import Platform, SocketLike
+from .base import Platform, SocketLike
 
 if sys.platform == "linux":
     from . import linux as here

@@ -14,9 +14,24 @@ import struct
 import sys
 from typing import Final
 
-from ..policy import SocketState
+from ...policy import SocketState
 from ..tcpinfo import TcpInfo, TcpState
-from ._options import SocketLike, seconds_up, set_option, unsupported
+from .base import SocketLike, seconds_up, set_option, unsupported
+
+__all__ = [
+    "INHERITS",
+    "LINUX_STATE",
+    "NAME",
+    "cap_backoff",
+    "is_tcp",
+    "missing",
+    "read",
+    "resting_for",
+    "set_user_timeout",
+    "takes",
+    "tcp_info",
+    "write",
+]
 
 _TCP: Final = 6
 _SO_KEEPALIVE: Final = 0x0008
@@ -110,7 +125,7 @@ def write(sock: SocketLike, wanted: SocketState) -> None:
     set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
 
 
-def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
     if _HERE.connect is None:
         return False
     if seconds is not None:

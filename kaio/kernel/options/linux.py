@@ -6,9 +6,23 @@ import _socket
 import socket
 from typing import Final
 
-from ..policy import SocketState
+from ...policy import SocketState
 from ..tcpinfo import TcpInfo, at_rest
-from ._options import SocketLike, milliseconds, set_option
+from .base import SocketLike, milliseconds, set_option
+
+__all__ = [
+    "INHERITS",
+    "NAME",
+    "cap_backoff",
+    "is_tcp",
+    "missing",
+    "read",
+    "resting_for",
+    "set_user_timeout",
+    "takes",
+    "tcp_info",
+    "write",
+]
 
 NAME: str = "Linux"
 INHERITS: bool = True  # all five options, as of the end of the handshake (net/ipv4/tcp_minisocks.c)
@@ -74,7 +88,7 @@ def write(sock: SocketLike, wanted: SocketState) -> None:
     set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
 
 
-def bound_connect(sock: SocketLike, seconds: float | None) -> bool:
+def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
     # One option bounds the handshake and what is sent after it: whoever wants only the former lifts it again.
     set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(seconds))
     return True

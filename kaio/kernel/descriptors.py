@@ -18,9 +18,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ._sockopt import SocketLike, platform
-from .errors import KeepaliveError
-from .keepalive import describe
+from ..errors import KeepaliveError
+from .options import SocketLike, platform
+from .sockets import describe
 
 __all__ = [
     "Descriptor",
