@@ -5,9 +5,9 @@ The map; each row imports only from the rows above it, and from its own without 
     errors                                the tree of exceptions
     policy addresses                      plain data
     kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
-    verdict watch                         judgement
+    liveness/                             pure judgement: health, the watch, whose options a socket has
     owners                                which sockets of this process a monitor watches, also to be read from outside
-    covering sweeping                     sockets that others make: whose options they have, and giving them the policy
+    sweeping                              sockets that others make: giving them the policy
     deadline sweeper                      the kernel's user timeout on what a sweep found; the sweep of `kaio run`
     ending bases                          the stages of a connection's end; what is known of the loops' own transports
     monitor                               one per loop: looks after connections that may be in trouble
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .kernel.sockets import apply, inspect
     from .kernel.tcpinfo import TcpInfo, TcpState
     from .listeners import Listener
+    from .liveness.health import Health, State, health
     from .loops import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
     from .monitor import Counters, Event, Monitor, get_monitor
     from .policy import AUTO, Keepalive, SocketState, Step
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from .server import Server, create_server, serve, start_server
     from .sweeping import Report, sweep
     from .transports import AliveScope, KeepaliveTransport
-    from .verdict import Health, State, health
 
 __all__ = [
     "AUTO",
@@ -112,7 +112,7 @@ _HOMES: Final = {
     "sweeping": ("Report", "sweep"),
     "kernel.tcpinfo": ("TcpInfo", "TcpState"),
     "transports": ("AliveScope", "KeepaliveTransport"),
-    "verdict": ("Health", "State", "health"),
+    "liveness.health": ("Health", "State", "health"),
 }
 _HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
 

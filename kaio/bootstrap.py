@@ -16,8 +16,8 @@ import os
 import signal
 from typing import Any, Final
 
-from .covering import tally
 from .errors import KaioError
+from .liveness.standing import tally
 from .loops import EventLoopPolicy, best_base, cover_loops
 from .policy import Keepalive
 from .sweeper import Sweeper

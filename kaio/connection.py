@@ -35,10 +35,10 @@ from anyio.abc import SocketStream
 
 from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
 from .kernel.descriptors import take_unread, unacknowledged, unread
+from .liveness.health import Health
 from .policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
 from .transports import AliveScope, KeepaliveTransport
-from .verdict import Health
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "StreamProtocol"]
 

@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
+from .liveness.health import Limits, limits_of
 from .monitor import Counters, Monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
-from .verdict import Limits, limits_of
 
 __all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]
 

@@ -22,10 +22,10 @@ from .errors import Cause, KeepaliveError
 from .kernel.descriptors import Descriptor, reset_on_close, unread
 from .kernel.options import SocketLike, platform
 from .kernel.tcpinfo import TcpInfo, TcpState
+from .liveness.health import Health, Limits, State, dead_peer, fell_silent, limits_of_state
+from .liveness.watch import Decision, Watch
 from .monitor import Event, Monitor
 from .policy import Keepalive, SocketState
-from .verdict import Health, Limits, State, dead_peer, fell_silent, limits_of_state
-from .watch import Decision, Watch
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
 

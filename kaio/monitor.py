@@ -35,8 +35,8 @@ from .deadline import cap_backoff
 from .errors import Cause, DeadPeerError, KeepaliveError, format_address
 from .kernel.options import SocketLike, platform
 from .kernel.tcpinfo import TcpInfo
-from .verdict import Health, Limits, State, judge
-from .watch import Decision, Watch, look_at_rest
+from .liveness.health import Health, Limits, State, judge
+from .liveness.watch import Decision, Watch, look_at_rest
 
 __all__ = ["TURN", "Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
 

@@ -17,9 +17,9 @@ from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
 from .errors import DeadPeerError, KeepaliveError
 from .kernel.sockets import cover, logger, raw_socket
+from .liveness.health import Health, Limits
 from .policy import Keepalive, KeepaliveArg, as_policy
 from .transports import KeepaliveTransport
-from .verdict import Health, Limits
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
 

@@ -14,14 +14,14 @@ import time
 from typing import Final
 
 from . import owners
-from .covering import Standing, adopt, standing
 from .deadline import Deadline
 from .errors import KaioError
 from .kernel.descriptors import Descriptor, descriptors
 from .kernel.options import platform
+from .liveness.health import limits_of_state
+from .liveness.standing import Standing, adopt, standing
 from .policy import Keepalive, SocketState
 from .sweeping import is_open
-from .verdict import limits_of_state
 
 __all__ = ["GRACE", "Sweeper"]
 

@@ -35,10 +35,10 @@ from .kernel.descriptors import reset_on_close, unread
 from .kernel.options import SocketLike, platform
 from .kernel.sockets import apply, tcp_info
 from .kernel.tcpinfo import TcpInfo, TcpState
+from .liveness.health import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
+from .liveness.watch import Decision, Watch
 from .monitor import Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
-from .verdict import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
-from .watch import Decision, Watch
 
 __all__ = ["AliveScope", "KeepaliveTransport"]
 

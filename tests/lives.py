@@ -34,9 +34,9 @@ import hypothesis
 from hypothesis import strategies as st
 
 from kaio.kernel.tcpinfo import TcpInfo, TcpState
+from kaio.liveness.health import Limits, State, limits_of
+from kaio.liveness.watch import Decision, Watch, look_at_rest
 from kaio.policy import Keepalive
-from kaio.verdict import Limits, State, limits_of
-from kaio.watch import Decision, Watch, look_at_rest
 
 from .kernel_model import JIFFY, NEVER, RTO_MAX, SECOND, Connection, Fails, Path, Question, microseconds, seconds
 

@@ -51,7 +51,7 @@ def test_lives_in_which_the_watch_was_wrong(name: str) -> None:
 
 def test_a_wrong_verdict_would_be_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A watch that gives up by silence alone fails, and the program says where."""
-    monkeypatch.setattr("kaio.watch.Watch._cannot_ask", lambda *_: True)
+    monkeypatch.setattr("kaio.liveness.watch.Watch._cannot_ask", lambda *_: True)
     assert main(["--lives", "2000", "--seed", "1"]) == 1
     assert "given up after" in capsys.readouterr().out
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import kaio
-from kaio.covering import Standing
 from kaio.kernel.descriptors import Descriptor
+from kaio.liveness.standing import Standing
 from kaio.testing import blackhole
 
 POLICY = kaio.Keepalive(7, 3, 5)

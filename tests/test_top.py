@@ -27,9 +27,9 @@ import kaio
 from kaio.cli import top
 from kaio.connections import Connections, TcpConnection, Timer, lacking
 from kaio.connections._answer import Answer, decode
+from kaio.liveness.health import State, judge
 from kaio.processes import ProcessError
 from kaio.testing import blackhole
-from kaio.verdict import State, judge
 
 from .namespaces import Namespace
 from .namespaces import lacking as no_networks

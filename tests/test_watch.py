@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kaio import Cause, State, TcpInfo, TcpState
-from kaio.verdict import Limits
-from kaio.watch import Decision, Watch, look_at_rest
+from kaio.liveness.health import Limits
+from kaio.liveness.watch import Decision, Watch, look_at_rest
 
 UP = TcpState.ESTABLISHED
 LIMITS = Limits(20, 10, 4, 60)

@@ -31,8 +31,8 @@ from rich.text import Text
 from ..connections import Connections, TcpConnection, Timer
 from ..errors import KaioError
 from ..kernel.tcpinfo import TcpState
+from ..liveness.health import State
 from ..policy import parse_time
-from ..verdict import State
 from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table
 
 __all__ = ["top"]

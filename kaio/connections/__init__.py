@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import format_address
 from ..kernel.tcpinfo import TcpInfo, TcpState
+from ..liveness.health import Health, judge
 from ..processes import ProcessError
-from ..verdict import Health, judge
 from ._answer import Answer
 from ._holders import Holder, Holders
 

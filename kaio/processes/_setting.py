@@ -18,10 +18,10 @@ from ..errors import KeepaliveError
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply
 from ..kernel.tcpinfo import TcpState
+from ..liveness.health import Limits, window_is_shut
+from ..liveness.watch import Watch
 from ..policy import Keepalive, SocketState
 from ..system import Defaults
-from ..verdict import Limits, window_is_shut
-from ..watch import Watch
 from ._access import Process
 from ._sockets import ProcessSocket, read
 from ._system import Systems

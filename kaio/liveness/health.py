@@ -12,10 +12,10 @@ import functools
 import math
 from typing import Any, Final
 
-from .errors import Cause, DeadPeerError
-from .kernel.sockets import tcp_info
-from .kernel.tcpinfo import TcpInfo, TcpState
-from .policy import Keepalive, SocketState
+from ..errors import Cause, DeadPeerError
+from ..kernel.sockets import tcp_info
+from ..kernel.tcpinfo import TcpInfo, TcpState
+from ..policy import Keepalive, SocketState
 
 __all__ = [
     "DEATHS",

@@ -11,9 +11,9 @@ import enum
 from collections import Counter
 from typing import Final
 
-from .kernel.options import SocketLike, platform
-from .kernel.sockets import apply, system_state, wanted
-from .policy import Keepalive, SocketState
+from ..kernel.options import SocketLike, platform
+from ..kernel.sockets import apply, system_state, wanted
+from ..policy import Keepalive, SocketState
 
 __all__ = ["Standing", "adopt", "standing", "tally"]
 

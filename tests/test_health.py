@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kaio import Cause, Health, Keepalive, SocketState, State, TcpInfo, TcpState
-from kaio.verdict import (
+from kaio.liveness.health import (
     DEATHS,
     NO_WAY,
     Limits,

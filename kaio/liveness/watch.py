@@ -24,9 +24,9 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-from .errors import Cause
-from .kernel.tcpinfo import TcpInfo, TcpState
-from .verdict import Limits, State, window_is_shut
+from ..errors import Cause
+from ..kernel.tcpinfo import TcpInfo, TcpState
+from .health import Limits, State, window_is_shut
 
 __all__ = ["Decision", "Watch", "look_at_rest"]
 
