@@ -6,11 +6,8 @@ The map; each row imports only from the rows above it, and from its own without 
     policy addresses                      plain data
     kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
     liveness/                             pure judgement: health, the watch, whose options a socket has
-    owners                                which sockets of this process a monitor watches, also to be read from outside
-    sweeping                              sockets that others make: giving them the policy
-    deadline sweeper                      the kernel's user timeout on what a sweep found; the sweep of `kaio run`
+    monitor/                              what watches: the monitor of a loop, the sweep of a process, who watches what
     ending bases                          the stages of a connection's end; what is known of the loops' own transports
-    monitor                               one per loop: looks after connections that may be in trouble
     links                                 other people's connections as the monitor knows them
     endpoints                             what a connection starts with, and where it was accepted
     transports protocols                  what a connection hands to user code
@@ -38,11 +35,11 @@ if TYPE_CHECKING:
     from .listeners import Listener
     from .liveness.health import Health, State, health
     from .loops import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
-    from .monitor import Counters, Event, Monitor, get_monitor
+    from .monitor.monitor import Counters, Event, Monitor, get_monitor
+    from .monitor.survey import Report, sweep
     from .policy import AUTO, Keepalive, SocketState, Step
     from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
     from .server import Server, create_server, serve, start_server
-    from .sweeping import Report, sweep
     from .transports import AliveScope, KeepaliveTransport
 
 __all__ = [
@@ -105,11 +102,11 @@ _HOMES: Final = {
     "kernel.sockets": ("apply", "inspect"),
     "listeners": ("Listener",),
     "loops": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
-    "monitor": ("Counters", "Event", "Monitor", "get_monitor"),
+    "monitor.monitor": ("Counters", "Event", "Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
     "protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "server": ("Server", "create_server", "serve", "start_server"),
-    "sweeping": ("Report", "sweep"),
+    "monitor.survey": ("Report", "sweep"),
     "kernel.tcpinfo": ("TcpInfo", "TcpState"),
     "transports": ("AliveScope", "KeepaliveTransport"),
     "liveness.health": ("Health", "State", "health"),

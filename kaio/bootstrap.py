@@ -19,9 +19,9 @@ from typing import Any, Final
 from .errors import KaioError
 from .liveness.standing import tally
 from .loops import EventLoopPolicy, best_base, cover_loops
+from .monitor.survey import survey
+from .monitor.sweeper import Sweeper
 from .policy import Keepalive
-from .sweeper import Sweeper
-from .sweeping import survey
 
 __all__ = ["VARIABLE", "Settings", "begin"]
 

@@ -28,7 +28,7 @@ from .kernel.options import platform
 from .kernel.sockets import cover, logger, wanted
 from .listeners import refuse_keepalive
 from .liveness.health import DEATHS, NO_WAY, dead_peer, limits_of
-from .monitor import Event, bare, get_monitor
+from .monitor.monitor import Event, bare, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import KeepaliveTransport

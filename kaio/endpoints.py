@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .liveness.health import Limits, limits_of
-from .monitor import Counters, Monitor
+from .monitor.monitor import Counters, Monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 
 __all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]

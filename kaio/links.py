@@ -24,7 +24,7 @@ from .kernel.options import SocketLike, platform
 from .kernel.tcpinfo import TcpInfo, TcpState
 from .liveness.health import Health, Limits, State, dead_peer, fell_silent, limits_of_state
 from .liveness.watch import Decision, Watch
-from .monitor import Event, Monitor
+from .monitor.monitor import Event, Monitor
 from .policy import Keepalive, SocketState
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]

@@ -32,7 +32,7 @@ from .errors import AddressError, KaioError, KeepaliveError, PolicyError
 from .kernel.descriptors import is_listening
 from .kernel.options import platform
 from .kernel.sockets import apply, cover
-from .monitor import bare, get_monitor
+from .monitor.monitor import bare, get_monitor
 from .policy import Keepalive, KeepaliveArg, as_policy
 from .protocols import Watched
 

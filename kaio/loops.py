@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .mixin import Covering, loop_class, take_over
+from .monitor.survey import Report, survey
 from .policy import Keepalive, KeepaliveArg, as_policy
-from .sweeping import Report, survey
 
 __all__ = [
     "EventLoopPolicy",

@@ -30,7 +30,7 @@ from .kernel.tcpinfo import TcpState
 from .links import DescriptorLink, TransportLink, state_of
 from .liveness.health import limits_of
 from .liveness.standing import Standing, adopt
-from .monitor import TURN, Monitor, close_monitor, get_monitor
+from .monitor.monitor import TURN, Monitor, close_monitor, get_monitor
 from .policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
 from .protocols import Watched
 

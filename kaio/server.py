@@ -22,7 +22,7 @@ from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
 from .endpoints import Endpoint
 from .listeners import Listener, ProtocolFactory
-from .monitor import Counters
+from .monitor.monitor import Counters
 from .policy import KeepaliveArg, as_policy
 from .protocols import Watched
 from .transports import KeepaliveTransport

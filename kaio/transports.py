@@ -37,7 +37,7 @@ from .kernel.sockets import apply, tcp_info
 from .kernel.tcpinfo import TcpInfo, TcpState
 from .liveness.health import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
 from .liveness.watch import Decision, Watch
-from .monitor import Event, Monitor, get_monitor
+from .monitor.monitor import Event, Monitor, get_monitor
 from .policy import Keepalive, KeepaliveArg, SocketState
 
 __all__ = ["AliveScope", "KeepaliveTransport"]

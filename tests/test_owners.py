@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-import kaio.owners
-from kaio.owners import claim, is_owned, owned, release
+import kaio.monitor.owners
+from kaio.monitor.owners import claim, is_owned, owned, release
 from kaio.processes import watched
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a memfd on Linux only")
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A table without what other tests may have left in this process's own."""
-    table = kaio.owners._table
-    monkeypatch.setattr(kaio.owners, "_table", type(table)())
+    table = kaio.monitor.owners._table
+    monkeypatch.setattr(kaio.monitor.owners, "_table", type(table)())
     yield
-    kaio.owners._table.close()
+    kaio.monitor.owners._table.close()
 
 
 @contextlib.contextmanager
@@ -153,13 +153,13 @@ def test_twenty_thousand_claims() -> None:
             inodes = [claim(each, each) for each in numbers]
             claimed = time.perf_counter()
             assert watched(os.getpid()) == owned() == dict(zip(inodes, numbers, strict=True))
-            size = len(kaio.owners._table._memory)
+            size = len(kaio.monitor.owners._table._memory)
             assert 16 * number < size < 64 * number
             for each in inodes[: number // 2]:
                 release(each)
             for each in numbers[: number // 2]:
                 claim(each, 1)
-            assert len(kaio.owners._table._memory) == size
+            assert len(kaio.monitor.owners._table._memory) == size
             assert len(watched(os.getpid())) == number
             for each in inodes:
                 release(each)
@@ -305,7 +305,7 @@ def test_a_process_that_has_its_parents_descriptor_is_not_taken_for_it() -> None
 
 CONTAINED = """
 import os, socket, sys
-from kaio.owners import claim
+from kaio.monitor.owners import claim
 sock = socket.socket()
 print(os.getpid(), claim(sock.fileno(), 9), flush=True)
 sys.stdin.read()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import kaio
-from kaio.owners import claim, release
-from kaio.sweeper import Sweeper
+from kaio.monitor.owners import claim, release
+from kaio.monitor.sweeper import Sweeper
 
 POLICY = kaio.Keepalive(7, 3, 5)
 BOUND = 22.0
@@ -23,7 +23,7 @@ TCP = socket.IPPROTO_TCP
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops are quick here."""
-    monkeypatch.setattr("kaio.sweeper.GRACE", GRACE)
+    monkeypatch.setattr("kaio.monitor.sweeper.GRACE", GRACE)
 
 
 class Ends:

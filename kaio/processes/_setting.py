@@ -13,13 +13,13 @@ import enum
 import time
 from collections.abc import Sequence
 
-from ..deadline import cap_backoff
 from ..errors import KeepaliveError
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply
 from ..kernel.tcpinfo import TcpState
 from ..liveness.health import Limits, window_is_shut
 from ..liveness.watch import Watch
+from ..monitor.deadline import cap_backoff
 from ..policy import Keepalive, SocketState
 from ..system import Defaults
 from ._access import Process

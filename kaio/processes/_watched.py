@@ -1,4 +1,4 @@
-"""What a process's own monitor bounds: the table that `kaio.owners` keeps in a memfd, read from outside.
+"""What a process's own monitor bounds: the table that `kaio.monitor.owners` keeps in a memfd, read from outside.
 
 Rules kept here: any process can make a memfd of that name and write into it what it likes. So nothing in it is trusted:
 it is read up to a limit, what makes no sense is left out, and what is left is only ever shown.
@@ -11,7 +11,7 @@ import re
 import stat
 from typing import Final
 
-from .. import owners
+from ..monitor import owners
 
 __all__ = ["watched"]
 

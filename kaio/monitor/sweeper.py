@@ -13,15 +13,15 @@ import os
 import time
 from typing import Final
 
+from ..errors import KaioError
+from ..kernel.descriptors import Descriptor, descriptors
+from ..kernel.options import platform
+from ..liveness.health import limits_of_state
+from ..liveness.standing import Standing, adopt, standing
+from ..policy import Keepalive, SocketState
 from . import owners
 from .deadline import Deadline
-from .errors import KaioError
-from .kernel.descriptors import Descriptor, descriptors
-from .kernel.options import platform
-from .liveness.health import limits_of_state
-from .liveness.standing import Standing, adopt, standing
-from .policy import Keepalive, SocketState
-from .sweeping import is_open
+from .survey import is_open
 
 __all__ = ["GRACE", "Sweeper"]
 

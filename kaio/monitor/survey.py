@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from .errors import KeepaliveError, format_address
-from .kernel.descriptors import Descriptor, descriptors
-from .kernel.options import SocketLike, platform
-from .kernel.sockets import logger
-from .kernel.tcpinfo import TcpState
-from .liveness.standing import Standing, adopt, standing
-from .policy import Keepalive, KeepaliveArg, SocketState, as_policy
+from ..errors import KeepaliveError, format_address
+from ..kernel.descriptors import Descriptor, descriptors
+from ..kernel.options import SocketLike, platform
+from ..kernel.sockets import logger
+from ..kernel.tcpinfo import TcpState
+from ..liveness.standing import Standing, adopt, standing
+from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 
 __all__ = ["Report", "Row", "is_open", "survey", "sweep"]
 

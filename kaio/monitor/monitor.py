@@ -30,13 +30,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
+from ..errors import Cause, DeadPeerError, KeepaliveError, format_address
+from ..kernel.options import SocketLike, platform
+from ..kernel.tcpinfo import TcpInfo
+from ..liveness.health import Health, Limits, State, judge
+from ..liveness.watch import Decision, Watch, look_at_rest
 from . import owners
 from .deadline import cap_backoff
-from .errors import Cause, DeadPeerError, KeepaliveError, format_address
-from .kernel.options import SocketLike, platform
-from .kernel.tcpinfo import TcpInfo
-from .liveness.health import Health, Limits, State, judge
-from .liveness.watch import Decision, Watch, look_at_rest
 
 __all__ = ["TURN", "Counters", "Event", "Link", "Monitor", "bare", "close_monitor", "get_monitor"]
 
