@@ -7,13 +7,8 @@ The map; each row imports only from the rows above it, and from its own without 
     kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
     liveness/                             pure judgement: health, the watch, whose options a socket has
     monitor/                              what watches: the monitor of a loop, the sweep of a process, who watches what
-    ending bases                          the stages of a connection's end; what is known of the loops' own transports
-    links                                 other people's connections as the monitor knows them
-    endpoints                             what a connection starts with, and where it was accepted
-    transports protocols                  what a connection hands to user code
-    connection                            the stream
-    connecting listeners client server    accept, connect, serve
-    mixin loops                           the event loop that covers the sockets of any library
+    net/                                  asyncio: transports, protocols, streams; who dials, accepts and serves
+    loop/                                 the event loop that covers the sockets of any library
     system plans middleboxes              the kernel's own defaults; what a policy means
     processes sources connections         sockets of running processes; what source code leaves uncovered
     bootstrap _bootstrap/                 what `kaio run` does inside the program that it runs
@@ -27,20 +22,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .addresses import TcpAddress, UnixAddress
-    from .client import connect, create_connection, open_connection
-    from .connection import Connection
     from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
     from .kernel.sockets import apply, inspect
     from .kernel.tcpinfo import TcpInfo, TcpState
-    from .listeners import Listener
     from .liveness.health import Health, State, health
-    from .loops import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
+    from .loop.factories import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
     from .monitor.monitor import Counters, Event, Monitor, get_monitor
     from .monitor.survey import Report, sweep
+    from .net.client import connect, create_connection, open_connection
+    from .net.connection import Connection
+    from .net.listeners import Listener
+    from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
+    from .net.server import Server, create_server, serve, start_server
+    from .net.transports import AliveScope, KeepaliveTransport
     from .policy import AUTO, Keepalive, SocketState, Step
-    from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
-    from .server import Server, create_server, serve, start_server
-    from .transports import AliveScope, KeepaliveTransport
 
 __all__ = [
     "AUTO",
@@ -96,19 +91,19 @@ __version__ = "0.1.0"
 # connects need not wait for the server.
 _HOMES: Final = {
     "addresses": ("TcpAddress", "UnixAddress"),
-    "client": ("connect", "create_connection", "open_connection"),
-    "connection": ("Connection",),
+    "net.client": ("connect", "create_connection", "open_connection"),
+    "net.connection": ("Connection",),
     "errors": ("AddressError", "Cause", "DeadPeerError", "KaioError", "KeepaliveError", "PolicyError", "ResetError"),
     "kernel.sockets": ("apply", "inspect"),
-    "listeners": ("Listener",),
-    "loops": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
+    "net.listeners": ("Listener",),
+    "loop.factories": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
     "monitor.monitor": ("Counters", "Event", "Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
-    "protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
-    "server": ("Server", "create_server", "serve", "start_server"),
+    "net.protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
+    "net.server": ("Server", "create_server", "serve", "start_server"),
     "monitor.survey": ("Report", "sweep"),
     "kernel.tcpinfo": ("TcpInfo", "TcpState"),
-    "transports": ("AliveScope", "KeepaliveTransport"),
+    "net.transports": ("AliveScope", "KeepaliveTransport"),
     "liveness.health": ("Health", "State", "health"),
 }
 _HOME: Final = {name: module for module, names in _HOMES.items() for name in names}

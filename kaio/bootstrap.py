@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from .errors import KaioError
 from .liveness.standing import tally
-from .loops import EventLoopPolicy, best_base, cover_loops
+from .loop.factories import EventLoopPolicy, best_base, cover_loops
 from .monitor.survey import survey
 from .monitor.sweeper import Sweeper
 from .policy import Keepalive

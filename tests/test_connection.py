@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kaio
-from kaio.connection import StreamProtocol
+from kaio.net.connection import StreamProtocol
 
 from .conftest import echo, reset, until
 

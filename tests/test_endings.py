@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import kaio
-from kaio.ending import OVER, TABLE, UNDECIDED, Happening, Stage, after
 from kaio.kernel.descriptors import unread
+from kaio.net.ending import OVER, TABLE, UNDECIDED, Happening, Stage, after
 from kaio.testing import blackhole
 
 from .conftest import LOOPS, Recorder, reset, until

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kaio
-from kaio.mixin import take_over
+from kaio.loop.covering import take_over
 
 from . import namespaces
 from .conftest import Recorder, echo

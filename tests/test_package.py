@@ -24,12 +24,8 @@ ROWS = [
     ["kernel"],
     ["liveness"],
     ["monitor"],
-    ["bases", "ending"],
-    ["links"],
-    ["endpoints"],
-    ["transports", "protocols"],
-    ["connection"],
-    ["connecting", "listeners", "client", "server", "mixin", "loops"],
+    ["net"],
+    ["loop"],
     ["kaio"],  # the package's own names
     ["system", "plans", "middleboxes", "processes", "sources", "connections"],
     ["bootstrap", "_bootstrap"],
@@ -107,20 +103,20 @@ def test_imports_have_no_cycle() -> None:
         order = list(TopologicalSorter(GRAPH).static_order())
     except CycleError as exc:
         pytest.fail(f"modules import each other: {exc.args[1]}")
-    assert order.index("kaio.errors") < order.index("kaio.policy") < order.index("kaio.loops")
+    assert order.index("kaio.errors") < order.index("kaio.policy") < order.index("kaio.loop.factories")
 
 
 @pytest.mark.parametrize(
     ("source", "module", "is_package", "expected"),
     [
         ("from .errors import KaioError", "kaio.policy", False, {"kaio.errors"}),
-        ("from . import errors, policy", "kaio.client", False, {"kaio.errors", "kaio.policy"}),
+        ("from .. import errors, policy", "kaio.net.client", False, {"kaio.errors", "kaio.policy"}),
         ("from ...errors import KaioError", "kaio.kernel.options.linux", False, {"kaio.errors"}),
         ("from . import linux as here", "kaio.kernel.options", True, {"kaio.kernel.options.linux"}),
         ("from .base import Platform", "kaio.kernel.options", True, {"kaio.kernel.options.base"}),
-        ("import kaio.errors, socket", "kaio.client", False, {"kaio.errors"}),
-        ("from kaio import Keepalive", "kaio.client", False, {"kaio"}),
-        ("def f():\n    from .server import serve", "kaio.errors", False, {"kaio.server"}),
+        ("import kaio.errors, socket", "kaio.net.client", False, {"kaio.errors"}),
+        ("from kaio import Keepalive", "kaio.net.client", False, {"kaio"}),
+        ("def f():\n    from .net.server import serve", "kaio.errors", False, {"kaio.net.server"}),
         ("if TYPE_CHECKING:\n    from .policy import Keepalive", "kaio.errors", False, set()),
         ("if TYPE_CHECKING:\n    pass\nelse:\n    from .policy import K", "kaio.errors", False, {"kaio.policy"}),
         ("if x:\n    from .policy import Keepalive", "kaio.errors", False, {"kaio.policy"}),

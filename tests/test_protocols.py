@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import kaio
-from kaio.protocols import Watched
+from kaio.net.protocols import Watched
 
 from .conftest import Recorder, until
 

@@ -114,7 +114,7 @@ async def test_a_refused_change_changes_nothing(monkeypatch: pytest.MonkeyPatch)
                 raise kaio.KeepaliveError(22, "refused")
             return real(sock, policy)
 
-        monkeypatch.setattr(kaio.listeners, "apply", apply)
+        monkeypatch.setattr(kaio.net.listeners, "apply", apply)
         with pytest.raises(kaio.KeepaliveError):
             listener.keepalive = "9s:9s:9"
         with pytest.raises(kaio.PolicyError):

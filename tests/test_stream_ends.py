@@ -18,8 +18,8 @@ import pytest
 from anyio.abc import SocketAttribute
 
 import kaio
-from kaio.connection import StreamProtocol
 from kaio.kernel.descriptors import unacknowledged, unread
+from kaio.net.connection import StreamProtocol
 from kaio.testing import blackhole
 
 from .conftest import Recorder, echo, reset, until

@@ -61,7 +61,7 @@ def _default_policy(asyncio: Any) -> Any:
 
 
 def _kaio_class(base: type) -> type:
-    from kaio.loops import loop_class  # noqa: PLC0415 - the control runs without it
+    from kaio.loop.factories import loop_class  # noqa: PLC0415 - the control runs without it
 
     return loop_class(base)
 
@@ -87,7 +87,7 @@ def _kaio_factory(base: _Maker) -> _Maker:
 
     @functools.cache
     def factory() -> _Maker:
-        from kaio.loops import loop_factory  # noqa: PLC0415 - pytest must see plugins of anyio's before kaio does
+        from kaio.loop.factories import loop_factory  # noqa: PLC0415 - pytest must see plugins of anyio's before kaio does
 
         return loop_factory(base=base)
 

@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
-from .liveness.health import Limits, limits_of
-from .monitor.monitor import Counters, Monitor
-from .policy import Keepalive, KeepaliveArg, SocketState
+from ..liveness.health import Limits, limits_of
+from ..monitor.monitor import Counters, Monitor
+from ..policy import Keepalive, KeepaliveArg, SocketState
 
 __all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]
 

@@ -19,17 +19,17 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import aiohappyeyeballs
 
-from .addresses import Address, TcpAddress, UnixAddress, one_address
-from .connecting import BoundedAttempts, bound_handshake, resolve, tls_arguments
+from ..addresses import Address, TcpAddress, UnixAddress, one_address
+from ..errors import Cause, DeadPeerError, KeepaliveError
+from ..kernel.options import platform
+from ..kernel.sockets import cover, logger, wanted
+from ..liveness.health import DEATHS, NO_WAY, dead_peer, limits_of
+from ..monitor.monitor import Event, bare, get_monitor
+from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .connection import Connection, StreamProtocol
+from .dialing import BoundedAttempts, bound_handshake, resolve, tls_arguments
 from .endpoints import REFUSED, Terms, known
-from .errors import Cause, DeadPeerError, KeepaliveError
-from .kernel.options import platform
-from .kernel.sockets import cover, logger, wanted
 from .listeners import refuse_keepalive
-from .liveness.health import DEATHS, NO_WAY, dead_peer, limits_of
-from .monitor.monitor import Event, bare, get_monitor
-from .policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .protocols import KeepaliveProtocol, Watched
 from .transports import KeepaliveTransport
 

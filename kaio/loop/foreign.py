@@ -16,16 +16,16 @@ import weakref
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal
 
-from .bases import force_close, is_sending_file, stop_sending_file, take_error, with_reason
-from .ending import Happening, Stage, after
-from .errors import Cause, KeepaliveError
-from .kernel.descriptors import Descriptor, reset_on_close, unread
-from .kernel.options import SocketLike, platform
-from .kernel.tcpinfo import TcpInfo, TcpState
-from .liveness.health import Health, Limits, State, dead_peer, fell_silent, limits_of_state
-from .liveness.watch import Decision, Watch
-from .monitor.monitor import Event, Monitor
-from .policy import Keepalive, SocketState
+from ..errors import Cause, KeepaliveError
+from ..kernel.descriptors import Descriptor, reset_on_close, unread
+from ..kernel.options import SocketLike, platform
+from ..kernel.tcpinfo import TcpInfo, TcpState
+from ..liveness.health import Health, Limits, State, dead_peer, fell_silent, limits_of_state
+from ..liveness.watch import Decision, Watch
+from ..monitor.monitor import Event, Monitor
+from ..net.ending import Happening, Stage, after
+from ..net.internals import force_close, is_sending_file, stop_sending_file, take_error, with_reason
+from ..policy import Keepalive, SocketState
 
 __all__ = ["DescriptorLink", "TransportLink", "state_of"]
 

@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .mixin import Covering, loop_class, take_over
-from .monitor.survey import Report, survey
-from .policy import Keepalive, KeepaliveArg, as_policy
+from ..monitor.survey import Report, survey
+from ..policy import Keepalive, KeepaliveArg, as_policy
+from .covering import Covering, loop_class, take_over
 
 __all__ = [
     "EventLoopPolicy",

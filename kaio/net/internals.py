@@ -14,9 +14,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import Cause
-from .kernel.options import SocketLike
-from .liveness.health import NO_WAY
+from ..errors import Cause
+from ..kernel.options import SocketLike
+from ..liveness.health import NO_WAY
 
 __all__ = [
     "end_reading",

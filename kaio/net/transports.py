@@ -18,7 +18,18 @@ from typing import Any, Final, Literal
 
 from anyio import ClosedResourceError, EndOfStream
 
-from .bases import (
+from ..errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
+from ..kernel.descriptors import reset_on_close, unread
+from ..kernel.options import SocketLike, platform
+from ..kernel.sockets import apply, tcp_info
+from ..kernel.tcpinfo import TcpInfo, TcpState
+from ..liveness.health import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
+from ..liveness.watch import Decision, Watch
+from ..monitor.monitor import Event, Monitor, get_monitor
+from ..policy import Keepalive, KeepaliveArg, SocketState
+from .ending import OVER, TABLE, UNDECIDED, Happening, Stage
+from .endpoints import Endpoint, watched_by
+from .internals import (
     end_reading,
     force_close,
     is_closed,
@@ -28,17 +39,6 @@ from .bases import (
     take_error,
     with_reason,
 )
-from .ending import OVER, TABLE, UNDECIDED, Happening, Stage
-from .endpoints import Endpoint, watched_by
-from .errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
-from .kernel.descriptors import reset_on_close, unread
-from .kernel.options import SocketLike, platform
-from .kernel.sockets import apply, tcp_info
-from .kernel.tcpinfo import TcpInfo, TcpState
-from .liveness.health import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
-from .liveness.watch import Decision, Watch
-from .monitor.monitor import Event, Monitor, get_monitor
-from .policy import Keepalive, KeepaliveArg, SocketState
 
 __all__ = ["AliveScope", "KeepaliveTransport"]
 

@@ -17,13 +17,13 @@ from typing import Any, Final
 
 from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
-from .addresses import Address, TcpAddress, one_address, tcp_address
+from ..addresses import Address, TcpAddress, one_address, tcp_address
+from ..monitor.monitor import Counters
+from ..policy import KeepaliveArg, as_policy
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
 from .endpoints import Endpoint
 from .listeners import Listener, ProtocolFactory
-from .monitor.monitor import Counters
-from .policy import KeepaliveArg, as_policy
 from .protocols import Watched
 from .transports import KeepaliveTransport
 

@@ -33,10 +33,10 @@ from anyio import (
 )
 from anyio.abc import SocketStream
 
-from .errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
-from .kernel.descriptors import take_unread, unacknowledged, unread
-from .liveness.health import Health
-from .policy import Keepalive, KeepaliveArg, SocketState
+from ..errors import DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
+from ..kernel.descriptors import take_unread, unacknowledged, unread
+from ..liveness.health import Health
+from ..policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
 from .transports import AliveScope, KeepaliveTransport
 

@@ -25,15 +25,15 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from .addresses import Address, TcpAddress, UnixAddress, parse_address
-from .connecting import resolve
+from ..addresses import Address, TcpAddress, UnixAddress, parse_address
+from ..errors import AddressError, KaioError, KeepaliveError, PolicyError
+from ..kernel.descriptors import is_listening
+from ..kernel.options import platform
+from ..kernel.sockets import apply, cover
+from ..monitor.monitor import bare, get_monitor
+from ..policy import Keepalive, KeepaliveArg, as_policy
+from .dialing import resolve
 from .endpoints import Endpoint, Handshake, Terms
-from .errors import AddressError, KaioError, KeepaliveError, PolicyError
-from .kernel.descriptors import is_listening
-from .kernel.options import platform
-from .kernel.sockets import apply, cover
-from .monitor.monitor import bare, get_monitor
-from .policy import Keepalive, KeepaliveArg, as_policy
 from .protocols import Watched
 
 __all__ = ["Listener"]

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, ClassVar
 
+from ..errors import DeadPeerError, KeepaliveError
+from ..kernel.sockets import cover, logger, raw_socket
+from ..liveness.health import Health, Limits
+from ..policy import Keepalive, KeepaliveArg, as_policy
 from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
-from .errors import DeadPeerError, KeepaliveError
-from .kernel.sockets import cover, logger, raw_socket
-from .liveness.health import Health, Limits
-from .policy import Keepalive, KeepaliveArg, as_policy
 from .transports import KeepaliveTransport
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]

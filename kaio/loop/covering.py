@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohappyeyeballs
 
-from .connecting import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
-from .errors import KeepaliveError
-from .kernel.descriptors import Descriptor, is_listening
-from .kernel.options import SocketLike, platform
-from .kernel.sockets import logger
-from .kernel.tcpinfo import TcpState
-from .links import DescriptorLink, TransportLink, state_of
-from .liveness.health import limits_of
-from .liveness.standing import Standing, adopt
-from .monitor.monitor import TURN, Monitor, close_monitor, get_monitor
-from .policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
-from .protocols import Watched
+from ..errors import KeepaliveError
+from ..kernel.descriptors import Descriptor, is_listening
+from ..kernel.options import SocketLike, platform
+from ..kernel.sockets import logger
+from ..kernel.tcpinfo import TcpState
+from ..liveness.health import limits_of
+from ..liveness.standing import Standing, adopt
+from ..monitor.monitor import TURN, Monitor, close_monitor, get_monitor
+from ..net.dialing import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
+from ..net.protocols import Watched
+from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
+from .foreign import DescriptorLink, TransportLink, state_of
 
 __all__ = ["Covering", "loop_class", "take_over"]
 
