@@ -9,10 +9,8 @@ The map; each row imports only from the rows above it, and from its own without 
     monitor/                              what watches: the monitor of a loop, the sweep of a process, who watches what
     net/                                  asyncio: transports, protocols, streams; who dials, accepts and serves
     loop/                                 the event loop that covers the sockets of any library
-    system plans middleboxes              the kernel's own defaults; what a policy means
-    processes sources connections         sockets of running processes; what source code leaves uncovered
-    bootstrap _bootstrap/                 what `kaio run` does inside the program that it runs
-    testing/ cli/                         tools; nothing above imports them
+    tools/                                what the commands do, as functions
+    testing/ cli/                         for the tests of others; the commands, one a file
 """
 
 from __future__ import annotations
@@ -119,4 +117,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""A policy for processes that are running already: `kaio.processes.attach`, `kaio attach`, `kaio exec`."""
+"""A policy for processes that are running already: `kaio.tools.processes.attach`, `kaio attach`, `kaio exec`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from click.testing import CliRunner, Result
 
 from kaio import Keepalive, PolicyError, SocketState, TcpState
 from kaio.cli import cli
-from kaio.processes import Attachment, Change, Outcome, ProcessSocket, attach, lacking, sockets
 from kaio.testing import blackhole
+from kaio.tools.processes import Attachment, Change, Outcome, ProcessSocket, attach, lacking, sockets
 
 from . import programs
 from .programs import Program, Puppet, puppet
@@ -242,7 +242,7 @@ def test_multipath_tcp_gets_what_it_takes(other: Puppet) -> None:
 
 REFUSE = """
 import ctypes, struct, sys
-from kaio.processes import attach
+from kaio.tools.processes import attach
 # A filter that lets setsockopt fail with EACCES: seccomp(2)
 load, equal, give = 0x20, 0x15, 0x06
 code = [(load, 0, 0, 0), (equal, 0, 1, int(sys.argv[2])), (give, 0, 0, 0x50000 | 13), (give, 0, 0, 0x7FFF0000)]

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 import kaio
 from kaio.cli import cli
-from kaio.processes import lacking, sockets
+from kaio.tools.processes import lacking, sockets
 
 from .programs import Puppet, puppet, run_alone
 

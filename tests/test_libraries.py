@@ -24,8 +24,8 @@ from typing import Any, Final
 import pytest
 
 from kaio import TcpState
-from kaio.processes import ProcessSocket, sockets
-from kaio.processes import lacking as no_looking
+from kaio.tools.processes import ProcessSocket, sockets
+from kaio.tools.processes import lacking as no_looking
 
 from . import servers
 from .conftest import reset

@@ -21,7 +21,7 @@ import pytest
 
 import kaio.monitor.owners
 from kaio.monitor.owners import claim, is_owned, owned, release
-from kaio.processes import watched
+from kaio.tools.processes import watched
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a memfd on Linux only")
 
@@ -170,7 +170,7 @@ def test_twenty_thousand_claims() -> None:
 
 READER = """
 import sys
-from kaio.processes import watched
+from kaio.tools.processes import watched
 
 seen, wrong = 0, []
 while not sys.stdin.closed:

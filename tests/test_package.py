@@ -27,8 +27,7 @@ ROWS = [
     ["net"],
     ["loop"],
     ["kaio"],  # the package's own names
-    ["system", "plans", "middleboxes", "processes", "sources", "connections"],
-    ["bootstrap", "_bootstrap"],
+    ["tools"],
     ["cli", "testing"],
     ["__main__"],
 ]

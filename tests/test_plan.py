@@ -16,13 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 import kaio
-import kaio.system
+import kaio.tools.sysctls
 from kaio import Keepalive
 from kaio.cli import cli
-from kaio.middleboxes import MIDDLEBOXES, outlasts, second_probe
-from kaio.plans import ACK_BYTES, Fate, cost, duration, fates
-from kaio.system import Defaults
 from kaio.testing import blackhole
+from kaio.tools.middleboxes import MIDDLEBOXES, outlasts, second_probe
+from kaio.tools.plans import ACK_BYTES, Fate, cost, duration, fates
+from kaio.tools.sysctls import Defaults
 
 from .namespaces import Namespace, lacking
 
@@ -202,8 +202,8 @@ def test_the_kernel_does_what_the_plan_says(host: Namespace, dead_peers: None) -
     """A probe's size and pace; the end of connections that have nothing but the options. All side by side."""
     pace, quick, keeps = Keepalive(1, 2, 2), Keepalive(1, 1, 2, stalled="drop"), Keepalive(1, 1, 2)
     with host.entered(), contextlib.ExitStack() as ends:
-        kaio.system.change({"retries2": 2})
-        system = kaio.system.read()
+        kaio.tools.sysctls.change({"retries2": 2})
+        system = kaio.tools.sysctls.read()
         listener = ends.enter_context(socket.create_server(("127.0.0.1", 0)))
         sniffer = ends.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)))
         ours = [ends.enter_context(socket.create_connection(listener.getsockname())) for _ in range(4)]

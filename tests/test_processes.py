@@ -1,4 +1,4 @@
-"""`kaio.processes`: the TCP sockets of a running process, and what is said when they may not be looked at."""
+"""`kaio.tools.processes`: the TCP sockets of a running process, and what is said when they may not be looked at."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from collections.abc import Iterator
 import pytest
 
 from kaio import SocketState, TcpState
-from kaio.processes import ProcessError, ProcessSocket, lacking, sockets, uncovered
-from kaio.processes._access import Process, _restricted, _yama_scope
-from kaio.system import Defaults, read
+from kaio.tools.processes import ProcessError, ProcessSocket, lacking, sockets, uncovered
+from kaio.tools.processes._access import Process, _restricted, _yama_scope
+from kaio.tools.sysctls import Defaults, read
 
 from . import namespaces
 from .programs import MPTCP, Puppet, puppet, run_alone
@@ -152,7 +152,7 @@ def test_a_descriptor_that_is_another_file_by_now_is_not_taken_for_the_socket(ot
 
 
 ALL = """
-from kaio.processes import processes, survey
+from kaio.tools.processes import processes, survey
 from tests.programs import puppet
 
 with puppet() as one, puppet() as two:
@@ -232,14 +232,14 @@ def test_a_process_that_is_not_there() -> None:
 
 
 LOOK = """
-import locale, os, sys, kaio.processes, kaio.cli.attach
+import locale, os, sys, kaio.tools.processes, kaio.cli.attach
 pid, uid = map(int, sys.argv[1:3])
 from kaio.cli import cli
 import pwd
 os.setgroups([]); os.setgid(uid); os.setuid(uid)
 try:
-    print(len(kaio.processes.sockets(pid)))
-except kaio.processes.ProcessError as exc:
+    print(len(kaio.tools.processes.sockets(pid)))
+except kaio.tools.processes.ProcessError as exc:
     print(exc.errno, exc)
 sys.argv[1:] = ["attach", str(pid)]
 cli(prog_name="kaio")
@@ -292,7 +292,7 @@ def test_the_missing_permission_is_named(
 
 
 WITHOUT_GETFD = """
-import ctypes, os, struct, sys, kaio.processes
+import ctypes, os, struct, sys, kaio.tools.processes
 # Linux before 5.6, or a container: a filter that answers the system call with an errno (seccomp(2))
 load, equal, give = 0x20, 0x15, 0x06
 code = [(load, 0, 0, 0), (equal, 0, 1, 438), (give, 0, 0, 0x50000 | int(sys.argv[2])), (give, 0, 0, 0x7FFF0000)]
@@ -301,10 +301,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 filter = ctypes.create_string_buffer(struct.pack("HP", len(code), ctypes.addressof(program)))
 assert libc.prctl(22, 2, filter) == 0
-print(kaio.processes.lacking())
+print(kaio.tools.processes.lacking())
 try:
-    kaio.processes.sockets(int(sys.argv[1]))
-except kaio.processes.ProcessError as exc:
+    kaio.tools.processes.sockets(int(sys.argv[1]))
+except kaio.tools.processes.ProcessError as exc:
     print(exc)
 """
 
@@ -328,7 +328,7 @@ def test_a_kernel_or_a_container_that_cannot(other: Puppet, number: int, sentenc
 def test_what_yama_restricts_is_said(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ubuntu's kernels let only parents look, unless root does."""
     scope = os.path.join(tmp_path, "ptrace_scope")
-    monkeypatch.setattr("kaio.processes._access._YAMA", scope)
+    monkeypatch.setattr("kaio.tools.processes._access._YAMA", scope)
     said = []
     for value in ("0", "1", "2", "3"):
         with open(scope, "w") as file:

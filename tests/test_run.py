@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from kaio.processes import sockets
 from kaio.testing import blackhole
+from kaio.tools.processes import sockets
 
 PROGRAMS = Path(__file__).parent / "programs"
 SPEC = "7s:3s:5"

@@ -1,4 +1,4 @@
-"""`kaio.system` and `kaio system`, on real kernels: each test has a network namespace, and files, of its own."""
+"""`kaio.tools.sysctls` and `kaio system`, on real kernels: each test has a network namespace, and files, of its own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ import pytest
 from click.testing import CliRunner, Result
 
 import kaio
-import kaio.system
+import kaio.tools.sysctls
 from kaio.cli import cli
-from kaio.plans import duration
-from kaio.system import FILE, SETTINGS, Defaults, SysctlError, at_boot, change, overriding, parse, persist, persisted
 from kaio.testing import blackhole
+from kaio.tools.plans import duration
+from kaio.tools.sysctls import (
+    FILE,
+    SETTINGS,
+    Defaults,
+    SysctlError,
+    at_boot,
+    change,
+    overriding,
+    parse,
+    persist,
+    persisted,
+)
 
 from .namespaces import Namespace, lacking
 
@@ -219,7 +230,7 @@ def take(path: str, value: int) -> None:
 
 def test_what_is_set_is_what_sysctl_and_procfs_and_sockets_show(host: Namespace) -> None:
     """The HOWTO's example; in this namespace alone."""
-    outside = kaio.system.read()
+    outside = kaio.tools.sysctls.read()
     done = kaio_system(host, "set", "idle=600", "tcp_keepalive_intvl=60", "net.ipv4.tcp_keepalive_probes=20")
     assert (done.exit_code, done.stderr) == (0, "")
     assert by_sysctl(host) == by_procfs(host) == [600, 60, 20]
@@ -227,7 +238,7 @@ def test_what_is_set_is_what_sysctl_and_procfs_and_sockets_show(host: Namespace)
         state = kaio.inspect(fresh)
     assert (state.enabled, state.idle, state.interval, state.count) == (False, 600, 60, 20)
     assert "found after 30 min: 600 s of silence, then 20 probes, 60 s apart" in done.stdout
-    assert kaio.system.read() == outside
+    assert kaio.tools.sysctls.read() == outside
 
 
 def test_shows_values_paths_names_and_meaning(host: Namespace) -> None:
@@ -240,7 +251,7 @@ def test_shows_values_paths_names_and_meaning(host: Namespace) -> None:
     assert "found after 2 h 11 min 15 s: 7200 s of silence, then 9 probes, 75 s apart" in done.stdout
     assert "about 15 min 24.6 s: 15 retransmissions" in done.stdout
     with host.entered():
-        defaults = kaio.system.read()  # the SYN's waits are not those of every kernel
+        defaults = kaio.tools.sysctls.read()  # the SYN's waits are not those of every kernel
     given_up = f"given up after {duration(defaults.connecting_time)}: the first segment is sent again"
     assert given_up in done.stdout
     host.sysctl("net.ipv4.tcp_retries2", 8)
@@ -449,10 +460,10 @@ def test_a_persisted_value_that_cannot_be_is_named_with_its_line(tmp_path: pathl
 # Children persist two contents by turns, and are killed at random moments; the file is looked at all the while.
 NURSERY = """
 import os, random, signal, sys, time
-import kaio.system
+import kaio.tools.sysctls
 
 root, rounds, careless = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "careless"
-path = os.path.join(root, kaio.system.FILE)
+path = os.path.join(root, kaio.tools.sysctls.FILE)
 rest = "".join(f"# line {number}\\n" for number in range(4000))
 first, last = "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_retries2"
 choices = [dict(idle=600, retries2=8), dict(idle=30000, retries2=15)]
@@ -460,7 +471,7 @@ whole = [f"{first} = {each['idle']}\\n{rest}{last} = {each['retries2']}\\n" for 
 
 def write(number):
     if not careless:
-        kaio.system.persist(choices[number], root)
+        kaio.tools.sysctls.persist(choices[number], root)
     else:
         with open(path, "w") as file:
             file.write(whole[number])
@@ -489,7 +500,7 @@ for turn in range(rounds):
         seen.add(now)
 left = set(os.listdir(os.path.dirname(path)))
 assert left <= {"60-kaio.conf", ".60-kaio.conf.new"}, left
-kaio.system.persist(choices[0], root)
+kaio.tools.sysctls.persist(choices[0], root)
 assert os.listdir(os.path.dirname(path)) == ["60-kaio.conf"]
 print(torn, looks, len(seen))
 """
@@ -517,7 +528,10 @@ def test_the_file_is_never_half_written(tmp_path: pathlib.Path) -> None:
 
 def test_two_who_persist_at_once_lose_nothing(tmp_path: pathlib.Path) -> None:
     """Each waits for the other: the file has the values of both."""
-    script = "import sys, kaio.system\nfor n in range(1, 31): kaio.system.persist({sys.argv[2]: n}, root=sys.argv[1])"
+    script = (
+        "import sys; from kaio.tools.sysctls import persist\n"
+        "for n in range(1, 31): persist({sys.argv[2]: n}, root=sys.argv[1])"
+    )
     processes = [
         subprocess.Popen([*PYTHON, "-c", script, str(tmp_path), field]) for field in ("idle", "count", "retries2")
     ]
@@ -573,12 +587,12 @@ def test_the_file_that_overrides_is_named(
 # Random files in all directories; sysctl(8) applies them, and what the kernel has then is what was foretold.
 ORACLE = """
 import os, random, subprocess, sys
-import kaio.system
+import kaio.tools.sysctls
 
 assert os.readlink("/proc/self/ns/mnt") != sys.argv[1], "these are the machine's own directories"
 random.seed(int(sys.argv[2]))
-fresh = kaio.system.read()
-places = [f"/{each}" for each in kaio.system._DIRECTORIES]
+fresh = kaio.tools.sysctls.read()
+places = [f"/{each}" for each in kaio.tools.sysctls._DIRECTORIES]
 places = [each for each in places if os.path.ismount(each) or os.path.ismount(os.path.dirname(each))]
 assert "/etc/sysctl.d" in places
 names = ["10-a.conf", "50-b.conf", "60-kaio.conf", "7-c.conf", "99-z.conf", "99-z.bak", "x.conf"]
@@ -591,7 +605,7 @@ for turn in range(25):
         for each in os.scandir(place):
             os.unlink(each.path)
     open("/etc/sysctl.conf", "w").close()
-    kaio.system.change({field: getattr(fresh, field) for field in kaio.system.SETTINGS})
+    kaio.tools.sysctls.change({field: getattr(fresh, field) for field in kaio.tools.sysctls.SETTINGS})
     for _ in range(random.randrange(1, 9)):
         place = random.choice([*places, None])
         path = "/etc/sysctl.conf" if place is None else f"{place}/{random.choice(names)}"
@@ -601,10 +615,10 @@ for turn in range(25):
                 file.write(f"{random.choice(keys)} = {value}\\n")
             if random.random() < 0.2:
                 file.write("# net.ipv4.tcp_keepalive_time = 121\\n")
-    foretold = {field: int(line.value) for field, line in kaio.system.at_boot().items()}
+    foretold = {field: int(line.value) for field, line in kaio.tools.sysctls.at_boot().items()}
     subprocess.run(["sysctl", "--system"], check=True, capture_output=True)
-    now = kaio.system.read()
-    for field in kaio.system.SETTINGS:
+    now = kaio.tools.sysctls.read()
+    for field in kaio.tools.sysctls.SETTINGS:
         assert getattr(now, field) == foretold.get(field, getattr(fresh, field)), (field, now, foretold)
 print("foretold")
 """
@@ -709,7 +723,7 @@ def test_nothing_to_load_is_told(host: Namespace, tmp_path: pathlib.Path) -> Non
 def test_without_procfs_it_is_said(tmp_path: pathlib.Path) -> None:
     """The entry is named."""
     with pytest.raises(SysctlError, match="is procfs mounted") as caught:
-        kaio.system.read(proc=str(tmp_path))
+        kaio.tools.sysctls.read(proc=str(tmp_path))
     assert caught.value.errno == errno.ENOENT
     assert caught.value.filename == f"{tmp_path}/net/ipv4/tcp_keepalive_time"
 

@@ -25,11 +25,11 @@ from rich.console import Console
 
 import kaio
 from kaio.cli import top
-from kaio.connections import Connections, TcpConnection, Timer, lacking
-from kaio.connections._answer import Answer, decode
 from kaio.liveness.health import State, judge
-from kaio.processes import ProcessError
 from kaio.testing import blackhole
+from kaio.tools.processes import ProcessError
+from kaio.tools.sockdiag import Connections, TcpConnection, Timer, lacking
+from kaio.tools.sockdiag._answer import Answer, decode
 
 from .namespaces import Namespace
 from .namespaces import lacking as no_networks

@@ -13,7 +13,7 @@ import click
 from kaio.errors import KaioError, PolicyError, format_address
 from kaio.kernel.tcpinfo import TcpState
 from kaio.policy import Keepalive
-from kaio.processes import Attachment, Change, Outcome, ProcessSocket, in_kernel
+from kaio.tools.processes import Attachment, Change, Outcome, ProcessSocket, in_kernel
 
 from ._output import CANNOT, MISTAKE, YES, fail, json_option, print_json, print_table
 

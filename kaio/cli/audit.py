@@ -13,9 +13,9 @@ import click
 
 from kaio.errors import KaioError, format_address
 from kaio.kernel.tcpinfo import TcpState
-from kaio.plans import duration
-from kaio.processes import ProcessSocket, sockets, survey, uncovered
-from kaio.sources import audit as audit_sources
+from kaio.tools.audit import audit as audit_sources
+from kaio.tools.plans import duration
+from kaio.tools.processes import ProcessSocket, sockets, survey, uncovered
 
 from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table
 from .attach import other_end

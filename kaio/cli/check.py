@@ -25,7 +25,7 @@ from .. import (
 )
 from ..addresses import parse_address
 from ..errors import format_address
-from ..plans import duration
+from ..tools.plans import duration
 from ._output import CANNOT, MISTAKE, NO, fail, json_option, print_json, print_table
 
 __all__ = ["check"]

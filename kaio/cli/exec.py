@@ -16,7 +16,7 @@ import click
 
 from kaio.errors import KaioError
 from kaio.policy import Keepalive
-from kaio.processes import Attachment, ProcessError, lacking
+from kaio.tools.processes import Attachment, ProcessError, lacking
 
 from ._output import fail
 from .attach import complain, keepalive_option, watch_time

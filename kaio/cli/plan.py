@@ -12,9 +12,9 @@ from typing import Any, Final
 import click
 
 from .. import Keepalive, PolicyError, inspect
-from ..middleboxes import MIDDLEBOXES, Middlebox, outlasts, second_probe
-from ..plans import ACK_BYTES, Cost, Fate, cost, duration, fates
-from ..system import Defaults, SysctlError, read
+from ..tools.middleboxes import MIDDLEBOXES, Middlebox, outlasts, second_probe
+from ..tools.plans import ACK_BYTES, Cost, Fate, cost, duration, fates
+from ..tools.sysctls import Defaults, SysctlError, read
 from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table
 
 __all__ = ["plan"]

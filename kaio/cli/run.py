@@ -13,13 +13,13 @@ from typing import Any, Final
 import click
 
 import kaio
-from kaio.bootstrap import VARIABLE, Settings
 from kaio.errors import PolicyError
 from kaio.policy import as_policy, parse_time
+from kaio.tools.bootstrap import VARIABLE, Settings
 
 __all__ = ["run"]
 
-_FOLDER: Final = os.path.join(os.path.dirname(kaio.__file__), "_bootstrap")
+_FOLDER: Final = os.path.join(os.path.dirname(kaio.__file__), "tools", "_bootstrap")
 _TAKING_A_VALUE: Final = frozenset({"--keepalive", "--loop", "--sweep"})
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from .. import PolicyError
-from ..plans import duration
-from ..system import (
+from ..tools.plans import duration
+from ..tools.sysctls import (
     FILE,
     PROC,
     SETTINGS,

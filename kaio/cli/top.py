@@ -28,11 +28,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from ..connections import Connections, TcpConnection, Timer
 from ..errors import KaioError
 from ..kernel.tcpinfo import TcpState
 from ..liveness.health import State
 from ..policy import parse_time
+from ..tools.sockdiag import Connections, TcpConnection, Timer
 from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table
 
 __all__ = ["top"]

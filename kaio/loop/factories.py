@@ -1,6 +1,6 @@
 """The drop-in event loop: factories of it, `run`, the policy, and what covers a program that never heard of kaio.
 
-Rules kept here: importing this changes nothing. A base makes the loop, and `mixin` is put over it.
+Rules kept here: importing this changes nothing. A base makes the loop, and `covering` is put over it.
 """
 
 from __future__ import annotations

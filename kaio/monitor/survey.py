@@ -1,6 +1,6 @@
 """All TCP sockets of this process: a survey of whose options they have, and sweeps that give them the policy.
 
-Rules kept here: they reach what never touches an event loop, and judge as the loop does (`covering`).
+Rules kept here: they reach what never touches an event loop, and judge as the loop does (`liveness.standing`).
 """
 
 from __future__ import annotations

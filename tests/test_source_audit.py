@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kaio.sources import Finding, audit
+from kaio.tools.audit import Finding, audit
 
 # Twenty places, under every name that Python lets them have.
 TWENTY = {

@@ -27,10 +27,10 @@ _TCP_WORDS: Final = {
 }
 _SOCK_FLAGS: Final = frozenset({"SOCK_NONBLOCK", "SOCK_CLOEXEC"})
 # Of kaio, what takes sockets that are there and sets its policy on them, and what makes asyncio's own calls covered.
-_KAIO_TAKES: Final = re.compile(r"kaio\.(\w+\.)?(apply|(create|open)_connection|(create|start)_server|serve|Listener)")
-_KAIO_LOOP: Final = re.compile(r"kaio\.(loops\.)?(run|install|new_event_loop|loop_factory|EventLoopPolicy)")
+_KAIO_TAKES: Final = re.compile(r"kaio\.(\w+\.)*(apply|(create|open)_connection|(create|start)_server|serve|Listener)")
+_KAIO_LOOP: Final = re.compile(r"kaio\.(\w+\.)*(run|install|new_event_loop|loop_factory|EventLoopPolicy)")
 _KAIO_LOOP_NAME: Final = "kaio:new_event_loop"  # as uvicorn takes it
-_KAIO_PROTOCOL: Final = re.compile(r"kaio\.(protocols\.)?(Buffered)?KeepaliveProtocol")
+_KAIO_PROTOCOL: Final = re.compile(r"kaio\.(\w+\.)*(Buffered)?KeepaliveProtocol")
 _MODULES: Final = frozenset(name.partition(".")[0] for name in TABLE)
 _LOOP_CALLS: Final = frozenset(name.partition(".")[2] for name in TABLE if name.startswith("loop."))
 

@@ -11,7 +11,7 @@ import re
 import stat
 from typing import Final
 
-from ..monitor import owners
+from ...monitor import owners
 
 __all__ = ["watched"]
 

@@ -12,9 +12,9 @@ import socket
 import threading
 from typing import Final
 
-from ..kernel.descriptors import libc
-from ..system import Defaults
-from ..system import read as read_here
+from ...kernel.descriptors import libc
+from ..sysctls import Defaults
+from ..sysctls import read as read_here
 
 __all__ = ["Systems"]
 

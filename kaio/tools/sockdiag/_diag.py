@@ -20,7 +20,7 @@ from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, inet_diag_req  # type: ig
 from pyroute2.netlink.marshal import Marshal  # type: ignore[import-untyped]
 from pyroute2.netlink.nlsocket import NetlinkSocket  # type: ignore[import-untyped]
 
-from ..kernel.tcpinfo import TcpState
+from ...kernel.tcpinfo import TcpState
 from ._answer import INET_DIAG_INFO, Answer, decode
 
 __all__ = ["Diag"]

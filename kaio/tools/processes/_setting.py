@@ -13,15 +13,15 @@ import enum
 import time
 from collections.abc import Sequence
 
-from ..errors import KeepaliveError
-from ..kernel.options import SocketLike, platform
-from ..kernel.sockets import apply
-from ..kernel.tcpinfo import TcpState
-from ..liveness.health import Limits, window_is_shut
-from ..liveness.watch import Watch
-from ..monitor.deadline import cap_backoff
-from ..policy import Keepalive, SocketState
-from ..system import Defaults
+from ...errors import KeepaliveError
+from ...kernel.options import SocketLike, platform
+from ...kernel.sockets import apply
+from ...kernel.tcpinfo import TcpState
+from ...liveness.health import Limits, window_is_shut
+from ...liveness.watch import Watch
+from ...monitor.deadline import cap_backoff
+from ...policy import Keepalive, SocketState
+from ..sysctls import Defaults
 from ._access import Process
 from ._sockets import ProcessSocket, read
 from ._system import Systems

@@ -23,9 +23,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..errors import format_address
-from ..kernel.tcpinfo import TcpInfo, TcpState
-from ..liveness.health import Health, judge
+from ...errors import format_address
+from ...kernel.tcpinfo import TcpInfo, TcpState
+from ...liveness.health import Health, judge
 from ..processes import ProcessError
 from ._answer import Answer
 from ._holders import Holder, Holders

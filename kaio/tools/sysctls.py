@@ -20,8 +20,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from .errors import KaioError, PolicyError
-from .policy import MAX_COUNT, MAX_SECONDS
+from ..errors import KaioError, PolicyError
+from ..policy import MAX_COUNT, MAX_SECONDS
 
 __all__ = [
     "FILE",

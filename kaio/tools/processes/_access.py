@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ..errors import KaioError
-from ..kernel.descriptors import libc
+from ...errors import KaioError
+from ...kernel.descriptors import libc
 
 __all__ = ["Process", "ProcessError", "lacking", "wait_for_end"]
 

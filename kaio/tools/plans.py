@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from .policy import Keepalive, Step
-from .system import Defaults
+from ..policy import Keepalive, Step
+from .sysctls import Defaults
 
 __all__ = ["ACK_BYTES", "Cost", "Fate", "cost", "duration", "fates"]
 

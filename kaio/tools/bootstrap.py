@@ -16,12 +16,12 @@ import os
 import signal
 from typing import Any, Final
 
-from .errors import KaioError
-from .liveness.standing import tally
-from .loop.factories import EventLoopPolicy, best_base, cover_loops
-from .monitor.survey import survey
-from .monitor.sweeper import Sweeper
-from .policy import Keepalive
+from ..errors import KaioError
+from ..liveness.standing import tally
+from ..loop.factories import EventLoopPolicy, best_base, cover_loops
+from ..monitor.survey import survey
+from ..monitor.sweeper import Sweeper
+from ..policy import Keepalive
 
 __all__ = ["VARIABLE", "Settings", "begin"]
 

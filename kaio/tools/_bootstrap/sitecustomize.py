@@ -18,12 +18,12 @@ def _begin() -> None:
     told = os.environ.get("KAIO_RUN", "")
     prefix, _, settings = told.partition("\n")
     if prefix == sys.prefix:
-        root = os.path.dirname(os.path.dirname(_HERE))
+        root = os.path.dirname(os.path.dirname(os.path.dirname(_HERE)))
         try:
-            from kaio.bootstrap import begin  # noqa: PLC0415 - only under kaio run
+            from kaio.tools.bootstrap import begin  # noqa: PLC0415 - only under kaio run
         except ImportError:  # it was run from its source, which the program's path does not have
             sys.path.append(root)
-            from kaio.bootstrap import begin  # noqa: PLC0415
+            from kaio.tools.bootstrap import begin  # noqa: PLC0415
         begin(settings)
 
 

@@ -12,7 +12,7 @@ import os
 import time
 from typing import Final
 
-from ..policy import KeepaliveArg, as_policy
+from ...policy import KeepaliveArg, as_policy
 from ._access import Process, ProcessError, wait_for_end
 from ._setting import Change, Setter
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..kernel.options import platform
-from ..kernel.tcpinfo import TcpInfo, TcpState
-from ..policy import SocketState
-from ..system import Defaults
+from ...kernel.options import platform
+from ...kernel.tcpinfo import TcpInfo, TcpState
+from ...policy import SocketState
+from ..sysctls import Defaults
 from ._access import Process, ProcessError
 from ._system import Systems
 from ._watched import watched

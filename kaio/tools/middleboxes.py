@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from .policy import Keepalive
+from ..policy import Keepalive
 
 __all__ = ["MIDDLEBOXES", "Middlebox", "outlasts", "second_probe"]
 
