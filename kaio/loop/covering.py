@@ -3,7 +3,7 @@
 Rules kept here: the loop is its base to the letter, but for the options of TCP sockets and for how soon a death is
 heard. Listening sockets get their options before they listen, so that what they accept costs nothing; outgoing ones
 before they connect; a socket that a library made itself when the loop first sees its descriptor. What the application
-chose itself stands (`liveness.standing`). Nothing is added to a message, and a connection is known to the monitor only once it
+chose itself stands (`standing`). Nothing is added to a message, and a connection is known to the monitor only once it
 has lived for a moment.
 """
 
@@ -26,7 +26,7 @@ from ..kernel.descriptors import Descriptor, is_listening
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import logger
 from ..kernel.tcpinfo import TcpState
-from ..liveness.health import limits_of
+from ..liveness.limits import limits_of
 from ..liveness.standing import Standing, adopt
 from ..monitor.monitor import TURN, Monitor, close_monitor, get_monitor
 from ..net.dialing import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments

@@ -20,7 +20,9 @@ from ..errors import Cause, KeepaliveError
 from ..kernel.descriptors import Descriptor, reset_on_close, unread
 from ..kernel.options import SocketLike, platform
 from ..kernel.tcpinfo import TcpInfo, TcpState
-from ..liveness.health import Health, Limits, State, dead_peer, fell_silent, limits_of_state
+from ..liveness.causes import dead_peer, fell_silent
+from ..liveness.health import Health, State
+from ..liveness.limits import Limits, limits_of_state
 from ..liveness.watch import Decision, Watch
 from ..monitor.monitor import Event, Monitor
 from ..net.ending import Happening, Stage, after

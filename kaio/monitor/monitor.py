@@ -33,7 +33,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from ..errors import Cause, DeadPeerError, KeepaliveError, format_address
 from ..kernel.options import SocketLike, platform
 from ..kernel.tcpinfo import TcpInfo
-from ..liveness.health import Health, Limits, State, judge
+from ..liveness.health import Health, State, judge
+from ..liveness.limits import Limits
 from ..liveness.watch import Decision, Watch, look_at_rest
 from . import owners
 from .deadline import cap_backoff

@@ -23,7 +23,8 @@ from ..addresses import Address, TcpAddress, UnixAddress, one_address
 from ..errors import Cause, DeadPeerError, KeepaliveError
 from ..kernel.options import platform
 from ..kernel.sockets import cover, logger, wanted
-from ..liveness.health import DEATHS, NO_WAY, dead_peer, limits_of
+from ..liveness.causes import DEATHS, NO_WAY, dead_peer
+from ..liveness.limits import limits_of
 from ..monitor.monitor import Event, bare, get_monitor
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .connection import Connection, StreamProtocol

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import Cause
 from ..kernel.options import SocketLike
-from ..liveness.health import NO_WAY
+from ..liveness.causes import NO_WAY
 
 __all__ = [
     "end_reading",

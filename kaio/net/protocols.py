@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 from ..errors import DeadPeerError, KeepaliveError
 from ..kernel.sockets import cover, logger, raw_socket
-from ..liveness.health import Health, Limits
+from ..liveness.health import Health
+from ..liveness.limits import Limits
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by

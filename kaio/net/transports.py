@@ -23,7 +23,9 @@ from ..kernel.descriptors import reset_on_close, unread
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply, tcp_info
 from ..kernel.tcpinfo import TcpInfo, TcpState
-from ..liveness.health import DEATHS, NO_WAY, Health, Limits, State, dead_peer, fell_silent, is_death, judge
+from ..liveness.causes import DEATHS, NO_WAY, dead_peer, fell_silent, is_death
+from ..liveness.health import Health, State, judge
+from ..liveness.limits import Limits
 from ..liveness.watch import Decision, Watch
 from ..monitor.monitor import Event, Monitor, get_monitor
 from ..policy import Keepalive, KeepaliveArg, SocketState
