@@ -5,13 +5,30 @@ from __future__ import annotations
 import errno
 import math
 import os
-from typing import Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
 from ...errors import KeepaliveError
-from ...policy import SocketState
-from ..tcpinfo import TcpInfo
+from ..tcpinfo import TcpInfo, TcpState
 
-__all__ = ["Platform", "SocketLike", "milliseconds", "seconds_up", "set_option", "unsupported"]
+if TYPE_CHECKING:
+    from ...policy import SocketState
+
+__all__ = ["BSD_STATES", "Platform", "SocketLike", "milliseconds", "seconds_up", "set_option", "unsupported"]
+
+BSD_STATES: Final = {
+    0: TcpState.CLOSE,
+    1: TcpState.LISTEN,
+    2: TcpState.SYN_SENT,
+    3: TcpState.SYN_RECV,
+    4: TcpState.ESTABLISHED,
+    5: TcpState.CLOSE_WAIT,
+    6: TcpState.FIN_WAIT1,
+    7: TcpState.CLOSING,
+    8: TcpState.LAST_ACK,
+    9: TcpState.FIN_WAIT2,
+    10: TcpState.TIME_WAIT,
+}
+"""The TCPS_ numbers of the BSDs and of macOS (netinet/tcp_fsm.h)."""
 
 
 class SocketLike(Protocol):

@@ -15,12 +15,11 @@ import sys
 from typing import Final
 
 from ...policy import SocketState
-from ..tcpinfo import TcpInfo, TcpState
-from .base import SocketLike, seconds_up, set_option, unsupported
+from ..tcpinfo import TcpInfo
+from .base import BSD_STATES, SocketLike, seconds_up, set_option, unsupported
 
 __all__ = [
     "INHERITS",
-    "LINUX_STATE",
     "NAME",
     "cap_backoff",
     "is_tcp",
@@ -59,21 +58,6 @@ _HERE: _System = next((s for key, s in _SYSTEMS.items() if sys.platform.startswi
 
 NAME: str = _HERE.name
 INHERITS: bool = False  # true of some versions, promised by none
-
-LINUX_STATE: Final = {
-    0: TcpState.CLOSE,
-    1: TcpState.LISTEN,
-    2: TcpState.SYN_SENT,
-    3: TcpState.SYN_RECV,
-    4: TcpState.ESTABLISHED,
-    5: TcpState.CLOSE_WAIT,
-    6: TcpState.FIN_WAIT1,
-    7: TcpState.CLOSING,
-    8: TcpState.LAST_ACK,
-    9: TcpState.FIN_WAIT2,
-    10: TcpState.TIME_WAIT,
-}
-"""The BSDs' numbers of the states (netinet/tcp_fsm.h)."""
 
 
 def is_tcp(sock: SocketLike) -> bool:
@@ -151,7 +135,7 @@ def tcp_info(sock: SocketLike) -> TcpInfo:
     rtt, rttvar = struct.unpack_from("=2I", data, 68)
     (snd_cwnd,) = struct.unpack_from("=I", data, 80)
     return TcpInfo(
-        state=LINUX_STATE.get(data[0], data[0]),
+        state=BSD_STATES.get(data[0], data[0]),
         rto=rto / 1_000_000,
         last_data_recv=last_data_recv / 1_000_000,
         rtt=rtt / 1_000_000,

@@ -9,8 +9,7 @@ from typing import Final
 
 from ...policy import SocketState
 from ..tcpinfo import TcpInfo
-from .base import SocketLike, seconds_up, set_option
-from .bsd import LINUX_STATE
+from .base import BSD_STATES, SocketLike, seconds_up, set_option
 
 __all__ = [
     "INHERITS",
@@ -92,7 +91,7 @@ def tcp_info(sock: SocketLike) -> TcpInfo:
     data = sock.getsockopt(_TCP, _TCP_CONNECTION_INFO, 256)
     words = struct.unpack_from("=12I", data, 4)
     return TcpInfo(
-        state=LINUX_STATE.get(data[0], data[0]),
+        state=BSD_STATES.get(data[0], data[0]),
         rto=words[2] / 1000,
         snd_cwnd=words[5],
         snd_wnd=words[6],
