@@ -11,7 +11,7 @@ from ...errors import KeepaliveError
 from ..tcpinfo import TcpInfo, TcpState
 
 if TYPE_CHECKING:
-    from ...policy import SocketState
+    from ...policy.state import SocketState
 
 __all__ = ["BSD_STATES", "Platform", "SocketLike", "milliseconds", "seconds_up", "set_option", "unsupported"]
 

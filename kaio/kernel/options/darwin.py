@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Final
 
-from ...policy import SocketState
+from ...policy.state import SocketState
 from ..tcpinfo import TcpInfo
 from .base import BSD_STATES, SocketLike, seconds_up, set_option
 

@@ -6,7 +6,7 @@ import _socket
 import socket
 from typing import Final
 
-from ...policy import SocketState
+from ...policy.state import SocketState
 from ..tcpinfo import TcpInfo, at_rest
 from .base import SocketLike, milliseconds, set_option
 

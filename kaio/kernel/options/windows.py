@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from ...policy import SocketState
+from ...policy.state import SocketState
 from ..tcpinfo import TcpInfo
 from .base import SocketLike, milliseconds, set_option, unsupported
 

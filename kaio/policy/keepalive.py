@@ -1,44 +1,25 @@
-"""How a connection's peer is watched: `Keepalive`, its text form, and what a socket has of it (`SocketState`).
+"""`Keepalive`: how a connection's peer is watched.
 
-Rules kept here: plain data, no I/O and no platform. Every policy that exists is valid: what the kernel would refuse,
-and a user timeout that would kill after one lost probe, is a `PolicyError` when the policy is made. Times are seconds
-and are rounded up to what the kernel takes: whole seconds, and whole milliseconds for the user timeout.
+Rules kept here: every policy that exists is valid. A value that the kernel would refuse, and a user timeout that would
+end a connection after one lost probe, is a `PolicyError` when the policy is made. Times are seconds, rounded up to the
+kernel's unit: whole seconds, and whole milliseconds for the user timeout.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import math
 import os
-import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
-from .errors import PolicyError
+from ..errors import PolicyError
+from .fields import AUTO, MAX_COUNT, MAX_SECONDS, MAX_USER_TIMEOUT_MS, Auto, Stalled
+from .text import parse_libkeepalive, parse_policy
+from .units import format_seconds, format_times
 
-__all__ = ["AUTO", "Auto", "Keepalive", "KeepaliveArg", "SocketState", "Stalled", "Step", "as_policy", "parse_time"]
-
-# Linux, include/net/tcp.h: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT; the user timeout is an int of ms.
-MAX_SECONDS: Final = 32767
-MAX_COUNT: Final = 127
-MAX_USER_TIMEOUT_MS: Final = 2**31 - 1
-
-
-class Auto(enum.Enum):
-    """The type of `AUTO`."""
-
-    AUTO = "auto"
-
-    def __repr__(self) -> str:
-        return "AUTO"
-
-
-AUTO: Final = Auto.AUTO
-"""The user timeout that follows from the other three: the detection time."""
-
-Stalled: TypeAlias = Literal["keep", "drop"]
+__all__ = ["Keepalive", "KeepaliveArg", "Step", "as_policy"]
 
 
 class Step(NamedTuple):
@@ -46,43 +27,6 @@ class Step(NamedTuple):
 
     at: float
     event: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SocketState:
-    """What a socket has now, as the kernel gave it. Times in seconds; None where the platform cannot tell.
-
-    `idle`, `interval` and `count` are what would be used if keepalive were on; `user_timeout` is None where sent data
-    may stay unacknowledged for as long as the kernel retransmits.
-    """
-
-    enabled: bool
-    idle: float | None = None
-    interval: float | None = None
-    count: int | None = None
-    user_timeout: float | None = None
-
-    @property
-    def times(self) -> tuple[float | None, float | None, int | None]:
-        """Idle, interval and count."""
-        return self.idle, self.interval, self.count
-
-    @property
-    def detection_time(self) -> float | None:
-        """Seconds until a dead idle peer is found; `math.inf` when keepalive is off, None where it cannot be told."""
-        if not self.enabled:
-            return math.inf
-        if self.idle is None or self.interval is None or self.count is None:
-            return None
-        return self.idle + self.interval * self.count
-
-    def __str__(self) -> str:
-        if not self.enabled and self.user_timeout is None:
-            return "off"
-        times = "off"
-        if self.enabled:
-            times = f"{_time(self.idle, '?')}:{_time(self.interval, '?')}:{_plain(self.count, '?')}"
-        return times if self.user_timeout is None else f"{times},user_timeout={_duration(self.user_timeout)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -246,25 +190,8 @@ class Keepalive:
         """
         if not isinstance(text, str):
             raise PolicyError("keepalive", text, "must be a string such as '20s:10s:4'")
-        word = text.strip().lower()
-        if word in ("on", "off"):
-            return cls.SYSTEM if word == "on" else cls.OFF
-        if "=" in word or "," in word:
-            return _parse_named(cls, word, text)
-        parts = word.split(":")
-        if len(parts) != 3:
-            raise PolicyError(
-                "keepalive",
-                text,
-                "must be 'on', 'off', 'idle:interval:count' such as '20s:10s:4' or '30m::10', or names such as"
-                " 'idle=20s,count=4', 'detect=30s', 'hold=350s'",
-            )
-        idle, interval, count = (part.strip() for part in parts)
-        return cls(
-            parse_time("idle", idle) if idle else None,
-            parse_time("interval", interval) if interval else None,
-            _integer("count", count) if count else None,
-        )
+        words = {"on": cls.SYSTEM, "off": cls.OFF}
+        return parse_policy(text, cls, words, {"detect": cls.detect, "hold": cls.hold})
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Keepalive:
@@ -281,31 +208,18 @@ class Keepalive:
                 return cls.parse(spec)
             except PolicyError as exc:
                 raise PolicyError("KAIO_KEEPALIVE", spec, f"{exc.field}: {exc.limit}") from exc
-        switch = env.get("KEEPALIVE", "").strip().lower()
-        if switch not in ("", "on", "off"):
-            raise PolicyError("KEEPALIVE", env["KEEPALIVE"], "must be 'on' or 'off'")
-        if switch == "off":
-            return cls.OFF
-        given: dict[str, Any] = {}
-        for field, variable in _LIBKEEPALIVE.items():
-            text = env.get(variable, "").strip()
-            if text:
-                given[field] = _integer(variable, text) if field == "count" else parse_time(variable, text)
-        try:
-            return cls(**given)
-        except PolicyError as exc:
-            raise PolicyError(_LIBKEEPALIVE[exc.field], exc.value, exc.limit) from None
+        return parse_libkeepalive(env, cls, cls.OFF)
 
     def __str__(self) -> str:
         if not self.enabled:
             return "off"
         if self == Keepalive.SYSTEM:
             return "on"
-        named = [f"{_time(self.idle, '')}:{_time(self.interval, '')}:{_plain(self.count, '')}"]
+        named = [format_times(self.idle, self.interval, self.count)]
         if self.user_timeout is None:
             named.append("user_timeout=none")
         elif self.user_timeout is not AUTO:
-            named.append(f"user_timeout={_duration(self.user_timeout)}")
+            named.append(f"user_timeout={format_seconds(self.user_timeout)}")
         if self.stalled != "keep":
             named.append(f"stalled={self.stalled}")
         return ",".join(named)
@@ -389,88 +303,6 @@ def _user_timeout(value: object) -> float | Auto | None:
     if milliseconds > MAX_USER_TIMEOUT_MS:
         raise PolicyError("user_timeout", value, f"must be at most {MAX_USER_TIMEOUT_MS / 1000} s")
     return milliseconds / 1000
-
-
-# -- reading and writing text
-
-_UNITS: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
-_BARE = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-_TIMES = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)\s*)+")
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
-_DIGITS = re.compile(r"[0-9]{1,18}")
-_MAX_TEXT: Final = 200
-_LIBKEEPALIVE: Final = {"idle": "KEEPIDLE", "interval": "KEEPINTVL", "count": "KEEPCNT"}
-
-
-def parse_time(field: str, text: str) -> float:
-    """Seconds from text such as "20s", "1m30s", "500ms", "7". Raises `PolicyError`, which names the field."""
-    if len(text) <= _MAX_TEXT:
-        if _BARE.fullmatch(text):
-            return _tidy(Decimal(text))
-        if _TIMES.fullmatch(text):
-            return _tidy(sum((Decimal(n) * _UNITS[unit] for n, unit in _TIME.findall(text)), Decimal(0)))
-    raise PolicyError(field, text, "must be a time such as 20s, 1m30s, 500ms, or a bare number of seconds")
-
-
-def _tidy(value: Decimal) -> float:
-    return int(value) if value == value.to_integral_value() else float(value)
-
-
-def _integer(field: str, text: str) -> int:
-    if not _DIGITS.fullmatch(text):
-        raise PolicyError(field, text, "must be a whole number")
-    return int(text)
-
-
-def _parse_named(cls: type[Keepalive], word: str, text: str) -> Keepalive:
-    given: dict[str, str] = {}
-    first, *others = word.split(",")
-    policy: dict[str, Any] = {}
-    if "=" not in first:
-        times = cls.parse(first)
-        if times in (cls.OFF, cls.SYSTEM) or not others:
-            raise PolicyError("keepalive", text, f"{first!r} stands alone")
-        policy = {"idle": times.idle, "interval": times.interval, "count": times.count}
-    for item in others if policy else [first, *others]:
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not name or not value:
-            raise PolicyError("keepalive", text, f"{item.strip()!r} must be of the form name=value")
-        if name in given or name in policy:
-            raise PolicyError(name, value, f"stands twice in {text!r}")
-        given[name] = value
-    for shortcut, make in (("detect", cls.detect), ("hold", cls.hold)):
-        if shortcut in given:
-            if len(given) > 1 or policy:
-                raise PolicyError("keepalive", text, f"{shortcut}= stands alone")
-            return make(parse_time(shortcut, given[shortcut]))
-    for name, value in given.items():
-        if name in ("idle", "interval"):
-            policy[name] = None if value == "system" else parse_time(name, value)
-        elif name == "count":
-            policy[name] = None if value == "system" else _integer(name, value)
-        elif name == "user_timeout":
-            words: dict[str, Auto | None] = {"auto": AUTO, "none": None}
-            policy[name] = words[value] if value in words else parse_time(name, value)
-        elif name == "stalled":
-            policy[name] = value
-        else:
-            raise PolicyError(
-                name, value, "is not known; known are idle, interval, count, user_timeout, stalled, detect, hold"
-            )
-    return cls(**policy)
-
-
-def _duration(seconds: float) -> str:
-    milliseconds = round(seconds * 1000)
-    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
-
-
-def _time(seconds: float | None, otherwise: str) -> str:
-    return otherwise if seconds is None else _duration(seconds)
-
-
-def _plain(count: int | None, otherwise: str) -> str:
-    return otherwise if count is None else str(count)
 
 
 # -- the two constants, made here because the checks above must exist first
