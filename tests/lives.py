@@ -34,7 +34,8 @@ import hypothesis
 from hypothesis import strategies as st
 
 from kaio.kernel.tcpinfo import TcpInfo, TcpState
-from kaio.liveness.health import Limits, State, limits_of
+from kaio.liveness.health import State
+from kaio.liveness.limits import Limits, limits_of
 from kaio.liveness.watch import Decision, Watch, look_at_rest
 from kaio.policy import Keepalive
 

@@ -141,7 +141,7 @@ async def test_a_slow_reader_holds_the_sender_back() -> None:
         before = sent
         await asyncio.sleep(0.1)
         assert sent == before
-        assert server._protocol._size < 1_000_000
+        assert server._protocol.size < 1_000_000
         received = 0
         while received < before + 1_000_000:
             received += len(await server.receive())
@@ -220,10 +220,10 @@ async def test_a_reset_is_a_reset() -> None:
     """ConnectionResetError, anyio's BrokenResourceError, and no dead peer; what came before is delivered first."""
     async with pair() as (client, server):
         await server.send(b"last")
-        await until(lambda: client._protocol._size)
+        await until(lambda: client._protocol.size)
         reset(server.extra(SocketAttribute.raw_socket))
         server.abort()
-        await until(lambda: client._protocol._lost)
+        await until(lambda: client._protocol.is_lost)
         assert await client.receive() == b"last"
         for method in (client.receive(), client.send(b"x")):
             with pytest.raises(ConnectionResetError) as caught:
@@ -280,7 +280,7 @@ async def test_closing_that_is_cancelled_aborts() -> None:
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        await until(lambda: client._protocol._lost)
+        await until(lambda: client._protocol.is_lost)
         await asyncio.gather(sending, return_exceptions=True)
         del server
 
@@ -354,14 +354,14 @@ def test_the_buffer_finds_and_takes_as_one_string_would(
     found = protocol.find(delimiter, start)
     assert found == expected
     assert protocol.take_exactly(len(rest)) == rest
-    assert protocol._size == 0
+    assert protocol.size == 0
 
 
 async def test_a_delimiter_at_the_start_and_across_many_small_chunks() -> None:
     """Found wherever it stands, also when it is longer than the chunks it comes in."""
     async with pair() as (client, server):
         await client.send(b"\r\n")
-        await until(lambda: server._protocol._size == 2)
+        await until(lambda: server._protocol.size == 2)
         receiving = asyncio.create_task(server.receive_until(b"\r\n\r\n", 65536))
         await asyncio.sleep(0)
         await client.send(b"\r\n")
@@ -373,7 +373,7 @@ def test_a_line_that_comes_byte_by_byte_costs_its_length() -> None:
     protocol = _buffer([])
     for _ in range(100_000):
         protocol.data_received(b"x")
-        assert protocol.find(b"\n", max(0, protocol._size - 1)) == -1
+        assert protocol.find(b"\n", max(0, protocol.size - 1)) == -1
     protocol.data_received(b"\n")
     assert protocol.find(b"\n", 0) == 100_000
     assert protocol.take_exactly(100_001) == b"x" * 100_000 + b"\n"

@@ -9,18 +9,9 @@ from typing import Any
 import pytest
 
 from kaio import Cause, Health, Keepalive, SocketState, State, TcpInfo, TcpState
-from kaio.liveness.health import (
-    DEATHS,
-    NO_WAY,
-    Limits,
-    cause_of_death,
-    dead_peer,
-    fell_silent,
-    is_death,
-    judge,
-    limits_of,
-    limits_of_state,
-)
+from kaio.liveness.causes import DEATHS, NO_WAY, cause_of_death, dead_peer, fell_silent, is_death
+from kaio.liveness.health import judge
+from kaio.liveness.limits import Limits, limits_of, limits_of_state
 
 UP = TcpState.ESTABLISHED
 GONE = TcpState.CLOSE

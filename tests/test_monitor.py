@@ -446,7 +446,8 @@ async def test_while_alive_is_transparent_when_nothing_happens() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not ours.transport._scopes
+        transport: Any = ours.transport
+        assert not transport.scopes
         assert writer is not None
 
 
@@ -537,7 +538,7 @@ async def test_a_paused_stream_delivers_what_came_before_the_death() -> None:
         sent += sent[:20_000]
         await until(lambda: not kaio.health(writer).unsent and not kaio.health(writer).unacked)
         with blackhole(sock):
-            await until(lambda: ours._protocol._error is not None, within=8)
+            await until(lambda: ours._protocol.error is not None, within=8)
             with pytest.raises(kaio.DeadPeerError) as caught:
                 await ours.send(b"x")
             got = bytearray()

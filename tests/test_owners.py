@@ -30,9 +30,14 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A table without what other tests may have left in this process's own."""
     table = kaio.monitor.owners._table
+    monkeypatch.setattr(sys.modules[__name__], "OTHERS", frozenset(memfds()))
     monkeypatch.setattr(kaio.monitor.owners, "_table", type(table)())
     yield
     kaio.monitor.owners._table.close()
+
+
+OTHERS: frozenset[int] = frozenset()
+"""Descriptors of the table that this process had before: other tests may have left connections open."""
 
 
 @contextlib.contextmanager
@@ -49,7 +54,7 @@ def memfds() -> list[int]:
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}") == "/memfd:kaio (deleted)":
                 found.append(int(name))
-    return found
+    return [fd for fd in found if fd not in OTHERS]
 
 
 def inode(sock: socket.socket) -> int:

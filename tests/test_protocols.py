@@ -134,7 +134,7 @@ async def test_what_is_no_death_is_passed_on_as_it_is(exc: Exception | None) -> 
 async def test_nothing_stands_between_data_and_user_code() -> None:
     """transport.write is the loop's own bound method, and the loop calls the user's data_received."""
     transport, protocol, their = await connected(Recorder)
-    inner = transport._inner
+    inner = transport.loop_transport
     assert transport.write == inner.write
     assert type(protocol).data_received is Recorder.data_received
     assert inner.get_protocol() is protocol

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kaio import Cause, State, TcpInfo, TcpState
-from kaio.liveness.health import Limits
+from kaio.liveness.limits import Limits
 from kaio.liveness.watch import Decision, Watch, look_at_rest
 
 UP = TcpState.ESTABLISHED

@@ -54,7 +54,9 @@ def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState
     except OSError as exc:
         _put_back(sock, before)
         raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
-    follow = getattr(sock_or_transport, "_follow", None)  # a transport or Connection of kaio's: the monitor follows
+    follow = getattr(
+        sock_or_transport, "_kaio_follow", None
+    )  # a transport or Connection of kaio's: the monitor follows
     if follow is not None:
         follow(policy, after)
     return after

@@ -26,7 +26,8 @@ from typing import Final, NamedTuple
 
 from ..errors import Cause
 from ..kernel.tcpinfo import TcpInfo, TcpState
-from .health import Limits, State, window_is_shut
+from .health import State, window_is_shut
+from .limits import Limits
 
 __all__ = ["Decision", "Watch", "look_at_rest"]
 

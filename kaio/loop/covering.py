@@ -3,7 +3,7 @@
 Rules kept here: the loop is its base to the letter, but for the options of TCP sockets and for how soon a death is
 heard. Listening sockets get their options before they listen, so that what they accept costs nothing; outgoing ones
 before they connect; a socket that a library made itself when the loop first sees its descriptor. What the application
-chose itself stands (`liveness.standing`). Nothing is added to a message, and a connection is known to the monitor only once it
+chose itself stands (`standing`). Nothing is added to a message, and a connection is known to the monitor only once it
 has lived for a moment.
 """
 
@@ -26,7 +26,7 @@ from ..kernel.descriptors import Descriptor, is_listening
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import logger
 from ..kernel.tcpinfo import TcpState
-from ..liveness.health import limits_of
+from ..liveness.limits import limits_of
 from ..liveness.standing import Standing, adopt
 from ..monitor.monitor import TURN, Monitor, close_monitor, get_monitor
 from ..net.dialing import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
@@ -250,11 +250,11 @@ class _FromQueue(asyncio.Protocol):
 class Covering(_Base):
     """What is put over any loop class."""
 
-    _kaio: _Cover
+    _kaio_cover: _Cover
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._kaio = _Cover(self, as_policy(None))
+        self._kaio_cover = _Cover(self, as_policy(None))
 
     @property
     def _kaio_bare(self) -> Any:
@@ -263,7 +263,7 @@ class Covering(_Base):
     @property
     def keepalive(self) -> Keepalive:
         """The policy that sockets get."""
-        return self._kaio.policy
+        return self._kaio_cover.policy
 
     def close(self) -> None:
         super().close()
@@ -273,7 +273,7 @@ class Covering(_Base):
     # -- by hand
 
     async def sock_connect(self, sock: Any, address: Any) -> None:
-        cover = self._kaio
+        cover = self._kaio_cover
         if not cover.active:
             await sock_connect(super(), sock, address)
             return
@@ -282,7 +282,7 @@ class Covering(_Base):
         cover.sight(sock)
 
     async def sock_accept(self, sock: Any) -> Any:
-        cover = self._kaio
+        cover = self._kaio_cover
         if not cover.active:
             return await super().sock_accept(sock)
         cover.sight(sock)
@@ -291,13 +291,13 @@ class Covering(_Base):
         return conn, address
 
     def add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
-        if self._kaio.active:
-            self._kaio.sight(fd)
+        if self._kaio_cover.active:
+            self._kaio_cover.sight(fd)
         return super().add_reader(fd, callback, *args)
 
     def add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
-        if self._kaio.active:
-            self._kaio.sight(fd)
+        if self._kaio_cover.active:
+            self._kaio_cover.sight(fd)
         return super().add_writer(fd, callback, *args)
 
     # -- servers
@@ -312,7 +312,7 @@ class Covering(_Base):
         start_serving: bool = True,
         **kwargs: Any,
     ) -> Any:
-        cover = self._kaio
+        cover = self._kaio_cover
         sock = kwargs.get("sock")
         waiting = 0
         if sock is not None and host is None and port is None and cover.active and keep_alive is not False:
@@ -336,7 +336,7 @@ class Covering(_Base):
 
     def _accepting(self, factory: Any, waiting: int) -> Any:
         """The factory by which a server makes its protocols; so many of its first connections waited in the queue."""
-        cover, left = self._kaio, waiting
+        cover, left = self._kaio_cover, waiting
 
         def make() -> Any:
             nonlocal left
@@ -351,9 +351,9 @@ class Covering(_Base):
         return make
 
     async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
-        if self._kaio.active:
-            self._kaio.adopt(sock)
-            self._kaio.stir()
+        if self._kaio_cover.active:
+            self._kaio_cover.adopt(sock)
+            self._kaio_cover.stir()
         return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
 
 
@@ -361,7 +361,7 @@ class _CoveringSelector(Covering):
     """Over asyncio's selector loops, which connect by `sock_connect`."""
 
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
-        cover, sock = self._kaio, kwargs.get("sock")
+        cover, sock = self._kaio_cover, kwargs.get("sock")
         if sock is not None and host is None and port is None and cover.active:
             cover.adopt(sock)
         made = await super().create_connection(protocol_factory, host, port, **kwargs)
@@ -384,7 +384,7 @@ class _CoveringOther(Covering):
         all_errors: bool = False,
         **kwargs: Any,
     ) -> Any:
-        cover = self._kaio
+        cover = self._kaio_cover
         named = sock is None and (host is not None or port is not None)
         if named and (cover.active or happy_eyeballs_delay is not None):
             return await self._connect(
@@ -446,7 +446,7 @@ class _CoveringOther(Covering):
             # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may
             # be another's by the time that the object would close it once more.
             sock.detach()
-        self._kaio.stir()
+        self._kaio_cover.stir()
         return transport, protocol
 
     async def _resolve(self, host: Any, port: Any, family: int, proto: int, flags: int) -> list[Any]:
@@ -530,4 +530,4 @@ def take_over(loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:
         except TypeError as exc:
             raise TypeError(f"kaio cannot cover the sockets of {loop!r}: {exc}") from None
     assert isinstance(loop, Covering)
-    loop._kaio = _Cover(loop, policy)
+    loop._kaio_cover = _Cover(loop, policy)

@@ -20,7 +20,9 @@ from ..errors import Cause, KeepaliveError
 from ..kernel.descriptors import Descriptor, reset_on_close, unread
 from ..kernel.options import SocketLike, platform
 from ..kernel.tcpinfo import TcpInfo, TcpState
-from ..liveness.health import Health, Limits, State, dead_peer, fell_silent, limits_of_state
+from ..liveness.causes import dead_peer, fell_silent
+from ..liveness.health import Health, State
+from ..liveness.limits import Limits, limits_of_state
 from ..liveness.watch import Decision, Watch
 from ..monitor.monitor import Event, Monitor
 from ..net.ending import Happening, Stage, after
@@ -57,17 +59,17 @@ class _Link:
     """What both kinds have in common."""
 
     __slots__ = (
-        "_due",
         "_home",
-        "_inode",
         "_key",
-        "_limits",
         "_monitor",
         "_policy",
         "_stage",
         "_state",
-        "_watch",
-        "_watched_fd",
+        "due",
+        "inode",
+        "limits",
+        "watch",
+        "watched_fd",
     )
 
     def __init__(
@@ -79,12 +81,12 @@ class _Link:
         self._policy = policy
         self._state: SocketState = state  # what the socket has, as far as it is known
         self._monitor = monitor
-        self._limits: Limits | None = limits_of_state(policy, state)
-        self._due: int = -1
-        self._watched_fd: int = -1
+        self.limits: Limits | None = limits_of_state(policy, state)
+        self.due: int = -1
+        self.watched_fd: int = -1
         self._stage: Stage = Stage.OPEN  # how far it is on the way to its end
-        self._inode: int = 0
-        self._watch: Watch | None = None
+        self.inode: int = 0
+        self.watch: Watch | None = None
         monitor.counters.watched += 1
 
     # -- what differs
@@ -111,7 +113,7 @@ class _Link:
 
     # -- for the monitor
 
-    def _socket(self) -> SocketLike:
+    def get_socket(self) -> SocketLike:
         sock = None
         with contextlib.suppress(*_GONE):
             sock = self._find()
@@ -126,7 +128,7 @@ class _Link:
     def _vanished(self) -> None:
         """Its socket was closed, and nobody has told why."""
 
-    def _looked(self, sock: SocketLike, decision: Decision) -> None:
+    def on_look(self, sock: SocketLike, decision: Decision) -> None:
         self._hear_of_end(decision.state is not State.ALIVE)
         self._follow(sock)
 
@@ -141,8 +143,8 @@ class _Link:
 
     def _fell_silent(self, sample: TcpInfo) -> bool:
         """Whether a connection that the kernel has ended had a peer that no longer answered."""
-        state, watch, silence = self._state, self._watch, sample.silence
-        bound = state.user_timeout or (None if self._limits is None else self._limits.user_timeout)
+        state, watch, silence = self._state, self.watch, sample.silence
+        bound = state.user_timeout or (None if self.limits is None else self.limits.user_timeout)
         if bound and silence and watch is not None and watch.waiting and silence >= bound - (state.interval or 0) / 2:
             return True
         return fell_silent(sample, dataclasses.replace(state, user_timeout=bound))
@@ -157,7 +159,7 @@ class _Link:
             return False
         self._state = state
         limits = limits_of_state(self._policy, state)
-        if limits == self._limits:
+        if limits == self.limits:
             return False
         if limits is None:  # keepalive is off: nobody is to watch
             self._end()
@@ -165,15 +167,15 @@ class _Link:
             self._monitor.begin_anew(self, limits)
         return True
 
-    def _tell(self, name: str, argument: object) -> None:
+    def call_back(self, name: str, argument: object) -> None:
         """A library's protocol has no such callbacks."""
 
-    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
+    def make_event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
         return Event(kind, self._owner, health, None)
 
-    def _condemn(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
+    def end_dead(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         try:
-            sock = self._socket()
+            sock = self.get_socket()
         except OSError:
             return
         if self._follow(sock):  # the verdict was by times that no longer hold
@@ -185,9 +187,9 @@ class _Link:
             self._report(sock, exc, cause, sample)
         self._deliver(exc)
 
-    def _kernel_ended(self, sample: TcpInfo | None) -> None:
+    def on_kernel_end(self, sample: TcpInfo | None) -> None:
         try:
-            sock = self._socket()
+            sock = self.get_socket()
             sample = sample or platform.tcp_info(sock)
         except _GONE:
             return
@@ -200,12 +202,12 @@ class _Link:
             self._end(Happening.JUDGED)
         self._help(sock, silent)
 
-    def _closed_unheard(self) -> None:
+    def on_socket_closed(self) -> None:
         """Nothing more is to be done: `_socket` has seen it."""
 
     def _report(self, sock: SocketLike, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         """Count and log a death, once."""
-        if self._ended:
+        if self.ended:
             return
         error = dead_peer(exc, cause, sample, peername=self._peername(sock), policy=self._policy)
         self._monitor.emit(Event("dead", self._owner, None, error))
@@ -220,8 +222,6 @@ class _Link:
         """Whether it is watched no more."""
         return self._stage is not Stage.OPEN
 
-    _ended = ended  # the monitor's name for it
-
     def is_of(self, transport: object) -> bool:
         """Whether it is that transport's."""
         return False
@@ -231,10 +231,10 @@ class _Link:
         self._end()
 
     def _end(self, happening: Happening = Happening.LOST) -> None:
-        watched = not self._ended
+        watched = not self.ended
         self._stage = after(self._stage, happening)
         if watched:
-            self._limits = None
+            self.limits = None
             self._monitor.forget(self)
             self._monitor.counters.watched -= 1
             if self._home.get(self._key) is self:
@@ -364,11 +364,11 @@ class DescriptorLink(_Link):
         else:
             self._monitor.suspect_descriptors.discard(self)
 
-    def _looked(self, sock: SocketLike, decision: Decision) -> None:
+    def on_look(self, sock: SocketLike, decision: Decision) -> None:
         self._hear_of_end(decision.state is not State.ALIVE)
-        if not self._follow(sock) and self._limits is not None and self._state.user_timeout is None:
+        if not self._follow(sock) and self.limits is not None and self._state.user_timeout is None:
             suspect = decision.state is State.SUSPECT and decision.waiting and not decision.spare
-            bound = self._limits.user_timeout if suspect else None
+            bound = self.limits.user_timeout if suspect else None
             if bound != self._bound:
                 with contextlib.suppress(*_GONE):
                     platform.set_user_timeout(sock, bound)
@@ -376,14 +376,14 @@ class DescriptorLink(_Link):
 
     def look_whether_closed(self) -> None:
         """Report the death of a socket whose owner heard of it first, and closed it."""
-        if self._watch is not None and self.descriptor.fileno() < 0:
-            self._report_if_silent(self._watch.at_end(self._watch.silence(asyncio.get_running_loop().time())))
+        if self.watch is not None and self.descriptor.fileno() < 0:
+            self._report_if_silent(self.watch.at_end(self.watch.silence(asyncio.get_running_loop().time())))
             self._end()
 
     def _vanished(self) -> None:
         # When it was closed is not known: what the last look saw must be enough.
-        if self._watch is not None:
-            self._report_if_silent(self._watch.at_end(self._watch.silence()))
+        if self.watch is not None:
+            self._report_if_silent(self.watch.at_end(self.watch.silence()))
 
     def _report_if_silent(self, ended: TcpInfo | None) -> None:
         if ended is not None and self._fell_silent(ended):

@@ -8,7 +8,7 @@ The kernel then ends the connection when it asks next, which the capped back-off
 from __future__ import annotations
 
 from ..kernel.options import SocketLike, platform
-from ..liveness.health import Limits
+from ..liveness.limits import Limits
 from ..liveness.watch import Watch
 
 __all__ = ["Deadline", "cap_backoff"]

@@ -33,7 +33,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from ..errors import Cause, DeadPeerError, KeepaliveError, format_address
 from ..kernel.options import SocketLike, platform
 from ..kernel.tcpinfo import TcpInfo
-from ..liveness.health import Health, Limits, State, judge
+from ..liveness.health import Health, State, judge
+from ..liveness.limits import Limits
 from ..liveness.watch import Decision, Watch, look_at_rest
 from . import owners
 from .deadline import cap_backoff
@@ -93,46 +94,46 @@ class Event(NamedTuple):
 
 
 class Link(Protocol):
-    """A connection as the monitor knows it; `KeepaliveTransport` is one."""
+    """A connection as the monitor knows it; `net.transports.WatchedTransport` is one."""
 
-    _due: int
+    due: int
     """The wheel's tick at which it is looked at; -1: it is not in the wheel."""
-    _watched_fd: int
+    watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
-    _inode: int
+    inode: int
     """Its socket in the registry of what this process watches (`owners`); 0: it is not there."""
-    _watch: Watch | None
+    watch: Watch | None
     """What the last looks remember; None: nothing."""
-    _limits: Limits | None
+    limits: Limits | None
 
     @property
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         """Whether it is watched no more."""
         ...
 
-    def _socket(self) -> SocketLike:
+    def get_socket(self) -> SocketLike:
         """Its socket. Raises OSError, ValueError, AttributeError once it is closed."""
         ...
 
-    def _looked(self, sock: SocketLike, decision: Decision) -> None:
+    def on_look(self, sock: SocketLike, decision: Decision) -> None:
         """The monitor has looked, and lets it live."""
         ...
 
-    def _kernel_ended(self, sample: TcpInfo | None) -> None:
+    def on_kernel_end(self, sample: TcpInfo | None) -> None:
         """The kernel has ended the connection, or may have: let its owner hear of it if the loop does not listen."""
         ...
 
-    def _tell(self, name: str, argument: object) -> None:
+    def call_back(self, name: str, argument: object) -> None:
         """Call back the protocol, whatever it raises."""
         ...
 
-    def _event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event: ...
+    def make_event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event: ...
 
-    def _condemn(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
+    def end_dead(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         """End the connection with a verdict that the loop has not heard, or would not hear."""
         ...
 
-    def _closed_unheard(self) -> None:
+    def on_socket_closed(self) -> None:
         """Its socket is closed, and its owner was not told yet."""
         ...
 
@@ -180,10 +181,10 @@ class Monitor:
 
         `since` is when the connection was made, on the loop's clock; None: now.
         """
-        due = link._due
+        due = link.due
         self._newcomers.discard(link)
         self._leave_bucket(link)
-        limits, loop = link._limits, self._loop()
+        limits, loop = link.limits, self._loop()
         if limits is None:
             _release(link)
         elif self._can_look and loop is not None:
@@ -224,18 +225,18 @@ class Monitor:
 
     def forget(self, link: Link) -> None:
         """A connection has ended."""
-        if link._inode:
+        if link.inode:
             _release(link)
         if self._unheard:
             self._unheard.discard(link)
-        if link._due >= 0:
+        if link.due >= 0:
             self._leave_bucket(link)
         else:
             self._newcomers.discard(link)
         if self._growing is not None and not self._newcomers and not self._unheard:
             self._growing.cancel()  # it would hold the loop
             self._growing = None
-        if link._watched_fd >= 0 and self._errors is not None:
+        if link.watched_fd >= 0 and self._errors is not None:
             self._errors.discard(link)
             if not self._errors.links:
                 self._close_errors()
@@ -264,7 +265,7 @@ class Monitor:
 
     def _enter_bucket(self, link: Link, loop: asyncio.AbstractEventLoop, at: float) -> None:
         tick = int(at * _TICKS) + 1  # not before its time
-        link._due = tick
+        link.due = tick
         self._population += 1
         bucket = self._buckets.get(tick)
         if bucket is not None:
@@ -276,11 +277,11 @@ class Monitor:
             self._set_timer(loop)
 
     def _leave_bucket(self, link: Link) -> None:
-        if link._due >= 0:
-            bucket = self._buckets.get(link._due, self._now)
+        if link.due >= 0:
+            bucket = self._buckets.get(link.due, self._now)
             # A bucket may have been made anew for a tick whose turn has come.
             (bucket if link in bucket else self._now).discard(link)
-            link._due = -1
+            link.due = -1
             self._population -= 1
             if not self._population:
                 self._empty()
@@ -310,7 +311,7 @@ class Monitor:
         try:
             while self._now:
                 link = self._now.pop()
-                link._due = -1
+                link.due = -1
                 self._population -= 1
                 self._look(link, loop, now)
                 now = loop.time()
@@ -324,69 +325,69 @@ class Monitor:
                 self._set_timer(loop)
 
     def _look(self, link: Link, loop: asyncio.AbstractEventLoop, now: float) -> None:
-        limits = link._limits
+        limits = link.limits
         if limits is None:
             return
         self.counters.looks += 1
         try:
-            sock = link._socket()
-            watch = link._watch
+            sock = link.get_socket()
+            watch = link.watch
             if watch is None:
                 silence = platform.resting_for(sock)
                 if silence is not None:
-                    link._looked(sock, _AT_REST)
-                    if link._due < 0 and link._limits is limits and not link._ended:
+                    link.on_look(sock, _AT_REST)
+                    if link.due < 0 and link.limits is limits and not link.ended:
                         self._enter_bucket(link, loop, now + look_at_rest(limits, silence))
                     return
-                watch = link._watch = Watch(limits)
+                watch = link.watch = Watch(limits)
             sample = platform.tcp_info(sock)
         except KeepaliveError:
             self._cannot_look()
             return
         except (OSError, ValueError, AttributeError):
-            link._closed_unheard()
+            link.on_socket_closed()
             return
         now, was_suspect = loop.time(), watch.suspect
         decision = watch.look(sample, now)
         if decision.cause is not None:
             timed_out = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-            link._condemn(timed_out, decision.cause, sample)
+            link.end_dead(timed_out, decision.cause, sample)
             return
         if decision.state is State.DEAD:
-            link._kernel_ended(sample)
+            link.on_kernel_end(sample)
             return
         if decision.cap != watch.cap:
             with contextlib.suppress(OSError):
                 cap_backoff(watch, sock, decision.cap)
         if watch.at_rest:
-            link._watch = None
-        link._looked(sock, decision)
+            link.watch = None
+        link.on_look(sock, decision)
         if watch.suspect is not was_suspect:
             self._report(link, "suspect" if watch.suspect else "recovered", judge(sample))
-        if link._due < 0 and link._limits is limits and not link._ended:  # a callback may have changed that
+        if link.due < 0 and link.limits is limits and not link.ended:  # a callback may have changed that
             self._enter_bucket(link, loop, now + decision.look_after)
 
     def begin_anew(self, link: Link, limits: Limits | None) -> None:
         """A connection is watched by other times from now on; None: not at all."""
-        if limits == link._limits:  # the same once more puts nothing off
+        if limits == link.limits:  # the same once more puts nothing off
             self.watch(link)
             return
-        link._limits = limits
-        watch, loop = link._watch, self._loop()
+        link.limits = limits
+        watch, loop = link.watch, self._loop()
         if watch is not None and watch.cap is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                cap_backoff(watch, link._socket(), None)
+                cap_backoff(watch, link.get_socket(), None)
         if limits is None or loop is None:
-            link._watch = None
+            link.watch = None
         else:
             # Silence counts from now: the kernel may have had no reason to ask before.
-            link._watch = watch = watch or Watch(limits)
+            link.watch = watch = watch or Watch(limits)
             watch.begin_anew(limits, loop.time())
         self.watch(link)
 
     def _report(self, link: Link, kind: Literal["suspect", "recovered"], health: Health) -> None:
-        self.emit(link._event(kind, health))
-        link._tell("peer_suspect" if kind == "suspect" else "peer_recovered", health)
+        self.emit(link.make_event(kind, health))
+        link.call_back("peer_suspect" if kind == "suspect" else "peer_recovered", health)
 
     def _cannot_look(self) -> None:
         self._can_look = False
@@ -400,7 +401,7 @@ class Monitor:
 
     def watch_errors_soon(self, link: Link) -> None:
         """The loop does not listen to this connection any more, which mostly ends in a moment: its peer has closed."""
-        if link._watched_fd < 0:
+        if link.watched_fd < 0:
             self._unheard.add(link)
             if self._growing is None:
                 self._wait_a_moment()
@@ -408,10 +409,10 @@ class Monitor:
     def watch_errors(self, link: Link) -> None:
         """The loop may not listen to this connection from now on: hear of its errors."""
         loop = self._loop()
-        if link._watched_fd >= 0 or loop is None or not self._can_watch_errors:
+        if link.watched_fd >= 0 or loop is None or not self._can_watch_errors:
             return
         try:
-            fd = link._socket().fileno()
+            fd = link.get_socket().fileno()
             if self._errors is None:
                 self._errors = _ErrorWatch(loop, self._on_errors)
             if fd >= 0:
@@ -427,7 +428,7 @@ class Monitor:
 
     def _on_errors(self, links: list[Link]) -> None:
         for link in links:
-            link._kernel_ended(None)
+            link.on_kernel_end(None)
         for each in list(self.suspect_descriptors):
             each.look_whether_closed()
 
@@ -495,14 +496,14 @@ class _ErrorWatch:
         """Register a connection. One that had the descriptor before is closed, and out of the poll by that."""
         self._poll.register(fd)
         self.links[fd] = link
-        link._watched_fd = fd
+        link.watched_fd = fd
 
     def discard(self, link: Link) -> None:
         """Forget a connection. Its descriptor may be another one's by now, which stays."""
-        if self.links.get(link._watched_fd) is link:
-            del self.links[link._watched_fd]
-            self._poll.unregister(link._watched_fd)
-        link._watched_fd = -1
+        if self.links.get(link.watched_fd) is link:
+            del self.links[link.watched_fd]
+            self._poll.unregister(link.watched_fd)
+        link.watched_fd = -1
 
     def close(self, loop: asyncio.AbstractEventLoop | None) -> None:
         if loop is not None and not loop.is_closed():
@@ -563,19 +564,19 @@ class _Kqueue:
 def _claim(link: Link, limits: Limits) -> None:
     """Register a connection's socket as watched."""
     try:
-        link._inode = owners.claim(link._socket().fileno(), limits.user_timeout)
+        link.inode = owners.claim(link.get_socket().fileno(), limits.user_timeout)
     except (OSError, ValueError, AttributeError):  # it is closed
-        link._inode = 0
+        link.inode = 0
 
 
 def _release(link: Link) -> None:
-    inode, link._inode = link._inode, 0
+    inode, link.inode = link.inode, 0
     owners.release(inode)  # harmless for 0
 
 
 def is_suspect(link: Link) -> bool:
     """Whether a connection's peer was suspect at the last look."""
-    return link._watch is not None and link._watch.suspect
+    return link.watch is not None and link.watch.suspect
 
 
 def bare(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

@@ -16,7 +16,7 @@ from typing import Final
 from ..errors import KaioError
 from ..kernel.descriptors import Descriptor, descriptors
 from ..kernel.options import platform
-from ..liveness.health import limits_of_state
+from ..liveness.limits import limits_of_state
 from ..liveness.standing import Standing, adopt, standing
 from ..policy import Keepalive, SocketState
 from . import owners

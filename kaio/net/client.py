@@ -23,7 +23,8 @@ from ..addresses import Address, TcpAddress, UnixAddress, one_address
 from ..errors import Cause, DeadPeerError, KeepaliveError
 from ..kernel.options import platform
 from ..kernel.sockets import cover, logger, wanted
-from ..liveness.health import DEATHS, NO_WAY, dead_peer, limits_of
+from ..liveness.causes import DEATHS, NO_WAY, dead_peer
+from ..liveness.limits import limits_of
 from ..monitor.monitor import Event, bare, get_monitor
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .connection import Connection, StreamProtocol
@@ -31,7 +32,7 @@ from .dialing import BoundedAttempts, bound_handshake, resolve, tls_arguments
 from .endpoints import REFUSED, Terms, known
 from .listeners import refuse_keepalive
 from .protocols import KeepaliveProtocol, Watched
-from .transports import KeepaliveTransport
+from .transports import WatchedTransport
 
 __all__ = ["Pending", "connect", "create_connection", "open_connection"]
 
@@ -231,8 +232,8 @@ class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
     inner: asyncio.Transport
 
     def connection_made(self, transport: Any) -> None:
-        self.inner = transport._inner
-        transport._lend()  # the reader pauses the inner transport past ours, and start_tls puts a layer over it
+        self.inner = transport.loop_transport
+        transport.expect_layer()  # the reader pauses the inner transport past ours, and start_tls puts a layer over it
         super().connection_made(self.inner)  # type: ignore[arg-type,unused-ignore]
 
 
@@ -256,7 +257,7 @@ def attaching(factory: Callable[[], P]) -> Callable[[Terms], P]:
         protocol = factory()
         if isinstance(protocol, Watched):
             present = getattr(protocol, "_kaio", None)
-            if isinstance(present, KeepaliveTransport) and not present._ended:
+            if isinstance(present, WatchedTransport) and not present.ended:
                 raise RuntimeError(f"{protocol!r} has a connection already: the factory must make a protocol for each")
             protocol._kaio = terms
         return protocol
@@ -267,7 +268,7 @@ def attaching(factory: Callable[[], P]) -> Callable[[Terms], P]:
 def our_transport(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
     """The transport that the protocol was given, which is ours if the protocol is."""
     ours = protocol._kaio if isinstance(protocol, Watched) else None
-    return ours if isinstance(ours, KeepaliveTransport) else transport
+    return ours if isinstance(ours, WatchedTransport) else transport
 
 
 # -- connecting
@@ -370,7 +371,7 @@ async def _stand(
 def _abandon(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None:
     """Nobody waits for this connection any more, and its loop may not know that."""
     transport = protocol._kaio if isinstance(protocol, Watched) else None
-    if isinstance(transport, KeepaliveTransport):
+    if isinstance(transport, WatchedTransport):
         # Cancelled in the turn in which connection_made was called. asyncio closes it in good order, which may take TLS
         # half a minute. uvloop has closed its handle, so that abort() does nothing, and calls no connection_lost.
         transport.abort()
@@ -387,7 +388,7 @@ def _abandon(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None
 
 def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy: Keepalive) -> None:
     """The handshake is over: what remains of the user timeout is what the policy of now leaves to the kernel."""
-    if isinstance(transport, KeepaliveTransport) and transport.keepalive is not None:
+    if isinstance(transport, WatchedTransport) and transport.keepalive is not None:
         policy = transport.keepalive
     try:
         platform.set_user_timeout(sock, wanted(policy, sock).user_timeout)

@@ -38,9 +38,9 @@ from ..kernel.descriptors import take_unread, unacknowledged, unread
 from ..liveness.health import Health
 from ..policy import Keepalive, KeepaliveArg, SocketState
 from .protocols import KeepaliveProtocol
-from .transports import AliveScope, KeepaliveTransport
+from .transports import AliveScope, KeepaliveTransport, WatchedTransport
 
-__all__ = ["CLOSE_TIMEOUT", "Connection", "StreamProtocol"]
+__all__ = ["CLOSE_TIMEOUT", "Connection", "StreamProtocol", "finish"]
 
 T = TypeVar("T")
 
@@ -60,59 +60,59 @@ class StreamProtocol(KeepaliveProtocol):
         "_asyncio_future_blocking",
         "_callback",
         "_chunks",
-        "_closed",
         "_consumed",
         "_context",
         "_drained",
         "_eof",
-        "_error",
-        "_handed",
         "_lingering",
         "_loop",
-        "_lost",
         "_lost_waiter",
         "_made",
         "_needed",
         "_reading_paused",
-        "_receivable",
-        "_sendable",
-        "_sent_eof",
-        "_size",
         "_transport",
-        "_unturned",
         "_woken",
         "_writing_paused",
         "connection",
+        "error",
+        "handed",
+        "is_closed",
+        "is_lost",
+        "receivable",
         "result",
+        "sendable",
+        "sent_eof",
+        "size",
+        "unturned",
     )
 
     def __init__(self, made: Callable[[Connection], None] | None = None) -> None:
         self._made = made  # called with the connection once it stands
         self._chunks: deque[bytes | bytearray] = _EMPTY  # received and not yet asked for
         self._consumed = 0  # bytes of the first chunk that are gone already
-        self._size = 0  # bytes that are left in all chunks
+        self.size = 0  # bytes that are left in all chunks
         self._needed = 0  # how many the receiver waits for; 0: as many as come next
         self._woken = False  # whether the task that waited is to go on in the loop's next turn
         self._callback: Callable[[Any], object] | None = None  # wakes the task that waits; None: none waits
         self._context: Context | None = None  # in which it is woken
         self.result: Callable[[], None] = _NOTHING  # what it is woken with
-        self._handed: bytes | None = None  # what it was handed
+        self.handed: bytes | None = None  # what it was handed
         self._asyncio_future_blocking = False
         self._drained: asyncio.Future[None] | None = None  # the sender that waits
         self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
-        self._unturned = 0  # sends since data was waited for, or since the loop had its turn
+        self.unturned = 0  # sends since data was waited for, or since the loop had its turn
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer will send no more
-        self._sent_eof = False  # we will send no more
-        self._closed = False  # we have closed it
+        self.sent_eof = False  # we will send no more
+        self.is_closed = False  # we have closed it
         self._lingering = False  # we have, and throw away what the peer still sends until it closes, too
-        self._lost = False  # connection_lost has come
-        self._error: Any = None  # what it came with, as `remember` keeps it
-        self._receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
-        self._sendable = True  # whether a sender need only write
+        self.is_lost = False  # connection_lost has come
+        self.error: Any = None  # what it came with, as `remember` keeps it
+        self.receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
+        self.sendable = True  # whether a sender need only write
 
-    def _live_entry(self, transport: KeepaliveTransport) -> Connection:
+    def _kaio_entry(self, transport: WatchedTransport) -> Connection:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self.connection: Connection = Connection(transport, self)
@@ -128,30 +128,30 @@ class StreamProtocol(KeepaliveProtocol):
         # What fills a loop's buffer is followed by more at once, before anybody else has a turn: that waits for one.
         if callback is not None and not self._needed and len(data) <= _HIGH_WATER:
             self._callback = None
-            self._handed = data
+            self.handed = data
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
                 callback = None  # from 3.12 on the task's traceback holds this frame, which would hold the task
                 return
             except RuntimeError:
-                if self._handed is None:  # the task has gone on, and this is its own
+                if self.handed is None:  # the task has gone on, and this is its own
                     raise
                 # Not while another task runs: this was called by hand, in that task.
-                self._handed = None
+                self.handed = None
                 self._callback = callback
             except (SystemExit, KeyboardInterrupt) as exc:  # uvloop keeps to itself what a callback for data raises
                 self._loop.call_soon(_raise, exc)
                 return
         self.keep(data)
         if callback is not None:
-            if self._size >= self._needed:
+            if self.size >= self._needed:
                 self._wake()
-        elif self._size > _HIGH_WATER and not self._reading_paused and not self._closed:
+        elif self.size > _HIGH_WATER and not self._reading_paused and not self.is_closed:
             self._pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
-        self._receivable = False
+        self.receivable = False
         callback = self._callback
         if callback is not None:
             self._callback = None
@@ -171,7 +171,7 @@ class StreamProtocol(KeepaliveProtocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
-        self._sendable = False
+        self.sendable = False
 
     def resume_writing(self) -> None:
         self._writing_paused = False
@@ -179,36 +179,36 @@ class StreamProtocol(KeepaliveProtocol):
         _wake(self._drained)
 
     def peer_dead(self, error: DeadPeerError) -> None:
-        self._end_is_known(error)
+        self._kaio_ending(error)
 
-    def _end_is_known(self, error: BaseException) -> None:
+    def _kaio_ending(self, error: BaseException) -> None:
         """The transport knows how it will end, before the loop does.
 
         A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
         """
-        self._error = remember(error)
-        self._sendable = False
+        self.error = remember(error)
+        self.sendable = False
         _wake(self._drained)
         if self._reading_paused and self.receiving:
             self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None and not self._closed:
+        if exc is not None and not self.is_closed:
             self._keep_unread()
-        self._error = remember(exc)
+        self.error = remember(exc)
         self._ended()
 
-    def _handed_over(self, _: asyncio.BaseProtocol) -> None:
+    def _kaio_handed_over(self, _: asyncio.BaseProtocol) -> None:
         """Another protocol takes the connection over: to this stream, and to no one else, it is closed."""
-        self._closed = True
+        self.is_closed = True
         self._ended()
         if self._reading_paused:  # of which the other knows nothing
             self._reading_paused = False
             self._read_on()
 
     def _ended(self) -> None:
-        self._lost = self._eof = True
-        self._receivable = self._sendable = False
+        self.is_lost = self._eof = True
+        self.receivable = self.sendable = False
         self._wake()
         _wake(self._drained)
         _wake(self._lost_waiter)
@@ -225,13 +225,13 @@ class StreamProtocol(KeepaliveProtocol):
 
     def settle(self) -> None:
         """Something has changed: see what the short ways have to know."""
-        self._receivable = not (self._size or self._eof or self._closed or self._reading_paused or self.receiving)
-        self._sendable = not (
-            self._lost
-            or self._closed
-            or self._sent_eof
+        self.receivable = not (self.size or self._eof or self.is_closed or self._reading_paused or self.receiving)
+        self.sendable = not (
+            self.is_lost
+            or self.is_closed
+            or self.sent_eof
             or self._writing_paused
-            or self._error is not None
+            or self.error is not None
             or self._drained is not None
         )
 
@@ -241,15 +241,15 @@ class StreamProtocol(KeepaliveProtocol):
     def wait(self, needed: int) -> Generator[Any, None, bytes | None]:
         """Wait for the next data, which is handed over, or until the buffer has that many bytes or its end is here."""
         self._needed = needed
-        self._unturned = 0  # the loop has its turn
-        self._receivable = False
+        self.unturned = 0  # the loop has its turn
+        self.receivable = False
         self._asyncio_future_blocking = True
         try:
             yield self
         finally:
             self._needed = 0
             self.goes_on()
-        handed, self._handed = self._handed, None
+        handed, self.handed = self.handed, None
         return handed
 
     @property
@@ -291,7 +291,7 @@ class StreamProtocol(KeepaliveProtocol):
 
     def fail(self) -> NoReturn:
         """Raise what ended the connection."""
-        error = as_stream_error(self._error)
+        error = as_stream_error(self.error)
         assert error is not None
         try:
             raise error.with_traceback(None)
@@ -300,31 +300,31 @@ class StreamProtocol(KeepaliveProtocol):
 
     def check_receive(self) -> None:
         """Raise what stands in the way of receiving."""
-        if self._closed:
+        if self.is_closed:
             raise ClosedResourceError
         if self.receiving:
             raise BusyResourceError("receiving from")
 
     def check_more(self) -> None:
         """Before waiting: raise EndOfStream or the error when no more will come."""
-        if self._closed:
+        if self.is_closed:
             raise ClosedResourceError
-        if self._lost and self._error is not None:
+        if self.is_lost and self.error is not None:
             self.fail()
-        if self._eof and self._error is None:
+        if self._eof and self.error is None:
             raise EndOfStream
         if self._reading_paused:
             self._resume_reading()
 
     async def more(self, needed: int) -> None:
         """Wait until that many bytes are here; raise EndOfStream or the error when they will not come."""
-        while self._size < needed:
+        while self.size < needed:
             self.check_more()
             await self.wait(needed)
 
     async def next(self, most: int) -> bytes:
         """Wait for data, and take at most that many bytes of it."""
-        while not self._size:
+        while not self.size:
             self.check_more()
             data = await self.wait(0)
             if data is not None:
@@ -340,13 +340,13 @@ class StreamProtocol(KeepaliveProtocol):
         if self._chunks is _EMPTY:  # a deque is large, and most connections never need one
             self._chunks = deque()
         self._chunks.append(data)
-        self._size += len(data)
-        self._receivable = False
+        self.size += len(data)
+        self.receivable = False
 
     def _pause_reading(self) -> None:
         """Stop reading. The TLS layer of uvloop is let run dry first: of what it holds, an end of file loses a part."""
         self._reading_paused = True
-        below = _below_uvloops_tls(self._transport._inner)
+        below = _below_uvloops_tls(self._transport.loop_transport)
         if below is None:
             self._transport.pause_reading()
         else:
@@ -355,13 +355,13 @@ class StreamProtocol(KeepaliveProtocol):
             self._loop.call_soon(self._pause_tls)
 
     def _pause_tls(self) -> None:
-        if self._reading_paused and not self._lost and not self._closed:
+        if self._reading_paused and not self.is_lost and not self.is_closed:
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
         self._reading_paused = False
         self.settle()
-        if not self._lost and not self._closed:
+        if not self.is_lost and not self.is_closed:
             self._read_on()
 
     def _read_on(self) -> None:
@@ -369,7 +369,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._resume_below()
 
     def _resume_below(self) -> None:
-        below = _below_uvloops_tls(self._transport._inner)
+        below = _below_uvloops_tls(self._transport.loop_transport)
         if below is not None:
             with contextlib.suppress(RuntimeError):  # closing
                 below.resume_reading()
@@ -385,10 +385,10 @@ class StreamProtocol(KeepaliveProtocol):
         else:
             self._consumed = start + most
             data = chunk[start : start + most]
-        self._size -= len(data)
-        if self._reading_paused and self._size <= _LOW_WATER:
+        self.size -= len(data)
+        if self._reading_paused and self.size <= _LOW_WATER:
             self._resume_reading()
-        elif not self._size:
+        elif not self.size:
             self.settle()
         return data if type(data) is bytes else bytes(data)
 
@@ -425,13 +425,13 @@ class StreamProtocol(KeepaliveProtocol):
 
     def check_send(self) -> None:
         """Raise what stands in the way of sending."""
-        if self._error is not None:
+        if self.error is not None:
             self.fail()
-        if self._closed:
+        if self.is_closed:
             raise ClosedResourceError
-        if self._lost:
+        if self.is_lost:
             raise BrokenResourceError
-        if self._sent_eof:
+        if self.sent_eof:
             raise ClosedResourceError
         if self._drained is not None:
             raise BusyResourceError("sending to")
@@ -439,7 +439,7 @@ class StreamProtocol(KeepaliveProtocol):
     async def drain(self) -> None:
         """Wait until the transport takes more; raise when it never will."""
         while self._writing_paused:
-            if self._lost or self._closed or self._error is not None:
+            if self.is_lost or self.is_closed or self.error is not None:
                 break
             self._drained = asyncio.get_running_loop().create_future()
             try:
@@ -447,13 +447,13 @@ class StreamProtocol(KeepaliveProtocol):
             finally:
                 self._drained = None
                 self.settle()
-        if self._lost or self._closed or self._error is not None:
+        if self.is_lost or self.is_closed or self.error is not None:
             self.check_send()
 
     def closing(self) -> None:
         """We close: whoever waits is told."""
-        self._closed = True
-        self._receivable = self._sendable = False
+        self.is_closed = True
+        self.receivable = self.sendable = False
         self._wake()
         _wake(self._drained)
         if self._reading_paused:
@@ -469,22 +469,22 @@ class StreamProtocol(KeepaliveProtocol):
         """
         if self._lingering:
             return True
-        if self._eof or self._error is not None or not (self._size or self._reading_paused or self._unturned):
+        if self._eof or self.error is not None or not (self.size or self._reading_paused or self.unturned):
             return False
         transport = self._transport
         try:
             sock = transport.get_extra_info("socket")
-            if not (self._size or self._reading_paused or unread(sock)) or transport.is_closing():
+            if not (self.size or self._reading_paused or unread(sock)) or transport.is_closing():
                 return False
             if not transport.can_write_eof() or not (transport.get_write_buffer_size() or unacknowledged(sock)):
                 return False
-            if not self._sent_eof:
+            if not self.sent_eof:
                 transport.write_eof()
         except (OSError, ValueError, AttributeError, RuntimeError):  # it has ended
             return False
-        transport._close_here()
-        self._lingering = self._sent_eof = True
-        self._chunks, self._size = _EMPTY, 0
+        transport.note_closing()
+        self._lingering = self.sent_eof = True
+        self._chunks, self.size = _EMPTY, 0
         if self._reading_paused:
             self._reading_paused = False
             transport.resume_reading()
@@ -499,7 +499,7 @@ class StreamProtocol(KeepaliveProtocol):
 
     async def lost(self) -> None:
         """Wait for connection_lost."""
-        while not self._lost:
+        while not self.is_lost:
             if self._lost_waiter is None or self._lost_waiter.done():
                 self._lost_waiter = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._lost_waiter)
@@ -585,7 +585,7 @@ class Connection(_Stream):
 
     __slots__ = ("__weakref__", "_protocol", "_transport")
 
-    def __init__(self, transport: KeepaliveTransport, protocol: StreamProtocol) -> None:
+    def __init__(self, transport: WatchedTransport, protocol: StreamProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
 
@@ -600,7 +600,7 @@ class Connection(_Stream):
         protocol.check_receive()
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes}: must be at least 1")
-        return protocol.take(max_bytes) if protocol._size else await protocol.next(max_bytes)
+        return protocol.take(max_bytes) if protocol.size else await protocol.next(max_bytes)
 
     def __aiter__(self) -> Self:
         return self
@@ -608,19 +608,19 @@ class Connection(_Stream):
     @_real_coroutine
     def __anext__(self) -> Generator[Any, Any, bytes]:
         protocol = self._protocol
-        if protocol._receivable:  # `protocol.wait`, the short way
-            protocol._receivable = False
-            protocol._unturned = 0
+        if protocol.receivable:  # `protocol.wait`, the short way
+            protocol.receivable = False
+            protocol.unturned = 0
             protocol._asyncio_future_blocking = True
             try:
                 yield protocol
             except BaseException:
                 protocol.goes_on()
                 raise
-            data = protocol._handed
+            data = protocol.handed
             if data is not None:
-                protocol._handed = None
-                protocol._receivable = True
+                protocol.handed = None
+                protocol.receivable = True
                 return data
             protocol.goes_on()
         protocol.check_receive()
@@ -656,11 +656,11 @@ class Connection(_Stream):
             raise ValueError("delimiter must not be empty")
         searched = 0
         while (at := protocol.find(delimiter, searched)) < 0:
-            if protocol._size >= max_bytes:
+            if protocol.size >= max_bytes:
                 raise DelimiterNotFound(max_bytes)
-            searched = max(0, protocol._size - len(delimiter) + 1)
+            searched = max(0, protocol.size - len(delimiter) + 1)
             try:
-                await protocol.more(protocol._size + 1)
+                await protocol.more(protocol.size + 1)
             except EndOfStream:
                 raise IncompleteRead from None
         if at > max_bytes:
@@ -677,29 +677,29 @@ class Connection(_Stream):
         A send that is cancelled while it waits has been taken whole, and goes out.
         """
         protocol = self._protocol
-        if not protocol._sendable:
+        if not protocol.sendable:
             protocol.check_send()
         # Anything but bytes could be changed by its owner while the transport still holds it.
         self._transport.write(item if type(item) is bytes else _as_bytes(item))
-        protocol._unturned = unturned = protocol._unturned + 1
-        if not protocol._sendable:
+        protocol.unturned = unturned = protocol.unturned + 1
+        if not protocol.sendable:
             await protocol.drain()
         elif unturned >= _TURN:
             # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
             await asyncio.sleep(0)
-            protocol._unturned = 1  # there was something: see `linger`
-            if not protocol._sendable:
+            protocol.unturned = 1  # there was something: see `linger`
+            if not protocol.sendable:
                 protocol.check_send()
 
     async def send_eof(self) -> None:
         """Say that no more will be sent, and go on receiving. Raises NotImplementedError with TLS, which cannot."""
         protocol = self._protocol
-        if protocol._sent_eof:
+        if protocol.sent_eof:
             return
         protocol.check_send()
         if not self._transport.can_write_eof():
             raise NotImplementedError("TLS cannot send an end of file and go on receiving")
-        protocol._sent_eof = True
+        protocol.sent_eof = True
         protocol.settle()
         self._transport.write_eof()
 
@@ -718,7 +718,7 @@ class Connection(_Stream):
         """
         protocol = self._protocol
         protocol.closing()
-        if protocol._lost:
+        if protocol.is_lost:
             return
         if (timeout is not None and timeout <= 0) or not protocol.linger():
             self._transport.close()
@@ -740,20 +740,6 @@ class Connection(_Stream):
     ) -> None:
         await self.aclose()
 
-    def _finish(self, timeout: float) -> None:
-        """Close without waiting for it: what was sent has so many seconds to leave. For servers."""
-        protocol, transport = self._protocol, self._transport
-        protocol.closing()
-        if protocol._lost:
-            return
-        if timeout > 0 and protocol.linger():
-            protocol.abort_after(timeout)
-        else:
-            transport.close()
-            # TLS has its farewell to send and to wait for, of which the size says nothing.
-            if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
-                protocol.abort_after(timeout)
-
     def abort(self) -> None:
         """Close at once, and drop what has not left yet."""
         self._protocol.closing()
@@ -773,8 +759,8 @@ class Connection(_Stream):
     def keepalive(self, keepalive: KeepaliveArg) -> None:
         self._transport.keepalive = keepalive  # type: ignore[assignment,unused-ignore]
 
-    def _follow(self, policy: Keepalive, state: SocketState) -> None:
-        self._transport._follow(policy, state)
+    def _kaio_follow(self, policy: Keepalive, state: SocketState) -> None:
+        self._transport._kaio_follow(policy, state)
 
     def health(self) -> Health:
         """How the peer is now. Raises `KeepaliveError` when the connection is not TCP or is closed."""
@@ -836,9 +822,9 @@ class Connection(_Stream):
 
     def __repr__(self) -> str:
         protocol = self._protocol
-        if protocol._lost:
-            state = "dead" if isinstance(as_stream_error(protocol._error), DeadPeerError) else "closed"
-        elif protocol._closed:
+        if protocol.is_lost:
+            state = "dead" if isinstance(as_stream_error(protocol.error), DeadPeerError) else "closed"
+        elif protocol.is_closed:
             state = "closing"
         else:
             try:
@@ -850,3 +836,18 @@ class Connection(_Stream):
 
 _anyios_attributes: Final[Any] = SocketStream.extra_attributes.fget  # type: ignore[attr-defined]
 SocketStream.register(Connection)
+
+
+def finish(connection: Connection, timeout: float) -> None:
+    """Close a connection without waiting for it: what was sent has so many seconds to leave. For servers."""
+    protocol, transport = connection._protocol, connection._transport  # noqa: SLF001 - not for users, so no method
+    protocol.closing()
+    if protocol.is_lost:
+        return
+    if timeout > 0 and protocol.linger():
+        protocol.abort_after(timeout)
+    else:
+        transport.close()
+        # TLS has its farewell to send and to wait for, of which the size says nothing.
+        if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
+            protocol.abort_after(timeout)

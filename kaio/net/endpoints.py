@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..liveness.health import Limits, limits_of
+from ..liveness.limits import Limits, limits_of
 from ..monitor.monitor import Counters, Monitor
 from ..policy import Keepalive, KeepaliveArg, SocketState
 

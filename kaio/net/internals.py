@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import Cause
 from ..kernel.options import SocketLike
-from ..liveness.health import NO_WAY
+from ..liveness.causes import NO_WAY
 
 __all__ = [
     "end_reading",
@@ -36,7 +36,7 @@ def force_close(transport: Any, exc: BaseException | None) -> None:
     It is what both loops' own fatal errors do. A loop that has no such method aborts.
     """
     try:
-        transport._force_close(exc)
+        transport._force_close(exc)  # noqa: SLF001 - asyncio and uvloop have no public name for it
     except (AttributeError, TypeError):  # TypeError: in 3.11 asyncio's own TLS transport gets it wrong
         transport.abort()
 

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 
 from ..errors import DeadPeerError, KeepaliveError
 from ..kernel.sockets import cover, logger, raw_socket
-from ..liveness.health import Health, Limits
+from ..liveness.health import Health
+from ..liveness.limits import Limits
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
-from .transports import KeepaliveTransport
+from .transports import WatchedTransport
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
 
@@ -33,7 +34,7 @@ class Watched:
     """The policy of this class's connections where no `keepalive=` argument says otherwise; None: the default."""
 
     # what it starts with before connection_made, the transport from then on; None: turned away
-    _kaio: Terms | Handshake | KeepaliveTransport | None
+    _kaio: Terms | Handshake | WatchedTransport | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,7 +71,7 @@ class Watched:
     def eof_received(self) -> bool | None:
         """The peer sends no more. As in asyncio: a true answer keeps our half of the connection open."""
 
-    def _live_entry(self, transport: KeepaliveTransport) -> Any:
+    def _kaio_entry(self, transport: WatchedTransport) -> Any:
         """What stands for the connection in `Server.connections`."""
         return transport
 
@@ -83,7 +84,7 @@ def _found(cls: type, name: str) -> Any:
 def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     @functools.wraps(function)
     def connection_made(self: Any, transport: Any) -> None:
-        if type(transport) is not KeepaliveTransport:  # through super() it is ours already
+        if type(transport) is not WatchedTransport:  # through super() it is ours already
             terms = getattr(self, "_kaio", None)
             if type(terms) is not Terms:  # made by a bare loop, or a protocol that is used again
                 terms = terms.terms if type(terms) is Handshake else None
@@ -105,13 +106,13 @@ def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]
     @functools.wraps(function)
     def eof_received(self: Any) -> bool | None:
         transport = getattr(self, "_kaio", None)
-        if type(transport) is not KeepaliveTransport:
+        if type(transport) is not WatchedTransport:
             return function(self)
-        if transport._verdict is not None and transport._is_read():
+        if transport.verdict is not None and transport.is_end_of_read_out():
             return None
         keep_open = function(self)
         if keep_open:
-            transport._saw_eof()
+            transport.on_half_close()
         return keep_open
 
     eof_received._kaio_hook = True  # type: ignore[attr-defined]
@@ -120,7 +121,7 @@ def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]
 
 class _Lost:
     """`connection_lost` of one class. A descriptor, because a TLS layer's look-up of it is the last moment at which
-    the socket can be asked why it died (see `KeepaliveTransport._examine`)."""
+    the socket can be asked why it died (see `WatchedTransport.sample_before_close`)."""
 
     def __init__(self, function: Callable[[Any, BaseException | None], None]) -> None:
         @functools.wraps(function)
@@ -128,14 +129,14 @@ class _Lost:
             transport: Any = getattr(protocol, "_kaio", function)
             if transport is None:  # turned away before it was made
                 return
-            if type(transport) is KeepaliveTransport:
-                stage = transport._stage
+            if type(transport) is WatchedTransport:
+                stage = transport.stage
                 if stage is Stage.UNHEARD:  # kaio has called it already
                     return
                 if stage not in OVER:
                     if exc is not None:
-                        transport._read_rest(exc)
-                    exc = transport._end(exc)
+                        transport.deliver_unread(exc)
+                    exc = transport.on_connection_lost(exc)
             function(protocol, exc)
 
         functools.update_wrapper(self, function)
@@ -145,15 +146,15 @@ class _Lost:
         if protocol is None:
             return self
         transport = getattr(protocol, "_kaio", None)
-        if type(transport) is KeepaliveTransport and transport._stage not in OVER:
-            transport._examine(protocol)
+        if type(transport) is WatchedTransport and transport.stage not in OVER:
+            transport.sample_before_close(protocol)
         return MethodType(self._function, protocol)
 
     def __call__(self, protocol: Any, exc: BaseException | None) -> None:
         self._function(protocol, exc)
 
 
-def _adopt(protocol: Any, inner: asyncio.Transport, terms: Terms) -> KeepaliveTransport:
+def _adopt(protocol: Any, inner: asyncio.Transport, terms: Terms) -> WatchedTransport:
     """Make the transport that a protocol gets, with the policy that it is to have."""
     endpoint = terms.endpoint
     now = terms if endpoint is None else endpoint.terms
@@ -167,7 +168,7 @@ def _adopt(protocol: Any, inner: asyncio.Transport, terms: Terms) -> KeepaliveTr
     return _made_of(protocol, inner, endpoint, policy, limits)
 
 
-def _adopt_foreign(protocol: Any, inner: asyncio.Transport) -> KeepaliveTransport:
+def _adopt_foreign(protocol: Any, inner: asyncio.Transport) -> WatchedTransport:
     """Make the transport of a connection that kaio has neither accepted nor made."""
     default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
     own: KeepaliveArg = protocol.keepalive
@@ -182,9 +183,9 @@ def _made_of(
     endpoint: Endpoint | None,
     policy: Keepalive | None,
     limits: Limits | None,
-) -> KeepaliveTransport:
-    protocol._kaio = transport = KeepaliveTransport(inner, protocol, endpoint, policy, limits)
-    transport._entry = entry = protocol._live_entry(transport)
+) -> WatchedTransport:
+    protocol._kaio = transport = WatchedTransport(inner, protocol, endpoint, policy, limits)
+    transport.entry = entry = protocol._kaio_entry(transport)
     if endpoint is not None:
         endpoint.live.add(entry)
     return transport

@@ -21,7 +21,7 @@ from ..addresses import Address, TcpAddress, one_address, tcp_address
 from ..monitor.monitor import Counters
 from ..policy import KeepaliveArg, as_policy
 from .client import Pending, StreamsProtocol, attaching
-from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol
+from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol, finish
 from .endpoints import Endpoint
 from .listeners import Listener, ProtocolFactory
 from .protocols import Watched
@@ -254,7 +254,7 @@ class Server:
     def _handler_ended(self, connection: Connection, exc: BaseException | None) -> None:
         if exc is not None and not isinstance(exc, _GO_ON):
             _log_failure(connection, exc)
-        connection._finish(self._close_timeout)
+        finish(connection, self._close_timeout)
 
 
 async def _wait_for(handling: Awaitable[object]) -> None:

@@ -17,7 +17,8 @@ from ...errors import KeepaliveError
 from ...kernel.options import SocketLike, platform
 from ...kernel.sockets import apply
 from ...kernel.tcpinfo import TcpState
-from ...liveness.health import Limits, window_is_shut
+from ...liveness.health import window_is_shut
+from ...liveness.limits import Limits
 from ...liveness.watch import Watch
 from ...monitor.deadline import cap_backoff
 from ...policy import Keepalive, SocketState
