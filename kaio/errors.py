@@ -18,6 +18,7 @@ import enum
 import math
 import os
 import weakref
+from collections.abc import Callable
 from errno import ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,6 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The kernel's TCP_INFO at the end, where it could still be read."""
     this_host: bool
     """Whether it was this host that had no way to the peer: its link, route, address or packet filter."""
-    _remembered: _Remembered | None = None
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         errno: int,
         *,
         silence: float,
-        peername: Any = None,
+        peername: object = None,
         policy: Keepalive | None = None,
         info: TcpInfo | None = None,
         this_host: bool = False,
@@ -140,7 +140,7 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         self.info = info
         self.this_host = this_host
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., DeadPeerError], tuple[object, ...]]:
         return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info, self.this_host)
 
     def __str__(self) -> str:
@@ -151,7 +151,7 @@ def _rebuild(
     cause: Cause,
     errno: int,
     silence: float,
-    peername: Any,
+    peername: object,
     policy: Keepalive | None,
     info: TcpInfo | None,
     this_host: bool = False,
@@ -165,44 +165,47 @@ class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
     """The peer of a `Connection` reset it or went away while data was under way: it is alive, the connection is not."""
 
 
-class _Remembered:
+class RememberedError:
     """A `DeadPeerError` that is one object for as long as anybody has it.
 
     What raised it holds its traceback, which holds frames, which hold the connection: were the connection to hold the
     error, nothing of it would go away without the garbage collector.
     """
 
-    __slots__ = ("_arguments", "_cause", "_error")
+    __slots__ = ("_arguments", "_cause", "_error", "_make")
 
     def __init__(self, error: DeadPeerError) -> None:
-        self._arguments = error.__reduce__()[1]
+        self._make, self._arguments = error.__reduce__()
         self._cause = error.__cause__
         self._take(error)
 
     def _take(self, error: DeadPeerError) -> None:
         self._error = weakref.ref(error)
-        error._remembered = self  # for all who remember it
+        _remembered[error] = self  # for all who remember it
 
     def __call__(self) -> DeadPeerError:
         error = self._error()
         if error is None:
-            error = _rebuild(*self._arguments)
+            error = self._make(*self._arguments)
             error.__cause__ = self._cause
             self._take(error)
         return error
 
 
+_remembered: weakref.WeakKeyDictionary[DeadPeerError, RememberedError] = weakref.WeakKeyDictionary()
+
+
 def remember(exc: BaseException | None) -> Any:
     """What a connection keeps of what ended it, for `as_stream_error`."""
-    return exc._remembered or _Remembered(exc) if isinstance(exc, DeadPeerError) else exc
+    return _remembered.get(exc) or RememberedError(exc) if isinstance(exc, DeadPeerError) else exc
 
 
-def as_stream_error(exc: Any) -> BaseException | None:
+def as_stream_error(exc: RememberedError | BaseException | None) -> BaseException | None:
     """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits.
 
     Takes what `remember` gives, too. A `DeadPeerError` is always the same one; all else is made anew.
     """
-    if isinstance(exc, _Remembered):
+    if isinstance(exc, RememberedError):
         return exc()
     if exc is None or isinstance(exc, DeadPeerError):
         return exc
@@ -215,7 +218,7 @@ def as_stream_error(exc: Any) -> BaseException | None:
     return error
 
 
-def format_address(address: Any) -> str:
+def format_address(address: object) -> str:
     """A socket address the way people write it: 192.0.2.1:80, [2001:db8::1]:80, unix:/run/x.sock."""
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[0], address[1]
@@ -224,3 +227,8 @@ def format_address(address: Any) -> str:
         path = address.decode("utf-8", "replace") if isinstance(address, bytes) else address
         return f"unix:{path}" if path else "unix:"
     return str(address)
+
+
+def os_error(number: int) -> OSError:
+    """The `OSError` of an error number, with the system's text for it; ETIMEDOUT gives a TimeoutError, and so on."""
+    return OSError(number, os.strerror(number))
