@@ -15,15 +15,16 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias, overload
 
-from ..errors import KeepaliveError
+from ..errors import KeepaliveError, os_error
 from .options import SocketLike, platform
 from .sockets import describe
 
 __all__ = [
     "Descriptor",
+    "SocketAddress",
     "descriptors",
     "is_listening",
     "libc",
@@ -39,6 +40,9 @@ if os.name == "posix":
 
 _SO_DOMAIN: Final = 39
 _AF_UNKNOWN: Final = -1
+
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+"""An address of AF_INET, or of AF_INET6 with its flow information and scope."""
 
 
 class Descriptor:
@@ -78,7 +82,12 @@ class Descriptor:
         """Whether it accepts connections."""
         return is_listening(self)
 
-    def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
+    @overload
+    def getsockopt(self, level: int, optname: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+    def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> int | bytes:
         """As `socket.socket.getsockopt`."""
         if buflen is None:
             return self._int(level, optname, None)
@@ -86,26 +95,26 @@ class Descriptor:
         length = self._get(level, optname, buffer, buflen)
         return buffer.raw[:length]
 
-    def setsockopt(self, level: int, optname: int, value: Any, /) -> None:
-        """As `socket.socket.setsockopt`, for integers."""
-        number = ctypes.c_int(value)
-        if libc().setsockopt(self._fd, level, optname, ctypes.byref(number), ctypes.sizeof(number)) != 0:
-            raise _os_error()
+    def setsockopt(self, level: int, optname: int, value: int | bytes, /) -> None:
+        """As `socket.socket.setsockopt`."""
+        raw = value if isinstance(value, bytes) else bytes(ctypes.c_int(value))
+        if libc().setsockopt(self._fd, level, optname, raw, len(raw)) != 0:
+            raise os_error(ctypes.get_errno())
 
-    def getsockname(self) -> tuple[Any, ...]:
+    def getsockname(self) -> SocketAddress:
         """Its own address."""
         return self._address(libc().getsockname)
 
-    def getpeername(self) -> tuple[Any, ...]:
+    def getpeername(self) -> SocketAddress:
         """Its peer's address."""
         return self._address(libc().getpeername)
 
-    def _address(self, call: Any) -> tuple[Any, ...]:
+    def _address(self, call: Callable[..., int]) -> SocketAddress:
         """struct sockaddr_in and sockaddr_in6: ip(7), ipv6(7)."""
         buffer = ctypes.create_string_buffer(28)
         length = ctypes.c_uint(28)
         if call(self._fd, buffer, ctypes.byref(length)) != 0:
-            raise _os_error()
+            raise os_error(ctypes.get_errno())
         raw = buffer.raw
         port = int.from_bytes(raw[2:4], "big")
         if self.family == socket.AF_INET:
@@ -123,10 +132,10 @@ class Descriptor:
             return otherwise
         return number.value
 
-    def _get(self, level: int, option: int, buffer: Any, size: int) -> int:
+    def _get(self, level: int, option: int, buffer: object, size: int) -> int:
         length = ctypes.c_uint(size)
         if libc().getsockopt(self._fd, level, option, buffer, ctypes.byref(length)) != 0:
-            raise _os_error()
+            raise os_error(ctypes.get_errno())
         return length.value
 
     def __repr__(self) -> str:
@@ -137,11 +146,6 @@ class Descriptor:
 def libc() -> ctypes.CDLL:
     """The C library, whose errno ctypes.get_errno() gives."""
     return ctypes.CDLL(None, use_errno=True)
-
-
-def _os_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
 
 
 def descriptors() -> Iterator[Descriptor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from typing import Any, Final
+from typing import Final, cast
 
 from anyio import ClosedResourceError, TypedAttributeProvider
 from anyio.abc import SocketAttribute, SocketStream
@@ -24,7 +24,7 @@ __all__ = ["apply", "cover", "describe", "inspect", "raw_socket", "system_state"
 logger: Final = logging.getLogger("kaio")
 
 
-def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState:
+def apply(sock_or_transport: object, keepalive: KeepaliveArg = None) -> SocketState:
     """Give a socket a keepalive policy, and return what the kernel says that it has now.
 
     Takes a socket, an asyncio transport or StreamWriter, an anyio stream, a kaio `Connection`. Where the policy says
@@ -62,7 +62,7 @@ def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState
     return after
 
 
-def inspect(sock_or_transport: Any) -> SocketState:
+def inspect(sock_or_transport: object) -> SocketState:
     """What the kernel has for a socket now: keepalive, its times, the user timeout.
 
     Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed.
@@ -70,7 +70,7 @@ def inspect(sock_or_transport: Any) -> SocketState:
     return _read(raw_socket(sock_or_transport))
 
 
-def tcp_info(sock_or_transport: Any) -> TcpInfo:
+def tcp_info(sock_or_transport: object) -> TcpInfo:
     """The kernel's TCP_INFO of a socket.
 
     Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
@@ -100,11 +100,11 @@ def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState
         return None
 
 
-def raw_socket(obj: Any) -> SocketLike:
+def raw_socket(obj: object) -> SocketLike:
     """The socket of a socket, transport, StreamWriter, anyio stream or Connection. Raises TypeError, KeepaliveError."""
     if isinstance(obj, socket.socket):
         return obj
-    found: Any = None
+    found: object = None
     if isinstance(obj, (TypedAttributeProvider, SocketStream)):
         try:
             found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
@@ -126,7 +126,7 @@ def raw_socket(obj: Any) -> SocketLike:
         if is_closing is not None and is_closing():  # a Unix transport of uvloop's after its end
             raise KeepaliveError(errno.EBADF, "the socket is closed")
         raise KeepaliveError(errno.ENOTSOCK, f"{obj!r} has no socket: keepalive is of TCP sockets only")
-    return found  # type: ignore[no-any-return]
+    return cast("SocketLike", found)
 
 
 def wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
@@ -198,7 +198,7 @@ def _put_back(sock: SocketLike, before: SocketState) -> None:
         logger.warning("%s could not be given back what it had (%s): %s", describe(sock), before, exc.strerror)
 
 
-def describe(sock: Any) -> str:
+def describe(sock: SocketLike) -> str:
     """A socket in a message: by its peer, else by its own address, else by its descriptor."""
     for get in ("getpeername", "getsockname"):
         try:

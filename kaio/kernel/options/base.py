@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from typing import TYPE_CHECKING, Any, Final, Protocol, overload
+from typing import TYPE_CHECKING, Final, Protocol, overload
 
 from ...errors import KeepaliveError
 from ..tcpinfo import TcpInfo, TcpState
@@ -47,7 +47,7 @@ class SocketLike(Protocol):
     @overload
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
 
-    def setsockopt(self, level: int, optname: int, value: Any, /) -> None: ...
+    def setsockopt(self, level: int, optname: int, value: int | bytes, /) -> None: ...
 
 
 class Platform(Protocol):
