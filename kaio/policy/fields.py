@@ -1,4 +1,4 @@
-"""Values of a policy's fields: `AUTO`, and the limits of the kernel."""
+"""Types and limits of a policy's fields."""
 
 from __future__ import annotations
 

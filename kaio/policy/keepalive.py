@@ -1,8 +1,8 @@
-"""`Keepalive`: how a connection's peer is watched.
+"""`Keepalive`: a keepalive policy.
 
-Rules kept here: every policy that exists is valid. A value that the kernel would refuse, and a user timeout that would
-end a connection after one lost probe, is a `PolicyError` when the policy is made. Times are seconds, rounded up to the
-kernel's unit: whole seconds, and whole milliseconds for the user timeout.
+Rules kept here: every policy that exists is valid. A value outside the kernel's limits, and a user timeout that would
+end a connection after one lost probe, raises `PolicyError` when the policy is created. Times are seconds, rounded up to
+the kernel's unit: whole seconds, and whole milliseconds for the user timeout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Keepalive", "KeepaliveArg", "Step", "as_policy"]
 
 
 class Step(NamedTuple):
-    """One event in the life of a connection whose peer fell silent: `at` seconds after the last segment heard."""
+    """An event on an idle connection whose peer is dead: `at` seconds after the last segment was received from it."""
 
     at: float
     event: str
@@ -33,26 +33,28 @@ class Step(NamedTuple):
 class Keepalive:
     """A keepalive policy.
 
-    The kernel sends the first probe after `idle` seconds of silence, then one every `interval` seconds, and gives the
-    peer up when `count` of them went unanswered (tcp(7)): a dead idle peer is found after `detection_time`.
+    The kernel sends the first probe when nothing was received for `idle` seconds, then one every `interval` seconds,
+    and drops the connection when `count` probes were not answered (tcp(7)): the death of an idle peer is detected
+    after `detection_time`.
 
-    Raises `PolicyError` for anything that the kernel would not take, and for a user timeout that would kill a peer
+    Raises `PolicyError` for values outside the kernel's limits, and for a user timeout that would end a connection
     after a single lost probe (RFC 9293 3.8.4, MUST-29).
     """
 
     idle: float | None = 20
-    """Seconds of silence before the first probe, 1 to 32767; default 20; None: the system's."""
+    """Seconds without a segment from the peer before the first probe, 1 to 32767; default 20; None: the system's
+    value."""
     interval: float | None = 10
-    """Seconds between probes, 1 to 32767; default 10; None: the system's."""
+    """Seconds between probes, 1 to 32767; default 10; None: the system's value."""
     count: int | None = 4
-    """Unanswered probes that mean death, 1 to 127; default 4; None: the system's."""
+    """Unanswered probes before the connection is dropped, 1 to 127; default 4; None: the system's value."""
     _: dataclasses.KW_ONLY
     user_timeout: float | Auto | None = AUTO
-    """Seconds that sent data may go unacknowledged, up to 2147483.647. AUTO (the default): the detection time. None:
-    for as long as the kernel retransmits (tcp_retries2, about 15 minutes). With stalled="drop" the kernel enforces it,
-    and is late by up to one retransmission timeout where a router answers with ICMP unreachable (RFC 6069)."""
+    """Seconds that sent data may stay unacknowledged, up to 2147483.647. AUTO (the default): the detection time. None:
+    as long as the kernel retransmits it (tcp_retries2, about 15 minutes). With stalled="drop" the kernel enforces it,
+    up to one retransmission timeout late when a router answers with ICMP unreachable (RFC 6069)."""
     stalled: Stalled = "keep"
-    """What becomes of a peer that is alive but takes no data for the user timeout: "keep" (the default) or "drop"."""
+    """What happens to a peer that is alive but accepts no data for the user timeout: "keep" (the default) or "drop"."""
     enabled: bool = dataclasses.field(default=True, init=False)
     """False for `Keepalive.OFF` only."""
 
@@ -62,7 +64,7 @@ class Keepalive:
     """Keepalive with the system's times (on Linux tcp_keepalive_time, _intvl, _probes), and no user timeout."""
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # frozen for everybody else
+        put = object.__setattr__  # the dataclass is frozen
         put(self, "idle", _whole_seconds("idle", self.idle))
         put(self, "interval", _whole_seconds("interval", self.interval))
         put(self, "count", _count(self.count))
@@ -75,7 +77,7 @@ class Keepalive:
             raise PolicyError(
                 "user_timeout",
                 AUTO,
-                f"is the detection time, {longest:g} s, and must be at most {MAX_USER_TIMEOUT_MS / 1000} s",
+                f"is the detection time, {longest:g} s, but must be at most {MAX_USER_TIMEOUT_MS / 1000} s",
             )
 
     def _check_one_lost_probe(self) -> None:
@@ -89,14 +91,14 @@ class Keepalive:
                 f"must be at least idle + 2 * interval = {least:g} s, or a single lost probe would end the connection",
             )
 
-    # -- what follows from it
+    # -- derived values
 
     @property
     def detection_time(self) -> float | None:
-        """Seconds from the last segment heard to the verdict on an idle connection: idle + interval * count.
+        """Seconds from the last segment received to the end of an idle connection: idle + interval * count.
 
-        With stalled="drop" a user timeout that was given takes the place of the count, as in the kernel (tcp(7)), and
-        is looked at when a probe is due. `math.inf` for OFF; None where one of the three is left to the system.
+        With stalled="drop" an explicit user timeout replaces the count, as in the kernel (tcp(7)), which checks it
+        when a probe is due. `math.inf` for OFF; None when one of the three fields is None.
         """
         if not self.enabled:
             return math.inf
@@ -105,20 +107,20 @@ class Keepalive:
         return self.idle + self.interval * self._intervals(self.idle, self.interval, self.count)
 
     def _intervals(self, idle: float, interval: float, count: int) -> int:
-        """How many intervals follow the idle time before the kernel gives an idle peer up."""
+        """Number of intervals between the first probe and the end of an idle connection."""
         if self.stalled == "drop" and isinstance(self.user_timeout, (int, float)):
             return max(1, math.ceil((self.user_timeout - idle) / interval))
         return count
 
     @property
     def effective_user_timeout(self) -> float | None:
-        """The user timeout in seconds with AUTO resolved; None: unbounded, or AUTO of times left to the system."""
+        """The user timeout in seconds, with AUTO resolved. None: unbounded, or AUTO while `detection_time` is None."""
         return self.detection_time if isinstance(self.user_timeout, Auto) else self.user_timeout
 
     def filled(self, *, idle: float | None, interval: float | None, count: int | None) -> Keepalive:
-        """This policy with the given values where it left them to the system.
+        """Return a copy in which the given values replace the fields that are None.
 
-        Raises `PolicyError` where the user timeout is too short for those values.
+        Raises `PolicyError` when the user timeout is too short for those values.
         """
         if not self.enabled:
             return self
@@ -130,28 +132,28 @@ class Keepalive:
         )
 
     def timeline(self) -> tuple[Step, ...]:
-        """What happens on an idle connection whose peer dies, in seconds after the last segment heard from it.
+        """List the probes and the end of an idle connection whose peer is dead.
 
-        Empty for OFF. Raises `PolicyError` where a time is left to the system: see `filled`.
+        Empty for OFF. Raises `PolicyError` when a field is None: see `filled`.
         """
         if not self.enabled:
             return ()
         if self.idle is None or self.interval is None or self.count is None:
             field = "idle" if self.idle is None else "interval" if self.interval is None else "count"
-            raise PolicyError(field, None, "is left to the system; give it with filled() for a timeline")
+            raise PolicyError(field, None, "is the system's value; a timeline needs a number, see filled()")
         idle, interval = self.idle, self.interval
         probes = self._intervals(idle, interval, self.count)
         steps = [Step(idle + interval * n, f"probe {n + 1} of {probes}") for n in range(probes)]
         return (*steps, Step(idle + interval * probes, "dead"))
 
-    # -- ways to make one
+    # -- constructors
 
     @classmethod
     def detect(cls, within: float) -> Keepalive:
-        """The best policy for finding dead peers: its detection time is at most `within` seconds (2 or more).
+        """Create a policy that detects a dead peer within `within` seconds (2 or more).
 
-        At least a third of the time is silence, then four probes follow; below 5 s there are fewer. Of a fraction of a
-        second the whole seconds count. Beyond 98299 s the kernel's limits make the detection time shorter than asked.
+        Idle is at least a third of that time, and four probes follow; fewer below 5 s. Fractions of a second are
+        dropped. Above 98299 s the detection time is shorter than `within`, because of the kernel's limits.
         """
         whole = math.floor(_number("within", within))
         if whole < 2:
@@ -163,10 +165,10 @@ class Keepalive:
 
     @classmethod
     def hold(cls, against: float) -> Keepalive:
-        """The policy for getting past a middlebox that forgets connections silent for `against` seconds (3 or more).
+        """Create a policy for a middlebox that drops connections idle for `against` seconds (3 or more).
 
-        The first probe comes at half of that and its successor at three quarters, so that one may be lost; the last
-        quarter is spare because the kernel's long timers fire up to an eighth late (kernel/time/timer.c).
+        The first probe is sent at half of that time and the second at three quarters, so that one may be lost. The last
+        quarter is a reserve: kernel timers above 16 s may fire up to 12.5 % late (kernel/time/timer.c).
         """
         limit = _number("against", against)
         if limit < 3:
@@ -176,16 +178,16 @@ class Keepalive:
 
     @classmethod
     def parse(cls, text: str) -> Keepalive:
-        """A policy from its text.
+        """Create a policy from text.
 
-        - `20s:10s:4`: idle, interval, count, as nginx's so_keepalive has them; an empty one is the system's; more may
-          follow, `20s:10s:4,user_timeout=1m,stalled=drop`
+        - `20s:10s:4`: idle, interval and count, as in nginx's so_keepalive. An empty one is the system's value. More
+          fields may follow: `20s:10s:4,user_timeout=1m,stalled=drop`
         - `on`, `off`: `Keepalive.SYSTEM`, `Keepalive.OFF`
-        - `idle=20s,count=4,user_timeout=1m,stalled=drop`: what is not named has its default; `system` leaves a time to
-          the system, `user_timeout` also takes `auto` and `none`
-        - `detect=30s`, `hold=350s`: the classmethods of that name
+        - `idle=20s,count=4,user_timeout=1m,stalled=drop`: fields that are not named have their defaults. `system` is
+          the system's value of a time or the count; `user_timeout` accepts `auto` and `none`
+        - `detect=30s`, `hold=350s`: the classmethods of those names
 
-        Times are numbers with ms, s, m, h or d, also joined (`1m30s`); a bare number is seconds.
+        Times are numbers with a unit, ms, s, m, h or d, and may be joined (`1m30s`); a number without one is seconds.
         Raises `PolicyError`.
         """
         if not isinstance(text, str):
@@ -195,11 +197,11 @@ class Keepalive:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Keepalive:
-        """The policy that the environment asks for, else `Keepalive()`.
+        """Create the default policy from environment variables; `Keepalive()` where none of them is set.
 
-        KAIO_KEEPALIVE takes what `parse` takes, and wins. Otherwise libkeepalive's variables count: KEEPALIVE=off, and
-        KEEPIDLE, KEEPINTVL (seconds) and KEEPCNT in place of the defaults. Empty variables count as absent.
-        Raises `PolicyError` that names the variable.
+        KAIO_KEEPALIVE has the text that `parse` accepts, and takes precedence over libkeepalive's variables:
+        KEEPALIVE=off; KEEPIDLE, KEEPINTVL (seconds) and KEEPCNT, which replace the defaults. An empty variable counts
+        as not set. Raises `PolicyError`, which names the variable.
         """
         env = os.environ if environ is None else environ
         spec = env.get("KAIO_KEEPALIVE", "").strip()
@@ -235,14 +237,14 @@ class Keepalive:
 
 
 KeepaliveArg: TypeAlias = Keepalive | str | bool | None
-"""What every argument named `keepalive=` takes."""
+"""The type of every argument named `keepalive=`."""
 
 
 def as_policy(keepalive: KeepaliveArg) -> Keepalive:
-    """The policy that an argument named `keepalive=` means.
+    """Convert an argument named `keepalive=` to a policy.
 
-    A policy or its text; True: `Keepalive()`, whatever the environment says; False: `Keepalive.OFF`; None: the
-    default, `Keepalive.from_env()`.
+    A policy stays as it is and text is parsed. True: `Keepalive()`, whatever the environment says. False:
+    `Keepalive.OFF`. None: the default, `Keepalive.from_env()`. Raises `PolicyError`.
     """
     if isinstance(keepalive, Keepalive):
         return keepalive
@@ -263,10 +265,11 @@ def as_policy(keepalive: KeepaliveArg) -> Keepalive:
 
 
 def _number(field: str, value: object) -> float:
-    """A finite number above 0 that is not a boolean."""
+    """Check that a value is a finite number above 0 and not a boolean, and return it as an int or a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PolicyError(field, value, "must be a number of seconds")
-    # int() and float() rid subclasses (numpy's, IntEnum) of their own repr; an int may be too large for a float.
+    # Subclasses (numpy's, IntEnum) have a repr of their own, which must not get into that of a policy. An int is not
+    # converted to a float, for which it may be too large.
     number = float(value) if isinstance(value, float) else int(value)
     if isinstance(number, float) and not math.isfinite(number):
         raise PolicyError(field, value, "must be finite")
@@ -298,14 +301,14 @@ def _user_timeout(value: object) -> float | Auto | None:
     if value is None or isinstance(value, Auto):
         return value
     number = _number("user_timeout", value)
-    # By way of its shortest decimal form, so that 8.41 is 8410 ms and not one more for binary's sake.
+    # Decimal, because 8.41 * 1000 is 8410.000000000002 and would be rounded up to 8411 ms.
     milliseconds = math.ceil(Decimal(repr(number)) * 1000)
     if milliseconds > MAX_USER_TIMEOUT_MS:
         raise PolicyError("user_timeout", value, f"must be at most {MAX_USER_TIMEOUT_MS / 1000} s")
     return milliseconds / 1000
 
 
-# -- the two constants, made here because the checks above must exist first
+# -- the two constants, which need the checks above
 
 
 def _off() -> Keepalive:

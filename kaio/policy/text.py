@@ -1,12 +1,12 @@
-"""The text of a policy, parsed: `20s:10s:4`, `on`, `idle=20s,count=4`, `detect=30s`; and the environment's variables.
+"""Parse the text of a policy: `20s:10s:4`, `on`, `idle=20s,count=4`, `detect=30s`; and libkeepalive's variables.
 
-    policy  = "on" | "off" | times *("," pair) | pair *("," pair) | task
-    times   = [time] ":" [time] ":" [count]           ; as nginx's so_keepalive; an empty one is the system's
+    policy  = "on" / "off" / times *("," pair) / pair *("," pair) / task
+    times   = [time] ":" [time] ":" [count]           ; as in nginx's so_keepalive; an empty one is the system's value
     pair    = name "=" value                          ; names and values: _FIELDS
-    task    = ("detect" | "hold") "=" time
+    task    = ("detect" / "hold") "=" time
 
-Rules kept here: letter case and surrounding white space do not matter. Text with two meanings is an error. `Keepalive`
-is not known here: what a text stands for is made by functions that the caller passes.
+Rules kept here: letter case and surrounding white space do not matter. Ambiguous text is an error. This module does not
+know `Keepalive`: the caller passes the functions that create a policy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Policy = TypeVar("Policy")
 
 
 def parse_time(field: str, text: str) -> float:
-    """Seconds from text such as "20s", "1m30s", "500ms", "7". Raises `PolicyError`, which names the field."""
+    """Convert text such as "20s", "1m30s", "500ms", "7" to seconds. Raises `PolicyError`, which names the field."""
     seconds = read_seconds(text)
     if seconds is None:
         raise PolicyError(field, text, "must be a time such as 20s, 1m30s, 500ms, or a bare number of seconds")
@@ -51,7 +51,7 @@ def _user_timeout(field: str, text: str) -> float | Auto | None:
     return words[text] if text in words else parse_time(field, text)
 
 
-def _as_it_is(_field: str, text: str) -> str:
+def _unchanged(_field: str, text: str) -> str:
     return text
 
 
@@ -60,7 +60,7 @@ _FIELDS: Final[dict[str, Callable[[str, str], object]]] = {
     "interval": _time_or_system,
     "count": _count_or_system,
     "user_timeout": _user_timeout,
-    "stalled": _as_it_is,  # Keepalive checks it
+    "stalled": _unchanged,  # Keepalive checks it
 }
 """The parser of each field's value, called with the name and the text."""
 
@@ -71,10 +71,10 @@ def parse_policy(
     words: Mapping[str, Policy],
     tasks: Mapping[str, Callable[[float], Policy]],
 ) -> Policy:
-    """The policy that a text describes.
+    """Create a policy from text.
 
-    `make` is called with the fields that the text gives, `words` has the policies that are one word, and `tasks` the
-    functions of one time. Raises `PolicyError`, as do `make` and `tasks`.
+    `make` is called with the fields in the text, by name. `words` are the policies that are written as one word, and
+    `tasks` the functions that create a policy from one time. Raises `PolicyError`, as `make` and `tasks` may.
     """
     word = text.strip().lower()
     if word in words:
@@ -86,7 +86,7 @@ def parse_policy(
     if "=" in first:
         rest = [first, *rest]
     elif first.strip() in words:
-        raise PolicyError("keepalive", text, f"{first!r} stands alone")
+        raise PolicyError("keepalive", text, f"{first!r} cannot be combined with other fields")
     else:
         fields.update(_parse_times(first, first))
     pairs = _split_pairs(rest, fields, text)
@@ -94,18 +94,18 @@ def parse_policy(
     if task is None:
         return make(**fields, **_parse_values(pairs, [*_FIELDS, *tasks]))
     if len(pairs) > 1 or fields:
-        raise PolicyError("keepalive", text, f"{task}= stands alone")
+        raise PolicyError("keepalive", text, f"{task}= cannot be combined with other fields")
     return tasks[task](parse_time(task, pairs[task]))
 
 
 def _parse_times(word: str, text: str) -> dict[str, float | None]:
-    """The fields of `idle:interval:count`."""
+    """Parse `idle:interval:count`."""
     parts = [part.strip() for part in word.split(":")]
     if len(parts) != 3:
         raise PolicyError(
             "keepalive",
             text,
-            "must be 'on', 'off', 'idle:interval:count' such as '20s:10s:4' or '30m::10', or names such as"
+            "must be 'on', 'off', 'idle:interval:count' such as '20s:10s:4' or '30m::10', or name=value such as"
             " 'idle=20s,count=4', 'detect=30s', 'hold=350s'",
         )
     idle, interval, count = parts
@@ -117,14 +117,14 @@ def _parse_times(word: str, text: str) -> dict[str, float | None]:
 
 
 def _split_pairs(items: list[str], fields: Mapping[str, object], text: str) -> dict[str, str]:
-    """Names and values of `name=value`, none of them given twice or in `fields`."""
+    """Split each `name=value`, and check that no name is given twice, nor in `fields` already."""
     pairs: dict[str, str] = {}
     for item in items:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not name or not value:
             raise PolicyError("keepalive", text, f"{item.strip()!r} must be of the form name=value")
         if name in pairs or name in fields:
-            raise PolicyError(name, value, f"stands twice in {text!r}")
+            raise PolicyError(name, value, f"is given twice in {text!r}")
         pairs[name] = value
     return pairs
 
@@ -133,7 +133,7 @@ def _parse_values(pairs: Mapping[str, str], known: list[str]) -> dict[str, objec
     fields: dict[str, object] = {}
     for name, value in pairs.items():
         if name not in _FIELDS:
-            raise PolicyError(name, value, f"is not known; known are {', '.join(known)}")
+            raise PolicyError(name, value, f"is not a field; the fields are {', '.join(known)}")
         fields[name] = _FIELDS[name](name, value)
     return fields
 
@@ -148,10 +148,10 @@ _LIBKEEPALIVE: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
 
 
 def parse_libkeepalive(env: Mapping[str, str], make: Callable[..., Policy], off: Policy) -> Policy:
-    """The policy that libkeepalive's variables describe: KEEPALIVE, KEEPIDLE, KEEPINTVL, KEEPCNT.
+    """Create a policy from libkeepalive's variables: KEEPALIVE, KEEPIDLE, KEEPINTVL, KEEPCNT.
 
-    `make` is called with the fields that are set, `off` is the policy of KEEPALIVE=off. Empty variables count as
-    absent. Raises `PolicyError`, which names the variable.
+    `make` is called with the fields whose variables are set, `off` is the policy for KEEPALIVE=off. An empty variable
+    counts as not set. Raises `PolicyError`, which names the variable.
     """
     switch = env.get("KEEPALIVE", "").strip().lower()
     if switch not in ("", "on", "off"):

@@ -1,7 +1,7 @@
 """Times and counts as text: `20s`, `1m30s`, `500ms`, `7`.
 
-Rules kept here: the text stands alone, without the field that it belongs to, so text that is not a time or a count is
-None and not an error. Only ASCII digits are digits.
+Rules kept here: these functions do not know the field that the text is for, so they return None for text that is not a
+time or a count, and the caller raises the error. Only ASCII digits count as digits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_TEXT: Final = 200
 
 
 def read_seconds(text: str) -> float | None:
-    """Seconds from text such as "20s", "1m30s", "500ms", "7"; None for any other text."""
+    """Convert text such as "20s", "1m30s", "500ms", "7" to seconds; None for any other text."""
     if len(text) > _MAX_TEXT:
         return None
     if _BARE.fullmatch(text):
@@ -32,12 +32,12 @@ def read_seconds(text: str) -> float | None:
 
 
 def read_count(text: str) -> int | None:
-    """A whole number from its decimal digits; None for any other text."""
+    """Convert decimal digits to a whole number; None for any other text."""
     return int(text) if _COUNT.fullmatch(text) else None
 
 
 def format_seconds(seconds: float | None, unknown: str = "") -> str:
-    """A time in text that `read_seconds` reads: "20s", "8410ms"; `unknown` for None."""
+    """Write a time as `read_seconds` reads it: "20s", "8410ms"; `unknown` for None."""
     if seconds is None:
         return unknown
     milliseconds = round(seconds * 1000)
@@ -45,7 +45,7 @@ def format_seconds(seconds: float | None, unknown: str = "") -> str:
 
 
 def format_times(idle: float | None, interval: float | None, count: int | None, unknown: str = "") -> str:
-    """Idle, interval and count as nginx's so_keepalive has them, "20s:10s:4"; `unknown` for each None."""
+    """Write idle, interval and count as in nginx's so_keepalive: "20s:10s:4"; `unknown` for each None."""
     return f"{format_seconds(idle, unknown)}:{format_seconds(interval, unknown)}:{unknown if count is None else count}"
 
 
