@@ -578,7 +578,7 @@ def test_apply_refuses_what_the_platform_lacks_before_anything_is_set(
     """The error names the platform and every field."""
     use(case)
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
-    with pytest.raises(KeepaliveError, match=f"{case.name} has no {fields} of a socket's own") as caught:
+    with pytest.raises(KeepaliveError, match=f"{case.name} cannot set {fields} for a single socket") as caught:
         kaio.apply(sock, policy)
     assert caught.value.errno == errno.EOPNOTSUPP
     assert sock.calls == []
@@ -605,7 +605,7 @@ def test_apply_puts_back_what_was_there(use: Use, case: Case, field: str, answer
     option = case.keepalive if field == "enabled" else getattr(case, field)
     before = options_of(case, on=False, idle=7000, interval=70, count=7, user_timeout=7) | {(SOL, 38): TCP}
     sock = FakeSocket(before, answers={(*option, wanted[option]): answer})
-    with pytest.raises(KeepaliveError, match=f"socket of descriptor 7: {field}: ") as caught:
+    with pytest.raises(KeepaliveError, match=f"socket with descriptor 7: {field}: ") as caught:
         kaio.apply(sock, Keepalive(user_timeout=90, stalled="drop"))
     assert caught.value.errno == errno.EINVAL
     assert isinstance(caught.value.__cause__, OSError)
@@ -618,7 +618,7 @@ def test_a_disagreement_names_both_values(use: Use) -> None:
     use(LINUX)
     before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
     sock = FakeSocket(before, answers={(TCP, 5, 10): 75})
-    with pytest.raises(KeepaliveError, match=r"interval: asked for 10, the kernel has 75"):
+    with pytest.raises(KeepaliveError, match=r"interval: set to 10, but the kernel reports 75"):
         kaio.apply(sock, "20s:10s:4")
 
 
@@ -627,7 +627,7 @@ def test_a_user_timeout_that_windows_cannot_lift_is_an_error(use: Use) -> None:
     use(WINDOWS)
     before = options_of(WINDOWS, on=False, idle=7200, interval=75, count=9, user_timeout=60)
     sock = FakeSocket(before)
-    with pytest.raises(KeepaliveError, match=r"user_timeout: asked for None, the kernel has 60\.0"):
+    with pytest.raises(KeepaliveError, match=r"user_timeout: set to None, but the kernel reports 60\.0"):
         kaio.apply(sock, "20s:10s:4")
     assert sock.options == before
 
@@ -643,7 +643,7 @@ def test_what_cannot_be_put_back_is_logged(use: Use, caplog: pytest.LogCaptureFi
     ):
         kaio.apply(sock, "20s:10s:4")
     (record,) = caplog.records
-    assert "could not be given back what it had (off)" in record.getMessage()
+    assert "cannot restore the previous keepalive options (off)" in record.getMessage()
     assert "idle: the kernel refused 7200" in record.getMessage()
 
 
@@ -672,7 +672,7 @@ def test_an_option_that_the_kernel_never_takes_does_not_keep_the_others_from_bei
     with pytest.raises(KeepaliveError, match="interval: the kernel refused 10"):
         kaio.apply(sock, "20s:10s:4")
     assert sock.options == before
-    assert "could not be given back" not in caplog.text
+    assert "cannot restore" not in caplog.text
 
 
 @pytest.mark.parametrize("case", CASES[1:], ids=repr)
@@ -681,7 +681,9 @@ def test_a_refusal_to_read_is_a_keepalive_error(use: Use, case: Case) -> None:
     use(case)
     sock = FakeSocket()
     for ask in (kaio.apply, kaio.inspect):
-        with pytest.raises(KeepaliveError, match=f"socket of descriptor 7: {os.strerror(errno.ENOPROTOOPT)}") as caught:
+        with pytest.raises(
+            KeepaliveError, match=f"socket with descriptor 7: {os.strerror(errno.ENOPROTOOPT)}"
+        ) as caught:
             ask(sock)
         assert caught.value.errno == errno.ENOPROTOOPT
     assert sock.calls == []
