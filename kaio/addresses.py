@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .errors import AddressError
 
-__all__ = ["Address", "TcpAddress", "UnixAddress", "one_address", "parse_address", "tcp_address"]
+__all__ = ["Address", "TcpAddress", "UnixAddress", "make_address", "parse_address", "tcp_address"]
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"[^\s\0\[\]/@#?:]+")
@@ -74,7 +74,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     return TcpAddress(None if host in ("", "*") else host, _port(port, text))
 
 
-def one_address(host: str | os.PathLike[str] | Address | None, port: object = None) -> Address:
+def make_address(host: str | os.PathLike[str] | Address | None, port: object = None) -> Address:
     """Make an address of a host and a port, or of an address or text that has both. Raises `AddressError`."""
     if isinstance(host, (TcpAddress, UnixAddress)):
         if port is not None:

@@ -135,7 +135,7 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         this_host: bool = False,
     ) -> None:
         where = "peer" if peername is None else f"peer {format_address(peername)}"
-        what = f"no way from this host to {where}" if this_host else f"{where} is dead"
+        what = f"this host cannot reach {where}" if this_host else f"{where} is dead"
         details = [os.strerror(errno)] if this_host and errno != ETIMEDOUT else []
         if not math.isnan(silence) and not (this_host and info is None):  # else nothing left that could be answered
             details.append(f"silent for {silence:.1f} s")

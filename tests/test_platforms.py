@@ -212,12 +212,12 @@ def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
     assert set(promised) == {
         "is_tcp",
         "missing",
-        "takes",
+        "rounded",
         "read",
         "write",
         "set_user_timeout",
         "cap_backoff",
-        "resting_for",
+        "idle_time",
         "tcp_info",
     }
 
@@ -409,15 +409,15 @@ def test_missing_names_what_cannot_be_set(use: Use, case: Case, fields: list[str
 @pytest.mark.parametrize(
     ("case", "user_timeout"), [(LINUX, 60.25), (WINDOWS, 60.25), (DARWIN, 61), (FREEBSD, 61)], ids=repr
 )
-def test_takes_rounds_up_as_write_does(use: Use, case: Case, user_timeout: float) -> None:
+def test_rounded_rounds_up_as_write_does(use: Use, case: Case, user_timeout: float) -> None:
     """It predicts what read returns after write."""
     platform = use(case)
-    assert platform.takes(ALL) == SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=user_timeout)
-    assert platform.takes(TIMES) == TIMES
-    assert platform.takes(SocketState(enabled=False)) == SocketState(enabled=False)
+    assert platform.rounded(ALL) == SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=user_timeout)
+    assert platform.rounded(TIMES) == TIMES
+    assert platform.rounded(SocketState(enabled=False)) == SocketState(enabled=False)
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
     platform.write(sock, ALL)
-    assert platform.read(sock) == platform.takes(ALL)
+    assert platform.read(sock) == platform.rounded(ALL)
 
 
 @pytest.mark.parametrize("field", ["idle", "interval", "count", "enabled"])

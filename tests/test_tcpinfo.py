@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kaio import TcpInfo, TcpState
-from kaio.kernel.tcpinfo import at_rest
+from kaio.kernel.tcpinfo import idle_time_from_bytes
 
 # include/uapi/linux/tcp.h, struct tcp_info, from its first byte to tcpi_total_rto_time; all values differ.
 WORDS = {
@@ -158,8 +158,8 @@ def record(**changed: int) -> bytes:
 
 def test_the_idle_time_is_the_silence_of_the_whole_sample() -> None:
     """The time since data or an acknowledgement was received, whichever is shorter."""
-    assert at_rest(record()) == 8.002 == TcpInfo.from_bytes(record()).silence
-    assert at_rest(record(last_ack_recv=10_000)) == 9.003
+    assert idle_time_from_bytes(record()) == 8.002 == TcpInfo.from_bytes(record()).silence
+    assert idle_time_from_bytes(record(last_ack_recv=10_000)) == 9.003
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,6 @@ def test_the_idle_time_is_the_silence_of_the_whole_sample() -> None:
 )
 def test_a_connection_that_is_not_idle_has_no_idle_time(changed: dict[str, int]) -> None:
     """Nor has one whose struct is too short."""
-    assert at_rest(record(**changed)) is None
-    assert at_rest(record()[:147]) is None
-    assert at_rest(record()[:148]) is not None
+    assert idle_time_from_bytes(record(**changed)) is None
+    assert idle_time_from_bytes(record()[:147]) is None
+    assert idle_time_from_bytes(record()[:148]) is not None

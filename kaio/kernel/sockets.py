@@ -19,7 +19,7 @@ from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 from .options import SocketLike, platform
 from .tcpinfo import TcpInfo
 
-__all__ = ["apply", "cover", "describe", "inspect", "raw_socket", "system_state", "tcp_info", "wanted"]
+__all__ = ["apply", "apply_or_warn", "describe", "inspect", "raw_socket", "system_state", "target_state", "tcp_info"]
 
 logger: Final = logging.getLogger("kaio")
 
@@ -41,7 +41,7 @@ def apply(sock_or_transport: object, keepalive: KeepaliveArg = None) -> SocketSt
     policy = as_policy(keepalive)
     sock = raw_socket(sock_or_transport)
     before = _read(sock)
-    target = wanted(policy, sock)
+    target = target_state(policy, sock)
     missing = platform.missing(target)
     if missing:
         problem = f"{platform.NAME} cannot set {', '.join(missing)} for a single socket"
@@ -49,9 +49,9 @@ def apply(sock_or_transport: object, keepalive: KeepaliveArg = None) -> SocketSt
     try:
         platform.write(sock, target)
         after = platform.read(sock)
-        _compare(platform.takes(target), after)
+        _compare(platform.rounded(target), after)
     except OSError as exc:
-        _put_back(sock, before)
+        _restore(sock, before)
         raise _keepalive_error(sock, exc) from exc
     # A transport or Connection of kaio's: tell its monitor. By name, because they are in a package above this one.
     follow = getattr(sock_or_transport, "_kaio_follow", None)
@@ -85,7 +85,7 @@ def tcp_info(sock_or_transport: object) -> TcpInfo:
         raise _keepalive_error(sock, exc, "TCP_INFO: ") from exc
 
 
-def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState | None:
+def apply_or_warn(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState | None:
     """Set the options of a socket that kaio created or accepted, and return them as `apply` does.
 
     When the platform does not have an option, an `explicit` policy raises `KeepaliveError`; the default policy logs a
@@ -132,7 +132,7 @@ def raw_socket(obj: object) -> SocketLike:
     return cast("SocketLike", found)
 
 
-def wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
+def target_state(policy: Keepalive, sock: SocketLike) -> SocketState:
     """Return the options that a socket has to have for a policy.
 
     Raises `KeepaliveError` when the system's values are needed and cannot be read, `PolicyError` when the user timeout
@@ -191,7 +191,7 @@ def _compare(target: SocketState, state: SocketState) -> None:
             raise KeepaliveError(errno.EINVAL, f"{field}: set to {asked}, but the kernel reports {has}")
 
 
-def _put_back(sock: SocketLike, before: SocketState) -> None:
+def _restore(sock: SocketLike, before: SocketState) -> None:
     try:
         platform.write(sock, before)
     except OSError as exc:

@@ -12,7 +12,7 @@ import functools
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["TcpInfo", "TcpState", "at_rest"]
+__all__ = ["TcpInfo", "TcpState", "idle_time_from_bytes"]
 
 
 class TcpState(enum.IntEnum):
@@ -96,7 +96,7 @@ class TcpInfo(NamedTuple):
 _ACTIVITY: Final = struct.Struct("=BxBB20xI24xII84xI")
 
 
-def at_rest(data: bytes) -> float | None:
+def idle_time_from_bytes(data: bytes) -> float | None:
     """Seconds since an idle connection last received a segment; None for a connection that is not idle.
 
     Idle is what the kernel's keepalive timer calls so (net/ipv4/tcp_timer.c, tcp_keepalive_timer): established, with

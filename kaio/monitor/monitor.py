@@ -333,7 +333,7 @@ class Monitor:
             sock = link.get_socket()
             watch = link.watch
             if watch is None:
-                silence = platform.resting_for(sock)
+                silence = platform.idle_time(sock)
                 if silence is not None:
                     link.on_look(sock, _AT_REST)
                     if link.due < 0 and link.limits is limits and not link.ended:

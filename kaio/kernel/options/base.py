@@ -66,7 +66,7 @@ class Platform(Protocol):
         """Return the names of the fields that are not None and that this platform cannot set."""
         ...
 
-    def takes(self, state: SocketState) -> SocketState:
+    def rounded(self, state: SocketState) -> SocketState:
         """Return what `read` gives after `write(state)`: times are rounded up to the platform's units."""
         ...
 
@@ -95,7 +95,7 @@ class Platform(Protocol):
         """
         ...
 
-    def resting_for(self, sock: SocketLike) -> float | None:
+    def idle_time(self, sock: SocketLike) -> float | None:
         """Return the seconds since an idle connection last received a segment. Raises OSError.
 
         None when the connection is not idle or the platform does not tell: then `tcp_info` has the details.

@@ -15,12 +15,12 @@ __all__ = [
     "INHERITS",
     "NAME",
     "cap_backoff",
+    "idle_time",
     "is_tcp",
     "missing",
     "read",
-    "resting_for",
+    "rounded",
     "set_user_timeout",
-    "takes",
     "tcp_info",
     "write",
 ]
@@ -46,7 +46,7 @@ def missing(state: SocketState) -> list[str]:
     return []
 
 
-def takes(state: SocketState) -> SocketState:
+def rounded(state: SocketState) -> SocketState:
     return dataclasses.replace(state, user_timeout=seconds_up(state.user_timeout) or None)
 
 
@@ -81,7 +81,7 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
-def resting_for(sock: SocketLike) -> float | None:
+def idle_time(sock: SocketLike) -> float | None:
     return None
 
 

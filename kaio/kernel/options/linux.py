@@ -7,19 +7,19 @@ import socket
 from typing import Final
 
 from ...policy.state import SocketState
-from ..tcpinfo import TcpInfo, at_rest
+from ..tcpinfo import TcpInfo, idle_time_from_bytes
 from .base import SocketLike, milliseconds, set_option
 
 __all__ = [
     "INHERITS",
     "NAME",
     "cap_backoff",
+    "idle_time",
     "is_tcp",
     "missing",
     "read",
-    "resting_for",
+    "rounded",
     "set_user_timeout",
-    "takes",
     "tcp_info",
     "write",
 ]
@@ -53,7 +53,7 @@ def missing(state: SocketState) -> list[str]:
     return []
 
 
-def takes(state: SocketState) -> SocketState:
+def rounded(state: SocketState) -> SocketState:
     return state
 
 
@@ -103,13 +103,13 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return before
 
 
-def resting_for(sock: SocketLike) -> float | None:
+def idle_time(sock: SocketLike) -> float | None:
     if type(sock).__name__ != "PseudoSocket":
-        return at_rest(sock.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
+        return idle_time_from_bytes(sock.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
     # uvloop's PseudoSocket creates a socket.socket for each call. The C class takes a third less of the whole call.
     borrowed = _socket.socket(sock.family, socket.SOCK_STREAM, _TCP, sock.fileno())
     try:
-        return at_rest(borrowed.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
+        return idle_time_from_bytes(borrowed.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
     finally:
         borrowed.detach()
 
