@@ -140,7 +140,7 @@ class Keepalive:
             return ()
         if self.idle is None or self.interval is None or self.count is None:
             field = "idle" if self.idle is None else "interval" if self.interval is None else "count"
-            raise PolicyError(field, None, "is the system's value; a timeline needs a number, see filled()")
+            raise PolicyError(field, None, "is left to the system, but a timeline needs a number; see filled()")
         idle, interval = self.idle, self.interval
         probes = self._intervals(idle, interval, self.count)
         steps = [Step(idle + interval * n, f"probe {n + 1} of {probes}") for n in range(probes)]
