@@ -59,19 +59,7 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         raise AddressError(text, "has no port; write host:port, such as '127.0.0.1:9000', or unix:PATH")
-    if host.startswith("[") or host.endswith("]"):
-        if not (host.startswith("[") and host.endswith("]")):
-            raise AddressError(text, "has an unmatched bracket; write '[::1]:9000'")
-        host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise AddressError(text, f"{host!r} in brackets is not an IPv6 address") from None
-    elif ":" in host:
-        raise AddressError(text, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
-    elif host and host != "*" and not _HOST.fullmatch(host):
-        raise AddressError(text, f"{host!r} is not a valid host name")
-    return TcpAddress(None if host in ("", "*") else host, _port(port, text))
+    return TcpAddress(_host(host, text), _port(port, text))
 
 
 def make_address(host: str | os.PathLike[str] | Address | None, port: object = None) -> Address:
@@ -94,6 +82,24 @@ def tcp_address(host: str | None, port: object) -> TcpAddress:
     if host and ("\0" in host or "[" in host or host.count(":") == 1):
         raise AddressError(host, "is not a valid host name; write an IPv6 address without brackets and without a port")
     return TcpAddress(None if host in (None, "", "*") else host, _port(str(port), port))
+
+
+def _host(host: str, whole: str) -> str | None:
+    if host in ("", "*"):
+        return None
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise AddressError(whole, f"{host[1:-1]!r} in brackets is not an IPv6 address") from None
+        return host[1:-1]
+    if host.startswith("[") or host.endswith("]"):
+        raise AddressError(whole, "has an unmatched bracket; write '[::1]:9000'")
+    if ":" in host:
+        raise AddressError(whole, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
+    if not _HOST.fullmatch(host):
+        raise AddressError(whole, f"{host!r} is not a valid host name")
+    return host
 
 
 def _port(text: str, whole: object) -> int:

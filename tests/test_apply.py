@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import kaio
 from kaio import Keepalive, KeepaliveError, PolicyError, SocketState, State
+from kaio.kernel.descriptors import Descriptor, reset_on_close
 from kaio.policy import MAX_COUNT, MAX_SECONDS, KeepaliveArg
 
 TCP = socket.IPPROTO_TCP
@@ -464,6 +466,19 @@ def reached(sock: socket.socket, state: State) -> kaio.Health:
     while (health := kaio.health(sock)).state is not state:
         assert time.monotonic() < deadline, health
     return health
+
+
+def test_a_descriptor_sets_structs_and_numbers(pair: tuple[socket.socket, socket.socket]) -> None:
+    """As socket.socket does: reset_on_close sets a struct, whose effect the peer sees."""
+    ours, theirs = pair
+    with ours:
+        descriptor = Descriptor.of(ours.fileno())
+        descriptor.setsockopt(TCP, socket.TCP_KEEPIDLE, 33)
+        reset_on_close(descriptor)
+        assert descriptor.getsockopt(TCP, socket.TCP_KEEPIDLE) == ours.getsockopt(TCP, socket.TCP_KEEPIDLE) == 33
+        assert descriptor.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
+    with pytest.raises(ConnectionResetError):
+        theirs.recv(1)
 
 
 # -- objects that are refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import kaio
 from kaio import AddressError, Cause, DeadPeerError, KaioError, Keepalive, KeepaliveError, PolicyError, ResetError
 from kaio import errors as errors_module
-from kaio.errors import format_address
+from kaio.errors import format_address, os_error
 
 TREE: dict[type[Exception], set[type[Exception]]] = {
     KaioError: set(),
@@ -181,3 +182,14 @@ def test_there_are_five_causes() -> None:
 def test_addresses_in_messages(address: object, text: str) -> None:
     """IPv6 in brackets, unix: before a path, and str() of anything else."""
     assert format_address(address) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ETIMEDOUT, TimeoutError), (errno.ECONNRESET, ConnectionResetError), (errno.EHOSTUNREACH, OSError)],
+)
+def test_os_error_makes_the_exception_of_an_error_number(number: int, kind: type[OSError]) -> None:
+    """Of the class that the kernel's own errors have in Python, with the system's text."""
+    error = os_error(number)
+    assert type(error) is kind
+    assert (error.errno, error.strerror) == (number, os.strerror(number))
