@@ -1,6 +1,6 @@
-"""Addresses as people write them: `127.0.0.1:9000`, `[::1]:9000`, `:9000`, `unix:/run/app.sock`.
+"""Addresses and their text: `127.0.0.1:9000`, `[::1]:9000`, `:9000`, `unix:/run/app.sock`.
 
-Rules kept here: text only, nothing is looked up. What cannot be an address is an `AddressError` that says why.
+Rules kept here: no I/O, so no host name is resolved. An invalid address raises `AddressError`, which says why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .errors import AddressError
 
-__all__ = ["Address", "TcpAddress", "UnixAddress", "one_address", "parse_address", "tcp_address"]
+__all__ = ["Address", "TcpAddress", "UnixAddress", "make_address", "parse_address", "tcp_address"]
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"[^\s\0\[\]/@#?:]+")
@@ -20,7 +20,7 @@ _MAX_UNIX: Final = 107  # sun_path has 108 bytes, the last of them NUL (unix(7))
 
 
 class TcpAddress(NamedTuple):
-    """A host and a port. The host is None for every interface of the machine."""
+    """A host and a port. The host is None for all interfaces."""
 
     host: str | None
     port: int
@@ -43,9 +43,9 @@ Address: TypeAlias = TcpAddress | UnixAddress
 
 
 def parse_address(text: str | os.PathLike[str]) -> Address:
-    """The address that a text means.
+    """Parse the text of an address.
 
-    `host:port`; `[host]:port` for IPv6; `:port` and `*:port` for every interface; `unix:path`. A path object is the
+    `host:port`; `[host]:port` for IPv6; `:port` and `*:port` for all interfaces; `unix:path`. A path object is the
     path of a Unix socket. Raises `AddressError`.
     """
     if isinstance(text, os.PathLike):
@@ -59,26 +59,14 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         raise AddressError(text, "has no port; write host:port, such as '127.0.0.1:9000', or unix:PATH")
-    if host.startswith("[") or host.endswith("]"):
-        if not (host.startswith("[") and host.endswith("]")):
-            raise AddressError(text, "has a bracket without its twin; write '[::1]:9000'")
-        host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise AddressError(text, f"{host!r} in brackets is not an IPv6 address") from None
-    elif ":" in host:
-        raise AddressError(text, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
-    elif host and host != "*" and not _HOST.fullmatch(host):
-        raise AddressError(text, f"{host!r} cannot be the name of a host")
-    return TcpAddress(None if host in ("", "*") else host, _port(port, text))
+    return TcpAddress(_host(host, text), _port(port, text))
 
 
-def one_address(host: str | os.PathLike[str] | Address | None, port: object = None) -> Address:
-    """The address of a host and a port, or of one that says both. Raises `AddressError`."""
+def make_address(host: str | os.PathLike[str] | Address | None, port: object = None) -> Address:
+    """Make an address of a host and a port, or of an address or text that has both. Raises `AddressError`."""
     if isinstance(host, (TcpAddress, UnixAddress)):
         if port is not None:
-            raise AddressError(str(host), f"has its port already, and {port!r} was given too")
+            raise AddressError(str(host), f"is a complete address, so port={port!r} cannot be given too")
         return host
     if port is None and host is not None:
         return parse_address(host)
@@ -86,19 +74,37 @@ def one_address(host: str | os.PathLike[str] | Address | None, port: object = No
 
 
 def tcp_address(host: str | None, port: object) -> TcpAddress:
-    """The address of a host and a port that were given apart. Raises `AddressError`."""
+    """Make an address of a host and a port. Raises `AddressError`."""
     if host is not None and not isinstance(host, str):
         raise AddressError(host, "the host must be a string or None")
     if isinstance(port, bool) or not isinstance(port, (int, str)):
         raise AddressError(port, "the port must be a whole number from 0 to 65535")
     if host and ("\0" in host or "[" in host or host.count(":") == 1):
-        raise AddressError(host, "cannot be the name of a host; an IPv6 address here has no brackets, and no port")
+        raise AddressError(host, "is not a valid host name; write an IPv6 address without brackets and without a port")
     return TcpAddress(None if host in (None, "", "*") else host, _port(str(port), port))
+
+
+def _host(host: str, whole: str) -> str | None:
+    if host in ("", "*"):
+        return None
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise AddressError(whole, f"{host[1:-1]!r} in brackets is not an IPv6 address") from None
+        return host[1:-1]
+    if host.startswith("[") or host.endswith("]"):
+        raise AddressError(whole, "has an unmatched bracket; write '[::1]:9000'")
+    if ":" in host:
+        raise AddressError(whole, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
+    if not _HOST.fullmatch(host):
+        raise AddressError(whole, f"{host!r} is not a valid host name")
+    return host
 
 
 def _port(text: str, whole: object) -> int:
     if not _PORT.fullmatch(text) or int(text) > 65535:
-        raise AddressError(whole, f"the port is {text!r}, and must be a whole number from 0 to 65535")
+        raise AddressError(whole, f"the port is {text!r}, but must be a whole number from 0 to 65535")
     return int(text)
 
 
@@ -106,7 +112,7 @@ def _unix(path: str, whole: object) -> UnixAddress:
     if not path:
         raise AddressError(whole, "the path is empty; write 'unix:/run/app.sock'")
     if "\0" in path:
-        raise AddressError(whole, "the path has a NUL character")
+        raise AddressError(whole, "the path contains a NUL character")
     try:
         size = len(os.fsencode(path))
     except UnicodeEncodeError as exc:

@@ -1,15 +1,18 @@
-"""The tree of exceptions, and nothing else.
+"""The exceptions of kaio, and what it takes to make, keep and print them.
 
     KaioError
-    ├── PolicyError(ValueError)          a policy that cannot be: names the field, the value and the limit
-    ├── AddressError(ValueError)         an address that cannot be: names the address and what is wrong with it
-    ├── KeepaliveError(OSError)          the socket cannot have the policy, or the kernel disagrees
-    ├── DeadPeerError(ConnectionError)   the peer no longer answers; says why, and since when
-    └── ResetError(ConnectionResetError) a stream's peer, alive, has thrown the connection away
+    ├── PolicyError(ValueError)          invalid policy: has the field, the value and the limit
+    ├── AddressError(ValueError)         invalid address: has the address and the problem
+    ├── KeepaliveError(OSError)          the options of a socket could not be set or read
+    ├── DeadPeerError(ConnectionError)   the peer no longer answers: has the cause and the time since it was last heard
+    └── ResetError(ConnectionResetError) the peer of a stream is alive and has reset or closed the connection
 
 Rules kept here: the last two are also `anyio.BrokenResourceError`, so that code written for anyio's streams catches
-them. No error of kaio's is a `TimeoutError`: a handler's own `except TimeoutError` never takes a dead peer for its
-own deadline.
+them. No exception of kaio is a `TimeoutError`: an `except TimeoutError` around an application's own timeout does not
+catch a dead peer.
+
+`remember` and `as_stream_error` keep the exception that ended a connection and give it to each caller of a stream.
+`format_address` writes an address in a message, `os_error` makes the exception of an error number.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import enum
 import math
 import os
 import weakref
+from collections.abc import Callable
 from errno import ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +43,13 @@ __all__ = [
 
 
 class KaioError(Exception):
-    """What every error that kaio itself raises has in common."""
+    """Base class of all exceptions that kaio defines."""
 
 
 class PolicyError(KaioError, ValueError):
-    """A keepalive policy that cannot be; raised before anything was changed.
+    """An invalid keepalive policy. Raised before any socket is changed.
 
-    `field` is the name of the argument, `value` what was given, `limit` what would be accepted.
+    `field` is the name of the argument, `value` the value given, `limit` the condition that it does not meet.
     """
 
     def __init__(self, field: str, value: object, limit: str) -> None:
@@ -59,7 +63,10 @@ class PolicyError(KaioError, ValueError):
 
 
 class AddressError(KaioError, ValueError):
-    """An address to connect to or to listen on that cannot be; `address` is what was given."""
+    """An invalid address to connect to or to listen on.
+
+    `address` is the value given, `problem` says what is wrong with it.
+    """
 
     def __init__(self, address: object, problem: str) -> None:
         super().__init__(address, problem)
@@ -71,50 +78,50 @@ class AddressError(KaioError, ValueError):
 
 
 class KeepaliveError(KaioError, OSError):
-    """A socket that cannot have a policy, or that has something else than was asked for.
+    """The keepalive options or the TCP_INFO of a socket could not be set or read.
 
-    `errno` is the kernel's where it refused; the message names the socket, the option and both values. Whatever had
-    been changed before the refusal was put back.
+    The kernel refused an option (`errno` is its error number), reports another value than was set (EINVAL), or the
+    socket is not TCP (EOPNOTSUPP, ENOTSOCK) or closed (EBADF). The message names the socket, the field and the values.
+    Options that were already set have been restored.
     """
 
 
 class Cause(enum.StrEnum):
-    """Which of the kernel's ways of waiting for the peer ran out."""
+    """The reason why a peer is considered dead."""
 
     KEEPALIVE = "keepalive"
-    """Idle, and no keepalive probe was answered (tcp(7): TCP_KEEPCNT)."""
+    """The connection was idle and no keepalive probe was answered (tcp(7): TCP_KEEPCNT)."""
     UNACKNOWLEDGED = "unacknowledged"
     """Sent data was not acknowledged in time (RFC 9293 3.8.3; tcp(7): TCP_USER_TIMEOUT, tcp_retries2)."""
     ZERO_WINDOW = "zero window"
-    """The peer's window was shut and no window probe was answered (RFC 9293 3.8.6.1)."""
+    """The peer's receive window was zero and no window probe was answered (RFC 9293 3.8.6.1)."""
     UNREACHABLE = "unreachable"
-    """There was no way to the peer: the network said so (ICMP, ARP), or data could not leave this host."""
+    """The network reported the peer unreachable (ICMP, ARP), or data could not leave this host."""
     CONNECTING = "connecting"
-    """The peer never answered the handshake."""
+    """The peer did not answer the SYN."""
 
 
 class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
     """The peer of a TCP connection no longer answers. It is a `ConnectionError`, and not a `TimeoutError`.
 
-    `__cause__` is the `OSError` that the kernel gave, `errno` its number: ETIMEDOUT; or, with the cause UNREACHABLE,
-    what a router or this host had said last (EHOSTUNREACH, ENETUNREACH; EINVAL, EACCES, EPERM from this host's own
-    routes and filters; and others).
+    `__cause__` is the kernel's `OSError`, and `errno` its error number: ETIMEDOUT; or, with the cause UNREACHABLE, the
+    last error from a router (EHOSTUNREACH, ENETUNREACH and others) or from this host's own routes and packet filter
+    (EINVAL, EACCES, EPERM).
     """
 
     cause: Cause
-    """Which of the kernel's clocks ran out."""
+    """Why the peer is considered dead."""
     silence: float
-    """Seconds since the last segment was heard from the peer; while connecting, since the attempt began; NaN where the
-    platform does not tell."""
+    """Seconds since the last segment was received from the peer; while connecting, since the attempt began; NaN where
+    the platform does not report it."""
     peername: Any
-    """The peer's address as the transport gives it, or None."""
+    """The peer's address, as `transport.get_extra_info("peername")` returns it, or None."""
     policy: Keepalive | None
     """The policy under which the connection was watched."""
     info: TcpInfo | None
-    """The kernel's TCP_INFO at the end, where it could still be read."""
+    """TCP_INFO at the time of the verdict, or None where it could no longer be read."""
     this_host: bool
-    """Whether it was this host that had no way to the peer: its link, route, address or packet filter."""
-    _remembered: _Remembered | None = None
+    """Whether the cause lies on this host: its link, route, address or packet filter."""
 
     def __init__(
         self,
@@ -122,15 +129,15 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         errno: int,
         *,
         silence: float,
-        peername: Any = None,
+        peername: object = None,
         policy: Keepalive | None = None,
         info: TcpInfo | None = None,
         this_host: bool = False,
     ) -> None:
         where = "peer" if peername is None else f"peer {format_address(peername)}"
-        what = f"no way from this host to {where}" if this_host else f"{where} is dead"
+        what = f"this host cannot reach {where}" if this_host else f"{where} is dead"
         details = [os.strerror(errno)] if this_host and errno != ETIMEDOUT else []
-        if not math.isnan(silence) and not (this_host and info is None):  # nothing was sent that could be answered
+        if not math.isnan(silence) and not (this_host and info is None):  # else nothing left that could be answered
             details.append(f"silent for {silence:.1f} s")
         super().__init__(errno, f"{what} ({cause.value})" + (f": {', '.join(details)}" if details else ""))
         self.cause = cause
@@ -140,7 +147,7 @@ class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
         self.info = info
         self.this_host = this_host
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., DeadPeerError], tuple[object, ...]]:
         return _rebuild, (self.cause, self.errno, self.silence, self.peername, self.policy, self.info, self.this_host)
 
     def __str__(self) -> str:
@@ -151,7 +158,7 @@ def _rebuild(
     cause: Cause,
     errno: int,
     silence: float,
-    peername: Any,
+    peername: object,
     policy: Keepalive | None,
     info: TcpInfo | None,
     this_host: bool = False,
@@ -162,47 +169,53 @@ def _rebuild(
 
 
 class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
-    """The peer of a `Connection` reset it or went away while data was under way: it is alive, the connection is not."""
+    """The peer of a `Connection` reset it, or closed it while data was in flight. The peer is alive."""
 
 
-class _Remembered:
-    """A `DeadPeerError` that is one object for as long as anybody has it.
+class RememberedError:
+    """A `DeadPeerError` kept by a weak reference, and made again once it is gone.
 
-    What raised it holds its traceback, which holds frames, which hold the connection: were the connection to hold the
-    error, nothing of it would go away without the garbage collector.
+    An exception that was raised refers to its traceback, the traceback to frames, and the frames to the connection: if
+    the connection referred to the exception, only the garbage collector would free the two. All who call get the same
+    object for as long as one of them keeps it.
     """
 
-    __slots__ = ("_arguments", "_cause", "_error")
+    __slots__ = ("_arguments", "_cause", "_error", "_make")
 
     def __init__(self, error: DeadPeerError) -> None:
-        self._arguments = error.__reduce__()[1]
+        self._make, self._arguments = error.__reduce__()
         self._cause = error.__cause__
-        self._take(error)
+        self._refer_to(error)
 
-    def _take(self, error: DeadPeerError) -> None:
+    def _refer_to(self, error: DeadPeerError) -> None:
         self._error = weakref.ref(error)
-        error._remembered = self  # for all who remember it
+        _remembered[error] = self  # several connections and scopes may remember the same exception
 
     def __call__(self) -> DeadPeerError:
         error = self._error()
         if error is None:
-            error = _rebuild(*self._arguments)
+            error = self._make(*self._arguments)
             error.__cause__ = self._cause
-            self._take(error)
+            self._refer_to(error)
         return error
 
 
+# Not an attribute of the exception: it is the user's, and shows what it has.
+_remembered: weakref.WeakKeyDictionary[DeadPeerError, RememberedError] = weakref.WeakKeyDictionary()
+
+
 def remember(exc: BaseException | None) -> Any:
-    """What a connection keeps of what ended it, for `as_stream_error`."""
-    return exc._remembered or _Remembered(exc) if isinstance(exc, DeadPeerError) else exc
+    """Return what a connection is to keep of the exception that ended it, for `as_stream_error`."""
+    return _remembered.get(exc) or RememberedError(exc) if isinstance(exc, DeadPeerError) else exc
 
 
-def as_stream_error(exc: Any) -> BaseException | None:
-    """What connection_lost comes with, as a stream raises it: anyio's BrokenResourceError, in the kind that fits.
+def as_stream_error(exc: RememberedError | BaseException | None) -> BaseException | None:
+    """Convert the argument of `connection_lost` to what a stream raises, a kind of anyio's BrokenResourceError.
 
-    Takes what `remember` gives, too. A `DeadPeerError` is always the same one; all else is made anew.
+    Also accepts the result of `remember`. A `DeadPeerError` stays the same object; any other exception becomes the
+    cause of a new one.
     """
-    if isinstance(exc, _Remembered):
+    if isinstance(exc, RememberedError):
         return exc()
     if exc is None or isinstance(exc, DeadPeerError):
         return exc
@@ -215,8 +228,8 @@ def as_stream_error(exc: Any) -> BaseException | None:
     return error
 
 
-def format_address(address: Any) -> str:
-    """A socket address the way people write it: 192.0.2.1:80, [2001:db8::1]:80, unix:/run/x.sock."""
+def format_address(address: object) -> str:
+    """Write a socket address for a message: 192.0.2.1:80, [2001:db8::1]:80, unix:/run/x.sock."""
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[0], address[1]
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
@@ -224,3 +237,8 @@ def format_address(address: Any) -> str:
         path = address.decode("utf-8", "replace") if isinstance(address, bytes) else address
         return f"unix:{path}" if path else "unix:"
     return str(address)
+
+
+def os_error(number: int) -> OSError:
+    """Make the `OSError` of an error number, with the system's text; as always, ETIMEDOUT gives a TimeoutError."""
+    return OSError(number, os.strerror(number))

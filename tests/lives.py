@@ -303,7 +303,7 @@ class _Watcher:
 
 
 def _rests(info: TcpInfo) -> bool:
-    """kaio.kernel.tcpinfo.at_rest, of a sample."""
+    """kaio.kernel.tcpinfo.idle_time_from_bytes, of a sample."""
     waits = info.retransmits or info.probes or info.unacked or info.notsent_bytes
     return info.state == TcpState.ESTABLISHED and not waits
 

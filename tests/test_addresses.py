@@ -1,4 +1,4 @@
-"""Addresses: what people write, and what cannot be one."""
+"""Addresses: parsing, formatting, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kaio.addresses import Address, parse_address, tcp_address
         (pathlib.PurePosixPath("127.0.0.1:9000"), UnixAddress("127.0.0.1:9000")),
     ],
 )
-def test_addresses_are_what_people_write(text: str | os.PathLike[str], address: Address) -> None:
+def test_parse_address_accepts_every_form(text: str | os.PathLike[str], address: Address) -> None:
     """host:port, [host]:port, :port, unix:path, and a path object."""
     parsed = parse_address(text)
     assert parsed == address
@@ -61,8 +61,8 @@ def test_text_of_an_address_parses_to_the_same_address(text: str) -> None:
         ("[::1]", "has no port"),
         ("localhost:", "the port is ''"),
         (":", "the port is ''"),
-        ("localhost:http", "the port is 'http', and must be a whole number from 0 to 65535"),
-        ("localhost:65536", "the port is '65536', and must be a whole number from 0 to 65535"),
+        ("localhost:http", "the port is 'http', but must be a whole number from 0 to 65535"),
+        ("localhost:65536", "the port is '65536', but must be a whole number from 0 to 65535"),
         ("localhost:100000", "the port is '100000'"),
         ("localhost:-1", "the port is '-1'"),
         ("localhost:+1", "the port is '+1'"),
@@ -76,21 +76,21 @@ def test_text_of_an_address_parses_to_the_same_address(text: str) -> None:
         ("2001:db8::1:443", "has more than one colon"),
         ("tcp:localhost:80", "has more than one colon"),
         ("http://localhost:80", "is a URL"),
-        ("[::1:9000", "has a bracket without its twin"),
-        ("::1]:9000", "has a bracket without its twin"),
+        ("[::1:9000", "has an unmatched bracket"),
+        ("::1]:9000", "has an unmatched bracket"),
         ("[]:9000", "'' in brackets is not an IPv6 address"),
         ("[localhost]:9000", "'localhost' in brackets is not an IPv6 address"),
         ("[127.0.0.1]:9000", "'127.0.0.1' in brackets is not an IPv6 address"),
         ("[::1%]:9000", "'::1%' in brackets is not an IPv6 address"),
         ("[:::]:9000", "':::' in brackets is not an IPv6 address"),
         ("[1:2]:9000", "'1:2' in brackets is not an IPv6 address"),
-        ("local host:80", "'local host' cannot be the name of a host"),
-        (" localhost:80", "' localhost' cannot be the name of a host"),
-        ("//localhost:80", "'//localhost' cannot be the name of a host"),
-        ("user@localhost:80", "'user@localhost' cannot be the name of a host"),
-        ("local\0host:80", "'local\\x00host' cannot be the name of a host"),
+        ("local host:80", "'local host' is not a valid host name"),
+        (" localhost:80", "' localhost' is not a valid host name"),
+        ("//localhost:80", "'//localhost' is not a valid host name"),
+        ("user@localhost:80", "'user@localhost' is not a valid host name"),
+        ("local\0host:80", "'local\\x00host' is not a valid host name"),
         ("unix:", "the path is empty; write 'unix:/run/app.sock'"),
-        ("unix:/run/\0.sock", "the path has a NUL character"),
+        ("unix:/run/\0.sock", "the path contains a NUL character"),
         ("unix:" + "x" * 108, "the path is longer than 107 bytes"),
         ("unix:" + "ü" * 54, "the path is longer than 107 bytes"),
         (pathlib.PurePosixPath("x" * 108), "the path is longer than 107 bytes"),
@@ -100,8 +100,8 @@ def test_text_of_an_address_parses_to_the_same_address(text: str) -> None:
         (("localhost", 80), "must be a string such as '127.0.0.1:9000'"),
     ],
 )
-def test_impossible_addresses_are_refused(text: Any, part: str) -> None:
-    """The error says what was given and what is wrong with it."""
+def test_invalid_addresses_are_refused(text: Any, part: str) -> None:
+    """The error has the value and says what is wrong with it."""
     with pytest.raises(AddressError) as caught:
         parse_address(text)
     assert type(caught.value) is AddressError
@@ -120,8 +120,8 @@ def test_impossible_addresses_are_refused(text: Any, part: str) -> None:
         ("", 80, TcpAddress(None, 80)),
     ],
 )
-def test_host_and_port_may_be_given_apart(host: str | None, port: object, address: TcpAddress) -> None:
-    """A port is a number or its text; no host, or an empty one, is every interface."""
+def test_host_and_port_may_be_given_separately(host: str | None, port: object, address: TcpAddress) -> None:
+    """A port is a number or its digits; None and an empty host mean all interfaces."""
     assert tcp_address(host, port) == address
 
 
@@ -142,8 +142,8 @@ def test_host_and_port_may_be_given_apart(host: str | None, port: object, addres
         (("localhost", 80), 80, "the host must be a string or None"),
     ],
 )
-def test_impossible_hosts_and_ports_are_refused(host: Any, port: object, part: str) -> None:
-    """The same error as for an address in one piece."""
+def test_invalid_hosts_and_ports_are_refused(host: Any, port: object, part: str) -> None:
+    """The same exception as for the text of an address."""
     with pytest.raises(AddressError) as caught:
         tcp_address(host, port)
     assert part in caught.value.problem

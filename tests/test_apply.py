@@ -1,4 +1,4 @@
-"""apply, inspect and health on real sockets; what they say is compared with the kernel's own answers."""
+"""apply, inspect and health on real sockets, compared with getsockopt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,20 +22,21 @@ from hypothesis import strategies as st
 
 import kaio
 from kaio import Keepalive, KeepaliveError, PolicyError, SocketState, State
-from kaio.policy import MAX_COUNT, MAX_SECONDS
+from kaio.kernel.descriptors import Descriptor, reset_on_close
+from kaio.policy import MAX_COUNT, MAX_SECONDS, KeepaliveArg
 
 TCP = socket.IPPROTO_TCP
 OPTIONS = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
 
 
 def kernel(sock: socket.socket) -> tuple[int, ...]:
-    """SO_KEEPALIVE, idle time, interval, count, and user timeout in milliseconds, as the kernel has them."""
+    """SO_KEEPALIVE, idle, interval, count, and user timeout in milliseconds, by getsockopt."""
     on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     return (on, *(sock.getsockopt(TCP, option) for option in OPTIONS))
 
 
 def kernel_of(descriptor: int) -> tuple[int, ...]:
-    """The same of a descriptor that belongs to a loop."""
+    """The same for a descriptor that belongs to an event loop."""
     with socket.socket(fileno=os.dup(descriptor)) as sock:
         return kernel(sock)
 
@@ -55,7 +57,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
             yield ours, theirs
 
 
-# -- what is set
+# -- setting options
 
 
 @pytest.mark.parametrize(
@@ -70,10 +72,10 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         (Keepalive(19.5, 9.5, 4), (1, 20, 10, 4, 0)),
         (Keepalive(1, 1, 1), (1, 1, 1, 1, 0)),
         (Keepalive(MAX_SECONDS, MAX_SECONDS, MAX_COUNT), (1, 32767, 32767, 127, 0)),
-        # kaio itself enforces the user timeout of peers that are to be kept
+        # with "keep" kaio enforces the user timeout
         (Keepalive(user_timeout=45), (1, 20, 10, 4, 0)),
         (Keepalive(user_timeout=None), (1, 20, 10, 4, 0)),
-        # and the kernel that of peers that are not
+        # with "drop" the kernel does
         (Keepalive(stalled="drop"), (1, 20, 10, 4, 60_000)),
         (Keepalive(user_timeout=45, stalled="drop"), (1, 20, 10, 4, 45_000)),
         (Keepalive(8, 8, 1, user_timeout=8.41, stalled="drop"), (1, 8, 8, 1, 8410)),
@@ -82,8 +84,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ],
     ids=str,
 )
-def test_a_policy_is_set_and_read_back(sock: socket.socket, policy: Any, values: tuple[int, ...]) -> None:
-    """The kernel has what the policy says, and the answer is what the kernel has."""
+def test_a_policy_is_set_and_read_back(sock: socket.socket, policy: KeepaliveArg, values: tuple[int, ...]) -> None:
+    """The kernel has the policy's values, and apply returns them."""
     state = kaio.apply(sock, policy)
     assert kernel(sock) == values
     assert state == kaio.inspect(sock)
@@ -92,15 +94,15 @@ def test_a_policy_is_set_and_read_back(sock: socket.socket, policy: Any, values:
     )
 
 
-def test_a_policy_is_set_on_ipv6_too() -> None:
-    """The family makes no difference."""
+def test_a_policy_is_set_on_ipv6() -> None:
+    """With the same options as on IPv4."""
     with socket.socket(socket.AF_INET6) as sock:
         kaio.apply(sock, Keepalive(stalled="drop"))
         assert kernel(sock) == (1, 20, 10, 4, 60_000)
 
 
-def test_off_leaves_neither_keepalive_nor_a_user_timeout(sock: socket.socket) -> None:
-    """What was there before is switched off."""
+def test_off_removes_keepalive_and_the_user_timeout(sock: socket.socket) -> None:
+    """Those of the previous policy."""
     kaio.apply(sock, Keepalive(stalled="drop"))
     state = kaio.apply(sock, "off")
     on, *_, user_timeout = kernel(sock)
@@ -110,8 +112,8 @@ def test_off_leaves_neither_keepalive_nor_a_user_timeout(sock: socket.socket) ->
 
 
 @pytest.mark.parametrize("policy", [Keepalive.SYSTEM, "on"])
-def test_system_gives_the_systems_times_whatever_there_was(sock: socket.socket, policy: Any) -> None:
-    """The values of a fresh socket, and no user timeout."""
+def test_system_sets_the_systems_times(sock: socket.socket, policy: KeepaliveArg) -> None:
+    """It replaces previous values by those of a new socket, and removes the user timeout."""
     with socket.socket() as fresh:
         system = kernel(fresh)
     kaio.apply(sock, Keepalive(5, 6, 7, user_timeout=90, stalled="drop"))
@@ -120,8 +122,8 @@ def test_system_gives_the_systems_times_whatever_there_was(sock: socket.socket, 
     assert kernel(sock) == (1, *system[1:4], 0)
 
 
-def test_a_time_left_to_the_system_is_the_systems(sock: socket.socket) -> None:
-    """And not what the socket had from before."""
+def test_a_field_that_is_none_is_set_to_the_systems_value(sock: socket.socket) -> None:
+    """The socket's previous value does not stay."""
     with socket.socket() as fresh:
         system = kernel(fresh)
     kaio.apply(sock, Keepalive(5, 6, 7))
@@ -129,15 +131,15 @@ def test_a_time_left_to_the_system_is_the_systems(sock: socket.socket) -> None:
     assert kernel(sock) == (1, 30, *system[2:4], 0)
 
 
-def test_the_environment_gives_the_default(sock: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No policy at all means the environment's."""
+def test_the_environment_sets_the_default(sock: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apply() without a policy uses that of the environment."""
     monkeypatch.setenv("KAIO_KEEPALIVE", "7s:8s:9")
     kaio.apply(sock)
     assert kernel(sock) == (1, 7, 8, 9, 0)
 
 
-def test_a_live_connection_can_be_changed_again_and_again(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Each policy takes the place of the one before; the other end is not touched."""
+def test_the_policy_of_a_connection_can_be_changed_repeatedly(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Each policy replaces the previous one; the other end is not changed."""
     ours, theirs = pair
     before = kernel(theirs)
     for policy, values in [
@@ -154,7 +156,7 @@ def test_a_live_connection_can_be_changed_again_and_again(pair: tuple[socket.soc
 
 
 def test_inspect_changes_nothing(sock: socket.socket) -> None:
-    """It tells what a plain socket has, whoever set it."""
+    """It reads options that were set by setsockopt."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(TCP, socket.TCP_KEEPIDLE, 33)
     sock.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 1500)
@@ -175,8 +177,8 @@ times = st.none() | st.integers(1, MAX_SECONDS) | st.floats(0.001, MAX_SECONDS)
     user_timeout=st.sampled_from([kaio.AUTO, None]) | st.floats(0.001, 2147483.647) | st.floats(0.001, 100),
     stalled=st.sampled_from(["keep", "drop"]),
 )
-def test_every_policy_that_can_be_can_be_set(sock: socket.socket, **arguments: Any) -> None:
-    """What the constructor takes the kernel takes; nothing but a PolicyError comes in its way, and changes nothing."""
+def test_every_valid_policy_can_be_set(sock: socket.socket, **arguments: Any) -> None:
+    """The kernel accepts what the constructor accepts. A PolicyError leaves the socket as it was."""
     before = kernel(sock)
     try:
         policy = Keepalive(**arguments)
@@ -191,8 +193,8 @@ def test_every_policy_that_can_be_can_be_set(sock: socket.socket, **arguments: A
         assert state.user_timeout == policy.user_timeout
 
 
-def test_the_longest_policy_is_set_or_refused_without_a_trace(sock: socket.socket) -> None:
-    """Its detection time is more than the kernel takes as a user timeout."""
+def test_a_policy_with_too_long_a_user_timeout_changes_nothing(sock: socket.socket) -> None:
+    """The detection time is above the kernel's limit of the user timeout."""
     before = kernel(sock)
     with pytest.raises(PolicyError):
         kaio.apply(sock, Keepalive(MAX_SECONDS, MAX_SECONDS, MAX_COUNT, stalled="drop"))
@@ -204,26 +206,26 @@ def test_the_longest_policy_is_set_or_refused_without_a_trace(sock: socket.socke
     ["nonsense", "20s:10s:200", 20, Keepalive(None, None, None, user_timeout=30, stalled="drop")],
     ids=str,
 )
-def test_a_policy_that_cannot_be_changes_nothing(sock: socket.socket, policy: Any) -> None:
-    """PolicyError comes first, also where the system's times decide."""
+def test_an_invalid_policy_changes_nothing(sock: socket.socket, policy: Any) -> None:
+    """Even when it is invalid only together with the system's times."""
     before = kernel(sock)
     with pytest.raises(PolicyError):
         kaio.apply(sock, policy)
     assert kernel(sock) == before
 
 
-# -- on what
+# -- objects that are accepted
 
 
 class Thing(NamedTuple):
-    """Something that has a TCP socket, and the descriptor of that socket."""
+    """An object that has a TCP socket, and the descriptor of that socket."""
 
     thing: Any
     descriptor: int
 
 
 class Quiet(asyncio.Protocol):
-    """A server's side that says nothing and closes when the client does."""
+    """The server's end, which sends nothing and closes when the client does."""
 
     def __init__(self, end: End) -> None:
         self.end = end
@@ -240,13 +242,13 @@ class End:
 
     def __init__(self) -> None:
         self.port = 0
-        self.made = asyncio.Event()  # the server knows the client; over TLS some time after the client knows the server
+        self.made = asyncio.Event()  # accepted; over TLS the client may be connected before
         self.lost = asyncio.Event()
 
 
 @contextlib.asynccontextmanager
 async def endpoint(tls: ssl.SSLContext | None = None) -> AsyncIterator[End]:
-    """A server for one client, who has closed at the end."""
+    """A server for one client; at the end it waits until the client has closed."""
     end = End()
     async with await asyncio.get_running_loop().create_server(lambda: Quiet(end), "127.0.0.1", 0, ssl=tls) as server:
         end.port = server.sockets[0].getsockname()[1]
@@ -260,7 +262,7 @@ Maker = Callable[[Contexts], "contextlib.AbstractAsyncContextManager[Thing]"]
 
 @contextlib.asynccontextmanager
 async def plain_socket(_: Contexts) -> AsyncIterator[Thing]:
-    """A socket that the loop has connected."""
+    """A socket connected by the event loop."""
     async with endpoint() as end:
         with socket.socket() as sock:
             sock.setblocking(False)
@@ -281,7 +283,7 @@ async def transport(_: Contexts) -> AsyncIterator[Thing]:
 
 @contextlib.asynccontextmanager
 async def transport_socket(_: Contexts) -> AsyncIterator[Thing]:
-    """The loop's stand-in for a socket."""
+    """asyncio's TransportSocket or uvloop's PseudoSocket."""
     async with transport(_) as (made, descriptor):
         yield Thing(made.get_extra_info("socket"), descriptor)
 
@@ -333,7 +335,7 @@ async def anyio_stream(_: Contexts) -> AsyncIterator[Thing]:
 
 @contextlib.asynccontextmanager
 async def anyio_tls_stream(contexts: Contexts) -> AsyncIterator[Thing]:
-    """anyio's TLS stream, which wraps another."""
+    """anyio's TLS stream, which wraps its socket stream."""
     server, client = contexts
     async with endpoint(server) as end:
         stream = await anyio.connect_tcp(
@@ -347,7 +349,7 @@ async def anyio_tls_stream(contexts: Contexts) -> AsyncIterator[Thing]:
 
 @contextlib.asynccontextmanager
 async def kaio_connection(_: Contexts) -> AsyncIterator[Thing]:
-    """kaio's own stream."""
+    """A kaio Connection."""
     async with endpoint() as end, kaio.connect("127.0.0.1", end.port, keepalive="off") as connection:
         await end.made.wait()
         yield Thing(connection, connection.extra(SocketAttribute.raw_socket).fileno())
@@ -355,7 +357,7 @@ async def kaio_connection(_: Contexts) -> AsyncIterator[Thing]:
 
 @contextlib.asynccontextmanager
 async def kaio_transport(_: Contexts) -> AsyncIterator[Thing]:
-    """What a KeepaliveProtocol gets."""
+    """The transport of a KeepaliveProtocol."""
     async with endpoint() as end:
         made, _protocol = await kaio.create_connection(kaio.KeepaliveProtocol, "127.0.0.1", end.port, keepalive="off")
         await end.made.wait()
@@ -379,13 +381,13 @@ KINDS: list[Maker] = [
 
 @pytest.fixture
 def contexts(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> Contexts:
-    """TLS for a server and for its client."""
+    """The SSL contexts of a server and its client."""
     return server_tls, client_tls
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-async def test_whatever_has_a_tcp_socket_is_taken(make: Maker, contexts: Contexts) -> None:
-    """Set, change, inspect and health, on the socket that lies underneath."""
+async def test_every_object_with_a_tcp_socket_is_accepted(make: Maker, contexts: Contexts) -> None:
+    """apply, inspect and health act on the socket underneath."""
     async with make(contexts) as (thing, descriptor):
         state = kaio.apply(thing, Keepalive(user_timeout=45, stalled="drop"))
         assert kernel_of(descriptor) == (1, 20, 10, 4, 45_000)
@@ -401,8 +403,8 @@ async def test_whatever_has_a_tcp_socket_is_taken(make: Maker, contexts: Context
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-async def test_a_failed_change_leaves_what_was_there(make: Maker, contexts: Contexts) -> None:
-    """On the socket that lies underneath, whatever lies above."""
+async def test_a_failed_change_keeps_the_previous_options(make: Maker, contexts: Contexts) -> None:
+    """On the socket underneath."""
     async with make(contexts) as (thing, descriptor):
         kaio.apply(thing, "5s:6s:7")
         with pytest.raises(PolicyError):
@@ -412,7 +414,7 @@ async def test_a_failed_change_leaves_what_was_there(make: Maker, contexts: Cont
 
 @pytest.mark.parametrize("make", [transport, tls_transport, stream_writer, kaio_transport], ids=lambda m: m.__name__)
 async def test_a_closed_transport_is_an_error(make: Maker, contexts: Contexts) -> None:
-    """Its descriptor may belong to somebody else by now."""
+    """Its descriptor may have been used again for another socket."""
     async with make(contexts) as (thing, _):
         lower = thing.transport if isinstance(thing, asyncio.StreamWriter) else thing
         lower.abort()
@@ -427,8 +429,8 @@ async def test_a_closed_transport_is_an_error(make: Maker, contexts: Contexts) -
 # -- health
 
 
-def test_health_of_a_live_peer_tells_its_round_trip(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Alive, nothing out, and the silence is short."""
+def test_health_of_a_live_peer(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Alive, with a round trip time, nothing in flight, and a short silence."""
     health = kaio.health(pair[0])
     assert health.state is State.ALIVE
     assert (health.probes, health.unacked, health.unsent) == (0, 0, 0)
@@ -438,8 +440,8 @@ def test_health_of_a_live_peer_tells_its_round_trip(pair: tuple[socket.socket, s
     assert 0 <= health.silence < 5
 
 
-def test_health_of_a_peer_that_takes_nothing_is_stalled() -> None:
-    """Its window is shut while our data waits; once it reads, that is over."""
+def test_health_of_a_peer_that_does_not_read_is_stalled() -> None:
+    """Its window is zero while data waits to be sent; alive again once it reads."""
     with socket.socket() as listener, socket.socket() as ours:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listener.bind(("127.0.0.1", 0))
@@ -450,7 +452,7 @@ def test_health_of_a_peer_that_takes_nothing_is_stalled() -> None:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     ours.send(bytes(65536))
-            health = reached(ours, State.STALLED)  # when the peer's delayed acknowledgement is in
+            health = reached(ours, State.STALLED)  # once the peer's delayed acknowledgement has arrived
             assert health.unsent
             assert health.unacked == 0
             assert health.info.snd_wnd == 0
@@ -459,14 +461,27 @@ def test_health_of_a_peer_that_takes_nothing_is_stalled() -> None:
 
 
 def reached(sock: socket.socket, state: State) -> kaio.Health:
-    """Its health once it is in that state."""
+    """Wait until the socket is in a state, and return its health."""
     deadline = time.monotonic() + 10
     while (health := kaio.health(sock)).state is not state:
         assert time.monotonic() < deadline, health
     return health
 
 
-# -- on what not
+def test_a_descriptor_sets_structs_and_numbers(pair: tuple[socket.socket, socket.socket]) -> None:
+    """As socket.socket does: reset_on_close sets a struct, whose effect the peer sees."""
+    ours, theirs = pair
+    with ours:
+        descriptor = Descriptor.of(ours.fileno())
+        descriptor.setsockopt(TCP, socket.TCP_KEEPIDLE, 33)
+        reset_on_close(descriptor)
+        assert descriptor.getsockopt(TCP, socket.TCP_KEEPIDLE) == ours.getsockopt(TCP, socket.TCP_KEEPIDLE) == 33
+        assert descriptor.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
+    with pytest.raises(ConnectionResetError):
+        theirs.recv(1)
+
+
+# -- objects that are refused
 
 
 def unix() -> tuple[socket.socket, ...]:
@@ -487,21 +502,19 @@ def udp6() -> tuple[socket.socket, ...]:
 @pytest.mark.parametrize("act", [kaio.apply, kaio.inspect, kaio.health], ids=lambda act: act.__name__)
 @pytest.mark.parametrize("make", [unix, udp, udp6], ids=lambda make: make.__name__)
 def test_a_socket_that_is_not_tcp_is_refused(
-    make: Callable[[], tuple[socket.socket, ...]], act: Callable[[Any], object]
+    make: Callable[[], tuple[socket.socket, ...]], act: Callable[[object], object]
 ) -> None:
-    """A clear error, and SO_KEEPALIVE, which any socket would take, is not set."""
+    """SO_KEEPALIVE, which any socket accepts, is not set."""
     with contextlib.ExitStack() as stack:
         sock, *_ = [stack.enter_context(each) for each in make()]
-        with pytest.raises(
-            KeepaliveError, match="is not a TCP socket: keepalive and TCP_INFO are of TCP only"
-        ) as caught:
+        with pytest.raises(KeepaliveError, match="is not a TCP socket, which keepalive and TCP_INFO require") as caught:
             act(sock)
         assert caught.value.errno == errno.EOPNOTSUPP
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
 
 
 async def test_a_unix_transport_is_refused() -> None:
-    """As its socket is."""
+    """Like its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
         made, _ = await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=ours)
@@ -512,7 +525,7 @@ async def test_a_unix_transport_is_refused() -> None:
 
 
 async def test_a_udp_transport_is_refused() -> None:
-    """As its socket is."""
+    """Like its socket."""
     made, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
     )
@@ -539,14 +552,14 @@ async def test_a_pipe_transport_is_refused() -> None:
     [7, None, True, "127.0.0.1:80", ("127.0.0.1", 80), b"", ..., socket],
     ids=lambda thing: type(thing).__name__,
 )
-def test_what_has_no_socket_is_refused(thing: Any, act: Callable[[Any], object]) -> None:
-    """A number is not taken for a descriptor."""
+def test_an_object_without_a_socket_is_refused(thing: object, act: Callable[[object], object]) -> None:
+    """An int is not used as a descriptor."""
     with pytest.raises(TypeError, match=f"expected a socket, .* got {type(thing).__name__}"):
         act(thing)
 
 
 @pytest.mark.parametrize("act", [kaio.apply, kaio.inspect, kaio.health], ids=lambda act: act.__name__)
-def test_a_closed_socket_is_an_error(act: Callable[[Any], object]) -> None:
+def test_a_closed_socket_is_an_error(act: Callable[[object], object]) -> None:
     """EBADF, as from the kernel."""
     sock = socket.socket()
     sock.close()
@@ -556,8 +569,8 @@ def test_a_closed_socket_is_an_error(act: Callable[[Any], object]) -> None:
 
 
 @pytest.mark.parametrize("act", [kaio.apply, kaio.inspect, kaio.health], ids=lambda act: act.__name__)
-def test_a_socket_whose_descriptor_is_gone_is_an_error(act: Callable[[Any], object]) -> None:
-    """Somebody else has closed the number."""
+def test_a_socket_whose_descriptor_was_closed_is_an_error(act: Callable[[object], object]) -> None:
+    """Closed by its number, which the socket object does not notice."""
     sock = socket.socket()
     os.close(sock.fileno())
     try:
@@ -583,14 +596,14 @@ def mptcp() -> Iterator[socket.socket]:
 
 
 def mptcp_kernel(sock: socket.socket) -> tuple[int, ...]:
-    """What `kernel` gives, without the user timeout, which MPTCP lacks."""
+    """The result of `kernel` without the user timeout, which MPTCP does not have."""
     on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     return (on, *(sock.getsockopt(TCP, option) for option in OPTIONS[:3]))
 
 
 @pytest.mark.may_skip
-def test_mptcp_takes_a_policy(mptcp: socket.socket) -> None:
-    """All but the kernel's user timeout."""
+def test_a_policy_is_set_on_mptcp(mptcp: socket.socket) -> None:
+    """All options except the user timeout."""
     state = kaio.apply(mptcp, "20s:10s:4")
     assert mptcp_kernel(mptcp) == (1, 20, 10, 4)
     assert state == kaio.inspect(mptcp) == SocketState(enabled=True, idle=20, interval=10, count=4)
@@ -599,10 +612,10 @@ def test_mptcp_takes_a_policy(mptcp: socket.socket) -> None:
 
 
 @pytest.mark.may_skip
-def test_mptcp_refuses_to_drop_stalled_peers_and_is_put_back(
+def test_mptcp_has_no_user_timeout_and_its_options_are_restored(
     mptcp: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has no TCP_USER_TIMEOUT: that is said, and nothing has changed."""
+    """stalled="drop" is an error on MPTCP, which has no TCP_USER_TIMEOUT."""
     kaio.apply(mptcp, "5s:6s:7")
     with pytest.raises(KeepaliveError, match="user_timeout: the kernel refused 60000") as caught:
         kaio.apply(mptcp, Keepalive(stalled="drop"))

@@ -479,7 +479,7 @@ async def test_a_host_that_has_no_way_out_says_so_of_a_connection_that_stood(
         # The kernel keeps the number where it looks the route up anew, which is not at every attempt.
         assert error.errno in (OWN_ROUTES.get(name, errno.EPERM), errno.ETIMEDOUT)
         assert error.this_host
-        assert str(error).startswith(f"no way from this host to peer {hosts[name]}:9000 (unreachable): ")
+        assert str(error).startswith(f"this host cannot reach peer {hosts[name]}:9000 (unreachable): ")
         assert str(error) in caplog.text
 
 
@@ -589,8 +589,6 @@ async def test_a_host_that_has_no_way_out_says_so_while_connecting(network: Rout
             assert error.this_host is (name != "router"), name
             if name == "nowhere":
                 assert error.errno == errno.ENETUNREACH
-                assert (
-                    str(error) == f"no way from this host to peer {nowhere}:9000 (unreachable): Network is unreachable"
-                )
+                assert str(error) == f"this host cannot reach peer {nowhere}:9000 (unreachable): Network is unreachable"
             elif name != "router":
                 assert error.errno == OWN_ROUTES[name]

@@ -1,9 +1,10 @@
-"""The tree of exceptions: what each of them is, is not, and keeps."""
+"""The exceptions: their base classes, fields, messages and copies."""
 
 from __future__ import annotations
 
 import copy
 import errno
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import kaio
 from kaio import AddressError, Cause, DeadPeerError, KaioError, Keepalive, KeepaliveError, PolicyError, ResetError
 from kaio import errors as errors_module
-from kaio.errors import format_address
+from kaio.errors import format_address, os_error
 
 TREE: dict[type[Exception], set[type[Exception]]] = {
     KaioError: set(),
@@ -40,14 +41,14 @@ ASKED: set[type[Exception]] = {
 
 
 @pytest.mark.parametrize("error", TREE, ids=lambda error: error.__name__)
-def test_errors_are_caught_as_what_they_are_and_as_nothing_else(error: type[Exception]) -> None:
-    """Each error has its parents, and none of them is a TimeoutError."""
+def test_exceptions_have_these_base_classes_and_no_others(error: type[Exception]) -> None:
+    """No exception is a TimeoutError."""
     assert {parent for parent in ASKED if issubclass(error, parent)} - {error} == TREE[error]
     assert not issubclass(error, TimeoutError)
 
 
-def test_every_error_of_the_module_is_in_the_tree() -> None:
-    """An error that is added gets its line above."""
+def test_every_public_exception_is_in_the_tree() -> None:
+    """A new exception needs a line in TREE."""
     public: list[type] = [getattr(errors_module, name) for name in errors_module.__all__]
     assert {each for each in public if issubclass(each, Exception)} == set(TREE)
 
@@ -64,8 +65,8 @@ DEAD = DeadPeerError(
 BARE = DeadPeerError(Cause.CONNECTING, errno.EHOSTUNREACH, silence=3)
 
 
-def test_a_dead_peer_is_reported_with_its_circumstances() -> None:
-    """Cause, number, silence, peer, policy and the kernel's last word."""
+def test_a_dead_peer_error_has_its_fields() -> None:
+    """Cause, error number, silence, address, policy and TCP_INFO."""
     assert DEAD.cause is Cause.KEEPALIVE
     assert DEAD.errno == errno.ETIMEDOUT
     assert DEAD.silence == 60.012
@@ -75,8 +76,8 @@ def test_a_dead_peer_is_reported_with_its_circumstances() -> None:
     assert (BARE.peername, BARE.policy, BARE.info) == (None, None, None)
 
 
-def test_a_timeout_of_the_kernels_is_not_one_of_the_applications() -> None:
-    """OSError(ETIMEDOUT) would be a TimeoutError; a dead peer is a ConnectionError with that number."""
+def test_a_dead_peer_error_with_etimedout_is_not_a_timeout_error() -> None:
+    """OSError(ETIMEDOUT) is a TimeoutError; a dead peer is a ConnectionError with the same error number."""
     assert isinstance(OSError(errno.ETIMEDOUT, ""), TimeoutError)
     assert not isinstance(DEAD, TimeoutError)
     assert not isinstance(KeepaliveError(errno.ETIMEDOUT, ""), TimeoutError)
@@ -94,7 +95,7 @@ def test_a_timeout_of_the_kernels_is_not_one_of_the_applications() -> None:
 def test_copies_of_a_dead_peer_error_keep_every_field(
     error: DeadPeerError, duplicate: Callable[[DeadPeerError], DeadPeerError]
 ) -> None:
-    """It can go to another process, as multiprocessing and loggers do with errors."""
+    """It can be sent to another process, as multiprocessing and logging handlers do."""
     other = duplicate(error)
     assert type(other) is DeadPeerError
     for field in ("cause", "errno", "strerror", "silence", "peername", "policy", "info", "args"):
@@ -114,8 +115,8 @@ def test_copies_of_a_dead_peer_error_keep_every_field(
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("duplicate", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
-def test_copies_of_the_other_errors_say_the_same(error: Exception, duplicate: Callable[[Exception], Any]) -> None:
-    """Type, arguments, fields and text stay."""
+def test_copies_of_the_other_exceptions_are_equal(error: Exception, duplicate: Callable[[Exception], Any]) -> None:
+    """In type, arguments, fields and text."""
     other = duplicate(error)
     assert type(other) is type(error)
     assert other.args == error.args
@@ -139,8 +140,8 @@ def test_copies_of_the_other_errors_say_the_same(error: Exception, duplicate: Ca
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_errors_say_what_happened(error: Exception, text: str) -> None:
-    """One line for the log."""
+def test_messages_of_the_exceptions(error: Exception, text: str) -> None:
+    """Each message is one line."""
     assert str(error) == text
 
 
@@ -154,13 +155,13 @@ def test_errors_say_what_happened(error: Exception, text: str) -> None:
         (Cause.CONNECTING, "connecting"),
     ],
 )
-def test_causes_are_words(cause: Cause, text: str) -> None:
-    """For messages and for metrics' labels."""
+def test_causes_are_strings(cause: Cause, text: str) -> None:
+    """They appear in messages and as labels of metrics."""
     assert str(cause) == cause.value == text
 
 
 def test_there_are_five_causes() -> None:
-    """Code that matches on them can be complete."""
+    """A new cause would break code that handles each of them."""
     assert len(Cause) == 5
 
 
@@ -178,6 +179,17 @@ def test_there_are_five_causes() -> None:
         (7, "7"),
     ],
 )
-def test_addresses_in_messages_are_as_people_write_them(address: object, text: str) -> None:
-    """Brackets around IPv6, unix: before a path, and no error for anything else."""
+def test_addresses_in_messages(address: object, text: str) -> None:
+    """IPv6 in brackets, unix: before a path, and str() of anything else."""
     assert format_address(address) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ETIMEDOUT, TimeoutError), (errno.ECONNRESET, ConnectionResetError), (errno.EHOSTUNREACH, OSError)],
+)
+def test_os_error_makes_the_exception_of_an_error_number(number: int, kind: type[OSError]) -> None:
+    """Of the class that the kernel's own errors have in Python, with the system's text."""
+    error = os_error(number)
+    assert type(error) is kind
+    assert (error.errno, error.strerror) == (number, os.strerror(number))

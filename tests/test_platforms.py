@@ -1,4 +1,4 @@
-"""Every platform's file, against a socket that writes down what it is told. None of this needs that platform."""
+"""The module of each platform, with a fake socket that records the calls. These tests run on every platform."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Option = tuple[int, int]  # level, name
 
 
 class Refusal(NamedTuple):
-    """The kernel's answer to a value that it does not take."""
+    """An answer of the kernel: this error number."""
 
     number: int
 
 
 class FakeSocket:
-    """A TCP socket of any platform: its options are a dict, and all that is set is written down.
+    """A TCP socket of any platform: its options are a dict, and calls of setsockopt are recorded.
 
-    `answers` says what the kernel makes of a certain value: another value, or a `Refusal`.
+    `answers` maps a call to its effect: another value, or a `Refusal`.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class FakeSocket:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A platform: its file, and the numbers of its options as its own headers have them."""
+    """A platform: its module, and the numbers of its options from its headers."""
 
     name: str
     module: ModuleType
-    system: str | None = None  # which of bsd's
+    system: str | None = None  # the key in bsd's table
     keepalive: Option = (SOL, 0x0008)
     idle: Option | None = None
     interval: Option | None = None
     count: Option | None = None
     user_timeout: Option | None = None
-    unit: int = 1  # what a second of idle and interval is
-    user_unit: int = 1  # what a second of the user timeout is
+    unit: int = 1  # units per second of idle and interval
+    user_unit: int = 1  # units per second of the user timeout
     connect: Option | None = None
     connect_unit: int = 1
     info: Option | None = None
@@ -165,7 +165,7 @@ Use = Callable[[Case], Platform]
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
-    """Make a platform the one that kaio runs on, and give its file."""
+    """Make kaio use a platform's module, and return it."""
 
     def make(case: Case) -> Platform:
         if case.system is not None:
@@ -181,7 +181,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
 def options_of(
     case: Case, *, on: bool, idle: int, interval: int, count: int, user_timeout: float = 0
 ) -> dict[Option, Any]:
-    """What a kernel of that platform has; times in seconds."""
+    """The options of a socket of that platform; times in seconds."""
     values: dict[Option | None, int] = {
         case.keepalive: int(on),
         case.idle: idle * case.unit,
@@ -192,12 +192,12 @@ def options_of(
     return {option: value for option, value in values.items() if option is not None}
 
 
-# -- the files
+# -- the modules
 
 
 @pytest.mark.parametrize("module", [linux, darwin, bsd, windows], ids=lambda module: module.__name__)
 def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
-    """What Platform lists, with the names of its parameters, and no other public function."""
+    """Those of Platform, with the same parameters, and no other public function."""
     promised = {
         name: list(inspect.signature(function).parameters)[1:]
         for name, function in inspect.getmembers(Platform, inspect.isfunction)
@@ -212,19 +212,19 @@ def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
     assert set(promised) == {
         "is_tcp",
         "missing",
-        "takes",
+        "rounded",
         "read",
         "write",
         "set_user_timeout",
         "cap_backoff",
-        "resting_for",
+        "idle_time",
         "tcp_info",
     }
 
 
 @pytest.mark.parametrize("module", [linux, darwin, bsd, windows], ids=lambda module: module.__name__)
-def test_every_platform_says_its_name_and_whether_children_inherit(module: ModuleType) -> None:
-    """The two values that Platform lists; only Linux promises inheritance."""
+def test_every_platform_has_a_name_and_says_whether_options_are_inherited(module: ModuleType) -> None:
+    """The two attributes of Platform; only on Linux accepted sockets inherit all options."""
     assert list(Platform.__annotations__) == ["NAME", "INHERITS"]
     assert isinstance(module.NAME, str)
     assert module.NAME
@@ -232,13 +232,13 @@ def test_every_platform_says_its_name_and_whether_children_inherit(module: Modul
 
 
 def test_every_bsd_is_in_the_table() -> None:
-    """A system that is added gets its row here."""
+    """A new system needs a case in this file."""
     assert {case.system: case.name for case in CASES if case.system} == {
         key: system.name for key, system in bsd._SYSTEMS.items()
     }
 
 
-# -- which sockets
+# -- TCP sockets
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_every_bsd_is_in_the_table() -> None:
         (socket.AF_INET, socket.SOCK_STREAM, 6, True),
         (socket.AF_INET6, socket.SOCK_STREAM, 6, True),
         (socket.AF_INET, socket.SOCK_STREAM, 262, True),  # MPTCP
-        (socket.AF_INET, socket.SOCK_STREAM | 0o4000, 6, True),  # SOCK_NONBLOCK shines through on some loops
+        (socket.AF_INET, socket.SOCK_STREAM | 0o4000, 6, True),  # some event loops leave SOCK_NONBLOCK in the type
         (socket.AF_INET, socket.SOCK_STREAM, 132, False),  # SCTP
         (socket.AF_INET, socket.SOCK_STREAM, 256, False),  # SMC
         (socket.AF_INET, socket.SOCK_DGRAM, 17, False),
@@ -258,8 +258,8 @@ def test_every_bsd_is_in_the_table() -> None:
         (40, socket.SOCK_STREAM, 0, False),  # AF_VSOCK
     ],
 )
-def test_linux_judges_by_family_type_and_protocol(family: int, kind: int, protocol: int, tcp: bool) -> None:
-    """SO_PROTOCOL is asked, because SOCK_STREAM alone says little."""
+def test_linux_checks_family_type_and_protocol(family: int, kind: int, protocol: int, tcp: bool) -> None:
+    """SOCK_STREAM is used for other protocols, too."""
     assert linux.is_tcp(FakeSocket({(SOL, 38): protocol}, family=family, kind=kind)) is tcp
 
 
@@ -274,8 +274,8 @@ def test_linux_judges_by_family_type_and_protocol(family: int, kind: int, protoc
         (socket.AF_UNIX, socket.SOCK_STREAM, False),
     ],
 )
-def test_other_platforms_judge_by_family_and_type(use: Use, case: Case, family: int, kind: int, tcp: bool) -> None:
-    """There is nothing more to ask."""
+def test_other_platforms_check_family_and_type(use: Use, case: Case, family: int, kind: int, tcp: bool) -> None:
+    """They have no SO_PROTOCOL."""
     assert use(case).is_tcp(FakeSocket(family=family, kind=kind)) is tcp
 
 
@@ -299,7 +299,7 @@ TIMES = SocketState(enabled=True, idle=20, interval=10, count=4)
     ids=repr,
 )
 def test_write_sets_everything_and_keepalive_last(use: Use, case: Case, calls: list[tuple[int, int, int]]) -> None:
-    """In each platform's own numbers; keepalive starts when its times stand."""
+    """In the platform's units; keepalive is switched on when its times are set."""
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
     use(case).write(sock, ALL)
     assert sock.calls == calls
@@ -310,7 +310,7 @@ def test_write_sets_everything_and_keepalive_last(use: Use, case: Case, calls: l
     [
         (LINUX, [(TCP, 18, 0), (SOL, 9, 0)]),
         (DARWIN, [(TCP, 0x80, 0), (SOL, 8, 0)]),
-        (WINDOWS, [(SOL, 8, 0)]),  # cannot be lifted there; reading back tells
+        (WINDOWS, [(SOL, 8, 0)]),  # cannot be removed; apply notices when it reads back
         (FREEBSD, [(TCP, 68, 0), (SOL, 8, 0)]),
         (NETBSD, [(SOL, 8, 0)]),
         (DRAGONFLY, [(SOL, 8, 0)]),
@@ -318,10 +318,10 @@ def test_write_sets_everything_and_keepalive_last(use: Use, case: Case, calls: l
     ],
     ids=repr,
 )
-def test_write_of_off_lifts_the_user_timeout_and_leaves_the_times(
+def test_write_of_off_removes_the_user_timeout_and_keeps_the_times(
     use: Use, case: Case, calls: list[tuple[int, int, int]]
 ) -> None:
-    """None leaves a time alone, but means that there is no user timeout."""
+    """None leaves idle, interval and count unchanged, but removes the user timeout."""
     sock = FakeSocket(options_of(case, on=True, idle=20, interval=10, count=4, user_timeout=60))
     use(case).write(sock, SocketState(enabled=False))
     assert sock.calls == calls
@@ -329,8 +329,8 @@ def test_write_of_off_lifts_the_user_timeout_and_leaves_the_times(
 
 @pytest.mark.parametrize("field", ["idle", "interval", "count"])
 @pytest.mark.parametrize("case", WITH_TIMES, ids=repr)
-def test_write_sets_only_what_is_given(use: Use, case: Case, field: str) -> None:
-    """Each time goes to its own option."""
+def test_write_sets_only_fields_that_are_not_none(use: Use, case: Case, field: str) -> None:
+    """Each field is set by its own option."""
     before = options_of(case, on=False, idle=7200, interval=75, count=9)
     sock = FakeSocket(before)
     value = 5
@@ -341,8 +341,8 @@ def test_write_sets_only_what_is_given(use: Use, case: Case, field: str) -> None
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_read_gives_what_the_kernel_has(use: Use, case: Case) -> None:
-    """In seconds; None for what the platform does not have."""
+def test_read_returns_the_options(use: Use, case: Case) -> None:
+    """In seconds; None for options that the platform does not have."""
     sock = FakeSocket(options_of(case, on=True, idle=20, interval=10, count=4, user_timeout=61))
     assert use(case).read(sock) == SocketState(
         enabled=True,
@@ -355,8 +355,8 @@ def test_read_gives_what_the_kernel_has(use: Use, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_read_gives_no_user_timeout_for_zero(use: Use, case: Case) -> None:
-    """The kernels' 0 is none."""
+def test_a_user_timeout_of_zero_is_none(use: Use, case: Case) -> None:
+    """0 means that the option is not set."""
     state = use(case).read(FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9)))
     assert state.user_timeout is None
     assert state.enabled is False
@@ -365,14 +365,14 @@ def test_read_gives_no_user_timeout_for_zero(use: Use, case: Case) -> None:
 @pytest.mark.parametrize(
     ("raw", "seconds"), [(0, None), (-1, None), (0xFFFFFFFF, None), (1500, 1.5), (-2, 4294967.294)]
 )
-def test_windows_reads_its_user_timeout_without_a_sign(raw: int, seconds: float | None) -> None:
-    """TCP_MAXRTMS is a ULONG of milliseconds; all ones is the system's own limit."""
+def test_the_user_timeout_of_windows_is_unsigned(raw: int, seconds: float | None) -> None:
+    """TCP_MAXRTMS is a ULONG of milliseconds; all bits set means the system's limit."""
     options = options_of(WINDOWS, on=True, idle=20, interval=10, count=4)
     assert windows.read(FakeSocket({**options, (TCP, 14): raw})).user_timeout == seconds
 
 
-def test_mptcp_on_linux_has_no_user_timeout_and_is_not_asked_for_one() -> None:
-    """It refuses the option; without one wanted, nothing is wrong."""
+def test_the_user_timeout_of_mptcp_is_none_and_is_not_set() -> None:
+    """MPTCP does not have the option, which is an error only when a policy needs it."""
     options = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): 262}
     del options[TCP, 18]
     sock = FakeSocket(options)
@@ -385,7 +385,7 @@ def test_mptcp_on_linux_has_no_user_timeout_and_is_not_asked_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "lacking"),
+    ("case", "fields"),
     [
         (LINUX, []),
         (DARWIN, []),
@@ -397,11 +397,11 @@ def test_mptcp_on_linux_has_no_user_timeout_and_is_not_asked_for_one() -> None:
     ],
     ids=repr,
 )
-def test_missing_names_what_cannot_be_set(use: Use, case: Case, lacking: list[str]) -> None:
-    """Only of what is wanted."""
+def test_missing_names_what_cannot_be_set(use: Use, case: Case, fields: list[str]) -> None:
+    """Only fields that are not None."""
     platform = use(case)
-    assert platform.missing(ALL) == lacking
-    assert platform.missing(TIMES) == [field for field in lacking if field != "user_timeout"]
+    assert platform.missing(ALL) == fields
+    assert platform.missing(TIMES) == [field for field in fields if field != "user_timeout"]
     assert platform.missing(SocketState(enabled=True)) == []
     assert platform.missing(SocketState(enabled=False)) == []
 
@@ -409,21 +409,21 @@ def test_missing_names_what_cannot_be_set(use: Use, case: Case, lacking: list[st
 @pytest.mark.parametrize(
     ("case", "user_timeout"), [(LINUX, 60.25), (WINDOWS, 60.25), (DARWIN, 61), (FREEBSD, 61)], ids=repr
 )
-def test_takes_rounds_up_as_write_does(use: Use, case: Case, user_timeout: float) -> None:
-    """What will be read back is known beforehand."""
+def test_rounded_rounds_up_as_write_does(use: Use, case: Case, user_timeout: float) -> None:
+    """It predicts what read returns after write."""
     platform = use(case)
-    assert platform.takes(ALL) == SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=user_timeout)
-    assert platform.takes(TIMES) == TIMES
-    assert platform.takes(SocketState(enabled=False)) == SocketState(enabled=False)
+    assert platform.rounded(ALL) == SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=user_timeout)
+    assert platform.rounded(TIMES) == TIMES
+    assert platform.rounded(SocketState(enabled=False)) == SocketState(enabled=False)
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
     platform.write(sock, ALL)
-    assert platform.read(sock) == platform.takes(ALL)
+    assert platform.read(sock) == platform.rounded(ALL)
 
 
 @pytest.mark.parametrize("field", ["idle", "interval", "count", "enabled"])
 @pytest.mark.parametrize("case", WITH_TIMES, ids=repr)
 def test_write_stops_at_a_refusal_and_names_it(use: Use, case: Case, field: str) -> None:
-    """The error has the kernel's number, the field, the value and the reason."""
+    """The error has the kernel's error number, the field, the value and the reason."""
     option = case.keepalive if field == "enabled" else getattr(case, field)
     refused = (*option, options_of(case, on=True, idle=20, interval=10, count=4)[option])
     sock = FakeSocket(
@@ -444,8 +444,8 @@ def test_write_stops_at_a_refusal_and_names_it(use: Use, case: Case, field: str)
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 @pytest.mark.parametrize("seconds", [8.25, 60, 0.001])
-def test_a_bound_on_connecting_is_rounded_up_to_the_platforms_unit(use: Use, case: Case, seconds: float) -> None:
-    """True where the kernel will keep it, False where it cannot; no other option is touched."""
+def test_a_timeout_for_connecting_is_rounded_up_to_the_platforms_unit(use: Use, case: Case, seconds: float) -> None:
+    """False where the platform has no such option; no other option is set."""
     sock = FakeSocket()
     bounded = use(case).set_user_timeout(sock, seconds)
     if case.connect is None:
@@ -460,7 +460,7 @@ def test_a_bound_on_connecting_is_rounded_up_to_the_platforms_unit(use: Use, cas
 @pytest.mark.parametrize(
     ("case", "bounded", "calls"),
     [
-        (LINUX, True, [(TCP, 18, 0)]),  # the same option as the user timeout, which is lifted again
+        (LINUX, True, [(TCP, 18, 0)]),  # the same option as the user timeout
         (DARWIN, True, []),
         (WINDOWS, False, []),
         (FREEBSD, True, []),
@@ -470,8 +470,10 @@ def test_a_bound_on_connecting_is_rounded_up_to_the_platforms_unit(use: Use, cas
     ],
     ids=repr,
 )
-def test_no_bound_on_connecting(use: Use, case: Case, bounded: bool, calls: list[tuple[int, int, int]]) -> None:
-    """None: no longer bounded, or the system's own patience."""
+def test_a_timeout_for_connecting_is_removed(
+    use: Use, case: Case, bounded: bool, calls: list[tuple[int, int, int]]
+) -> None:
+    """On Linux, where it would bound sent data, too; elsewhere nothing has to be done."""
     sock = FakeSocket()
     assert use(case).set_user_timeout(sock, None) is bounded
     assert sock.calls == calls
@@ -480,8 +482,8 @@ def test_no_bound_on_connecting(use: Use, case: Case, bounded: bool, calls: list
 # -- TCP_INFO
 
 
-def test_linux_decodes_its_own_struct() -> None:
-    """By TcpInfo.from_bytes."""
+def test_linux_decodes_struct_tcp_info() -> None:
+    """With TcpInfo.from_bytes."""
     info = linux.tcp_info(FakeSocket({LINUX.info or (0, 0): b"\x08\0\x02\x03\x04"}))
     assert info == TcpInfo(state=TcpState.CLOSE_WAIT, retransmits=2, probes=3, backoff=4)
 
@@ -503,7 +505,7 @@ BSD_STATES = [
 
 
 @pytest.mark.parametrize(("number", "state"), list(enumerate(BSD_STATES)))
-def test_macos_tells_in_milliseconds(number: int, state: TcpState) -> None:
+def test_times_of_macos_are_milliseconds(number: int, state: TcpState) -> None:
     """struct tcp_connection_info of bsd/netinet/tcp.h."""
     # options, flags, rto, maxseg, snd_ssthresh, snd_cwnd, snd_wnd, snd_sbbytes, rcv_wnd, rttcur, srtt, rttvar
     words = (1, 2, 230, 1448, 5, 14480, 65535, 77, 131072, 26, 25, 12)
@@ -515,8 +517,8 @@ def test_macos_tells_in_milliseconds(number: int, state: TcpState) -> None:
 
 @pytest.mark.parametrize(("number", "state"), list(enumerate(BSD_STATES)))
 @pytest.mark.parametrize("case", [FREEBSD, NETBSD], ids=repr)
-def test_bsds_tell_in_microseconds(use: Use, case: Case, number: int, state: TcpState) -> None:
-    """struct tcp_info of netinet/tcp.h: Linux's places, and a unit and states of its own."""
+def test_times_of_the_bsds_are_microseconds(use: Use, case: Case, number: int, state: TcpState) -> None:
+    """struct tcp_info of netinet/tcp.h: Linux's offsets, with other units and states."""
     data = bytearray(236)
     data[0] = number
     struct.pack_into("=I", data, 8, 230_000)  # tcpi_rto
@@ -530,8 +532,8 @@ def test_bsds_tell_in_microseconds(use: Use, case: Case, number: int, state: Tcp
 
 
 @pytest.mark.parametrize("case", [WINDOWS, DRAGONFLY, OPENBSD], ids=repr)
-def test_platforms_without_tcp_info_say_so(use: Use, case: Case) -> None:
-    """A clear error that names the platform, from the file and from kaio.health."""
+def test_platforms_without_tcp_info_raise_an_error(use: Use, case: Case) -> None:
+    """The module and kaio.health raise it, and it names the platform."""
     platform = use(case)
     with pytest.raises(KeepaliveError, match=f"{case.name} has no TCP_INFO") as caught:
         platform.tcp_info(FakeSocket())
@@ -540,12 +542,12 @@ def test_platforms_without_tcp_info_say_so(use: Use, case: Case) -> None:
         kaio.health(FakeSocket())
 
 
-# -- kaio.apply on all of them
+# -- kaio.apply on every platform
 
 
 @pytest.mark.parametrize("case", WITH_TIMES, ids=repr)
-def test_apply_sets_a_policy_and_gives_what_was_read_back(use: Use, case: Case) -> None:
-    """On every platform that has times of a socket's own."""
+def test_apply_sets_a_policy_and_returns_what_it_read_back(use: Use, case: Case) -> None:
+    """On every platform that can set the times of a single socket."""
     use(case)
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP})
     assert kaio.apply(sock, "20s:10s:4") == TIMES
@@ -554,8 +556,8 @@ def test_apply_sets_a_policy_and_gives_what_was_read_back(use: Use, case: Case) 
 
 
 @pytest.mark.parametrize("case", [LINUX, DARWIN, WINDOWS, FREEBSD], ids=repr)
-def test_apply_lets_the_kernel_drop_stalled_peers_where_it_can(use: Use, case: Case) -> None:
-    """The user timeout, rounded up to what the platform takes."""
+def test_apply_sets_the_user_timeout_for_stalled_drop(use: Use, case: Case) -> None:
+    """Rounded up to the platform's unit."""
     use(case)
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP})
     state = kaio.apply(sock, Keepalive(user_timeout=60.25, stalled="drop"))
@@ -572,21 +574,21 @@ def test_apply_lets_the_kernel_drop_stalled_peers_where_it_can(use: Use, case: C
     ],
     ids=str,
 )
-def test_apply_refuses_what_the_platform_lacks_before_anything_is_set(
+def test_apply_refuses_missing_options_before_it_sets_others(
     use: Use, case: Case, policy: Keepalive, fields: str
 ) -> None:
     """The error names the platform and every field."""
     use(case)
     sock = FakeSocket(options_of(case, on=False, idle=7200, interval=75, count=9))
-    with pytest.raises(KeepaliveError, match=f"{case.name} has no {fields} of a socket's own") as caught:
+    with pytest.raises(KeepaliveError, match=f"{case.name} cannot set {fields} for a single socket") as caught:
         kaio.apply(sock, policy)
     assert caught.value.errno == errno.EOPNOTSUPP
     assert sock.calls == []
 
 
 @pytest.mark.parametrize(("policy", "value"), [("on", 1), ("off", 0)])
-def test_keepalive_can_be_switched_where_it_has_no_times(use: Use, policy: str, value: int) -> None:
-    """OpenBSD has on, off and the system's times."""
+def test_keepalive_can_be_on_or_off_where_times_cannot_be_set(use: Use, policy: str, value: int) -> None:
+    """OpenBSD, where the times are the system's."""
     use(OPENBSD)
     sock = FakeSocket({OPENBSD.keepalive: 1 - value})
     assert kaio.apply(sock, policy) == SocketState(enabled=bool(value))
@@ -596,8 +598,8 @@ def test_keepalive_can_be_switched_where_it_has_no_times(use: Use, policy: str, 
 @pytest.mark.parametrize("field", ["idle", "interval", "count", "user_timeout", "enabled"])
 @pytest.mark.parametrize("case", [LINUX, DARWIN, WINDOWS, FREEBSD], ids=repr)
 @pytest.mark.parametrize("answer", [Refusal(errno.EINVAL), 6], ids=["refuses", "disagrees"])
-def test_apply_puts_back_what_was_there(use: Use, case: Case, field: str, answer: int | Refusal) -> None:
-    """Whether the kernel refuses in the middle, or says yes and has something else."""
+def test_apply_restores_the_previous_options(use: Use, case: Case, field: str, answer: int | Refusal) -> None:
+    """When the kernel refuses an option, and when it reports another value afterwards."""
     if field == "enabled" and not isinstance(answer, Refusal):
         answer = 0
     use(case)
@@ -605,7 +607,7 @@ def test_apply_puts_back_what_was_there(use: Use, case: Case, field: str, answer
     option = case.keepalive if field == "enabled" else getattr(case, field)
     before = options_of(case, on=False, idle=7000, interval=70, count=7, user_timeout=7) | {(SOL, 38): TCP}
     sock = FakeSocket(before, answers={(*option, wanted[option]): answer})
-    with pytest.raises(KeepaliveError, match=f"socket of descriptor 7: {field}: ") as caught:
+    with pytest.raises(KeepaliveError, match=f"socket with descriptor 7: {field}: ") as caught:
         kaio.apply(sock, Keepalive(user_timeout=90, stalled="drop"))
     assert caught.value.errno == errno.EINVAL
     assert isinstance(caught.value.__cause__, OSError)
@@ -613,27 +615,27 @@ def test_apply_puts_back_what_was_there(use: Use, case: Case, field: str, answer
     assert sock.calls != []
 
 
-def test_a_disagreement_names_both_values(use: Use) -> None:
-    """What was asked for, and what the kernel has."""
+def test_the_error_for_another_value_names_both(use: Use) -> None:
+    """The value that was set, and the value that the kernel reports."""
     use(LINUX)
     before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
     sock = FakeSocket(before, answers={(TCP, 5, 10): 75})
-    with pytest.raises(KeepaliveError, match=r"interval: asked for 10, the kernel has 75"):
+    with pytest.raises(KeepaliveError, match=r"interval: set to 10, but the kernel reports 75"):
         kaio.apply(sock, "20s:10s:4")
 
 
-def test_a_user_timeout_that_windows_cannot_lift_is_an_error(use: Use) -> None:
-    """Reading back tells, and the rest is put back."""
+def test_a_user_timeout_that_windows_cannot_remove_is_an_error(use: Use) -> None:
+    """apply notices when it reads back, and restores the other options."""
     use(WINDOWS)
     before = options_of(WINDOWS, on=False, idle=7200, interval=75, count=9, user_timeout=60)
     sock = FakeSocket(before)
-    with pytest.raises(KeepaliveError, match=r"user_timeout: asked for None, the kernel has 60\.0"):
+    with pytest.raises(KeepaliveError, match=r"user_timeout: set to None, but the kernel reports 60\.0"):
         kaio.apply(sock, "20s:10s:4")
     assert sock.options == before
 
 
-def test_what_cannot_be_put_back_is_logged(use: Use, caplog: pytest.LogCaptureFixture) -> None:
-    """The error is still that of the policy; the socket's state is not kept secret."""
+def test_options_that_cannot_be_restored_are_logged(use: Use, caplog: pytest.LogCaptureFixture) -> None:
+    """The exception is that of the policy; a warning tells that the socket is changed."""
     use(LINUX)
     before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
     sock = FakeSocket(before, answers={(TCP, 5, 10): Refusal(errno.EINVAL), (TCP, 4, 7200): Refusal(errno.EPERM)})
@@ -643,15 +645,15 @@ def test_what_cannot_be_put_back_is_logged(use: Use, caplog: pytest.LogCaptureFi
     ):
         kaio.apply(sock, "20s:10s:4")
     (record,) = caplog.records
-    assert "could not be given back what it had (off)" in record.getMessage()
+    assert "cannot restore the previous keepalive options (off)" in record.getMessage()
     assert "idle: the kernel refused 7200" in record.getMessage()
 
 
 @pytest.mark.parametrize("gone", [errno.EBADF, errno.ENOTSOCK], ids=errno.errorcode.get)
-def test_a_socket_that_is_closed_meanwhile_has_nothing_to_be_put_back(
+def test_a_socket_that_was_closed_meanwhile_is_not_restored(
     use: Use, caplog: pytest.LogCaptureFixture, gone: int
 ) -> None:
-    """A sweep sets the sockets of others, who may close theirs at any moment: an error, and no warning."""
+    """A sweep sets sockets of other libraries, which may close them at any time: an error, but no warning."""
     use(LINUX)
     before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
     closed = Refusal(gone)
@@ -661,10 +663,10 @@ def test_a_socket_that_is_closed_meanwhile_has_nothing_to_be_put_back(
     assert not caplog.records
 
 
-def test_an_option_that_the_kernel_never_takes_does_not_keep_the_others_from_being_put_back(
+def test_an_option_that_is_always_refused_does_not_prevent_restoring_the_others(
     use: Use, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As with a sandbox that forbids one of them: what was changed is changed back, and what was not is no loss."""
+    """As in a sandbox that forbids one option: the refused one was never changed."""
     use(LINUX)
     before = options_of(LINUX, on=False, idle=7200, interval=75, count=9) | {(SOL, 38): TCP}
     forbidden = Refusal(errno.EPERM)
@@ -672,16 +674,18 @@ def test_an_option_that_the_kernel_never_takes_does_not_keep_the_others_from_bei
     with pytest.raises(KeepaliveError, match="interval: the kernel refused 10"):
         kaio.apply(sock, "20s:10s:4")
     assert sock.options == before
-    assert "could not be given back" not in caplog.text
+    assert "cannot restore" not in caplog.text
 
 
 @pytest.mark.parametrize("case", CASES[1:], ids=repr)
-def test_a_refusal_to_read_is_a_keepalive_error(use: Use, case: Case) -> None:
-    """As on a Windows before 1709, which lacks the options: nothing is set."""
+def test_an_option_that_cannot_be_read_is_a_keepalive_error(use: Use, case: Case) -> None:
+    """As on Windows before 1709, which does not have the options: nothing is set."""
     use(case)
     sock = FakeSocket()
     for ask in (kaio.apply, kaio.inspect):
-        with pytest.raises(KeepaliveError, match=f"socket of descriptor 7: {os.strerror(errno.ENOPROTOOPT)}") as caught:
+        with pytest.raises(
+            KeepaliveError, match=f"socket with descriptor 7: {os.strerror(errno.ENOPROTOOPT)}"
+        ) as caught:
             ask(sock)
         assert caught.value.errno == errno.ENOPROTOOPT
     assert sock.calls == []

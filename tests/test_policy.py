@@ -1,4 +1,4 @@
-"""Policies: what they mean, how they are written, and which of them cannot be."""
+"""Policies: their text, rounding and arithmetic, and the values that they refuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import kaio
 from kaio import AUTO, KaioError, Keepalive, PolicyError, SocketState, Step
-from kaio.policy import MAX_COUNT, MAX_SECONDS, MAX_USER_TIMEOUT_MS, Auto, Stalled, as_policy
+from kaio.policy import MAX_COUNT, MAX_SECONDS, MAX_USER_TIMEOUT_MS, Auto, KeepaliveArg, Stalled, as_policy
 
 MAX_USER_TIMEOUT = MAX_USER_TIMEOUT_MS / 1000
 STALLED: tuple[Stalled, ...] = ("keep", "drop")
@@ -30,7 +30,7 @@ user_timeouts = st.floats(0, MAX_USER_TIMEOUT, exclude_min=True, allow_subnormal
 
 @st.composite
 def made_policies(draw: st.DrawFn) -> Keepalive:
-    """Any policy that the constructor takes."""
+    """Any policy that the constructor accepts."""
     idle, interval, count = draw(st.none() | seconds), draw(st.none() | seconds), draw(st.none() | counts)
     stalled: Stalled = draw(st.sampled_from(STALLED))
     least = 0.001
@@ -48,6 +48,9 @@ def made_policies(draw: st.DrawFn) -> Keepalive:
 policies = st.sampled_from([Keepalive.OFF, Keepalive.SYSTEM, Keepalive()]) | made_policies()
 
 
+Maker = Callable[..., Keepalive]
+make_policy: Maker = Keepalive  # without the types of its parameters, which these tests violate
+
 # -- text
 
 
@@ -57,13 +60,13 @@ policies = st.sampled_from([Keepalive.OFF, Keepalive.SYSTEM, Keepalive()]) | mad
 @example(Keepalive(None, None, None, user_timeout=None, stalled="drop"))
 @example(Keepalive(user_timeout=MAX_USER_TIMEOUT))
 def test_text_of_a_policy_parses_to_the_same_policy(policy: Keepalive) -> None:
-    """str and parse are inverse, for every policy that can be."""
+    """str and parse are inverse, for every valid policy."""
     assert Keepalive.parse(str(policy)) == policy
 
 
 @given(policies)
 def test_repr_of_a_policy_evaluates_to_the_same_policy(policy: Keepalive) -> None:
-    """The repr is an expression that makes the policy again."""
+    """The repr is an expression whose value is an equal policy."""
     assert eval(repr(policy), {"Keepalive": Keepalive, "AUTO": AUTO}) == policy
 
 
@@ -84,7 +87,7 @@ def test_repr_of_a_policy_evaluates_to_the_same_policy(policy: Keepalive) -> Non
     ids=str,
 )
 def test_policies_have_a_short_text(policy: Keepalive, text: str) -> None:
-    """The text is nginx's form where that says it all."""
+    """nginx's form, followed only by the fields that differ from their defaults."""
     assert str(policy) == text
 
 
@@ -112,7 +115,7 @@ def test_policies_have_a_short_text(policy: Keepalive, text: str) -> None:
         ("user_timeout=none", Keepalive(user_timeout=None)),
         ("stalled=drop", Keepalive(stalled="drop")),
         ("stalled=keep", Keepalive()),
-        # the two tasks
+        # detect and hold
         ("detect=30s", Keepalive.detect(within=30)),
         ("detect=1m", Keepalive()),
         ("hold=350s", Keepalive.hold(against=350)),
@@ -129,8 +132,8 @@ def test_policies_have_a_short_text(policy: Keepalive, text: str) -> None:
         ("20.000s:0010s:4", Keepalive()),
     ],
 )
-def test_parse_takes_what_people_write(text: str, policy: Keepalive) -> None:
-    """nginx's form, names, the two tasks, and times with units."""
+def test_parse_accepts_every_form(text: str, policy: Keepalive) -> None:
+    """nginx's form, named fields, detect= and hold=, and times with units."""
     assert Keepalive.parse(text) == policy
 
 
@@ -142,7 +145,7 @@ def test_parse_takes_what_people_write(text: str, policy: Keepalive) -> None:
     [(1, 1), (20.0, 20), (0.1, 1), (1e-300, 1), (20.0001, 21), (1.5, 2), (32766.1, 32767), (32767.0, 32767)],
 )
 def test_times_are_rounded_up_to_whole_seconds(given_seconds: float, kernel: int) -> None:
-    """Never below what was asked for: the kernel counts whole seconds."""
+    """Never down: the kernel counts in whole seconds."""
     policy = Keepalive(given_seconds, given_seconds, 1)
     assert (policy.idle, policy.interval) == (kernel, kernel)
 
@@ -162,13 +165,13 @@ def test_times_are_rounded_up_to_whole_seconds(given_seconds: float, kernel: int
     ],
 )
 def test_user_timeout_is_rounded_up_to_whole_milliseconds(given_seconds: float, milliseconds: int) -> None:
-    """Up to the next millisecond, and not one further for the sake of binary fractions."""
+    """To the next millisecond, and not one further because of binary fractions."""
     assert Keepalive(1, 1, 1, user_timeout=given_seconds).user_timeout == milliseconds / 1000
 
 
 @given(user_timeouts)
-def test_rounding_the_user_timeout_is_up_by_less_than_a_millisecond_and_once(given_seconds: float) -> None:
-    """A value that the kernel takes stays what it is."""
+def test_the_user_timeout_is_rounded_up_by_less_than_a_millisecond_and_only_once(given_seconds: float) -> None:
+    """A value that the kernel accepts is not changed."""
     rounded = Keepalive(1, 1, 1, user_timeout=given_seconds).user_timeout
     assert isinstance(rounded, float)
     assert given_seconds <= rounded < given_seconds + 0.001 + 1e-9
@@ -176,8 +179,8 @@ def test_rounding_the_user_timeout_is_up_by_less_than_a_millisecond_and_once(giv
 
 
 @given(seconds)
-def test_rounding_a_time_is_up_by_less_than_a_second_and_once(given_seconds: float) -> None:
-    """A value that the kernel takes stays what it is."""
+def test_a_time_is_rounded_up_by_less_than_a_second_and_only_once(given_seconds: float) -> None:
+    """A value that the kernel accepts is not changed."""
     rounded = Keepalive(given_seconds).idle
     assert rounded is not None
     assert given_seconds <= rounded < given_seconds + 1 or rounded == 1
@@ -185,8 +188,8 @@ def test_rounding_a_time_is_up_by_less_than_a_second_and_once(given_seconds: flo
     assert Keepalive(rounded).idle == rounded
 
 
-def test_numbers_of_a_kind_of_their_own_are_numbers() -> None:
-    """A subclass of int or float, such as numpy's and IntEnum's, counts by its value and not by its repr."""
+def test_subclasses_of_int_and_float_are_numbers() -> None:
+    """numpy's and IntEnum's: the value counts, and their repr does not appear in the policy's."""
 
     class Reading(float):
         def __repr__(self) -> str:
@@ -201,7 +204,7 @@ def test_numbers_of_a_kind_of_their_own_are_numbers() -> None:
     assert Keepalive(Seconds.LONG, count=1, user_timeout=Seconds.LONG) == Keepalive(60, count=1, user_timeout=60)
 
 
-# -- the two tasks
+# -- detect and hold
 
 
 @given(st.integers(2, 200_000) | st.floats(2, 1e9))
@@ -213,7 +216,7 @@ def test_numbers_of_a_kind_of_their_own_are_numbers() -> None:
 @example(98_302)
 @example(1e300)
 def test_detect_never_takes_longer_than_asked(within: float) -> None:
-    """Task 1: the detection time is at most what was asked, and near it where the kernel's limits allow."""
+    """The detection time is at most the given time, and equals it within the kernel's limits."""
     found = Keepalive.detect(within).detection_time
     assert found is not None
     assert found <= within
@@ -221,7 +224,7 @@ def test_detect_never_takes_longer_than_asked(within: float) -> None:
 
 
 def test_detecting_within_a_minute_is_the_default() -> None:
-    """The default policy is the best one for its own detection time."""
+    """detect(within=60) is the default policy, whose detection time is 60 s."""
     assert Keepalive.detect(within=60) == Keepalive()
 
 
@@ -237,8 +240,8 @@ def test_detecting_within_a_minute_is_the_default() -> None:
         (90, Keepalive(30, 15, 4)),
     ],
 )
-def test_detect_is_a_third_of_silence_and_then_four_probes(within: float, policy: Keepalive) -> None:
-    """Below five seconds there are fewer probes; fractions do not count."""
+def test_detect_sets_idle_to_a_third_and_count_to_four(within: float, policy: Keepalive) -> None:
+    """Fewer probes below five seconds; fractions of a second are dropped."""
     assert Keepalive.detect(within) == policy
 
 
@@ -249,7 +252,7 @@ def test_detect_is_a_third_of_silence_and_then_four_probes(within: float, policy
 @example(65_534)
 @example(1e300)
 def test_hold_stays_below_the_limit_with_one_probe_lost(against: float) -> None:
-    """Task 2: the second probe is out in time, even when the kernel's timers fire an eighth late."""
+    """The second probe is sent in time, even when the kernel's timers fire 12.5 % late."""
     policy = Keepalive.hold(against)
     assert policy.idle is not None
     assert policy.interval is not None
@@ -260,13 +263,13 @@ def test_hold_stays_below_the_limit_with_one_probe_lost(against: float) -> None:
 
 @given(st.floats(8, 60_000))
 def test_hold_probes_no_more_often_than_needed(against: float) -> None:
-    """The first probe comes at about half of the limit, so that an idle connection costs little."""
+    """The first probe is sent at about half of the limit, so that an idle connection costs little."""
     policy = Keepalive.hold(against)
     assert policy.idle is not None
     assert against / 2 - 1 <= policy.idle <= against / 2
 
 
-# -- what follows from a policy
+# -- derived values
 
 
 @pytest.mark.parametrize(
@@ -275,10 +278,10 @@ def test_hold_probes_no_more_often_than_needed(against: float) -> None:
         (Keepalive(), 60),
         (Keepalive(1, 1, 1), 2),
         (Keepalive(user_timeout=None), 60),
-        (Keepalive(user_timeout=41), 60),  # kaio's own clock: the probes are not affected
+        (Keepalive(user_timeout=41), 60),  # enforced by kaio: the probes are not affected
         (Keepalive(stalled="drop"), 60),
         (Keepalive(user_timeout=60, stalled="drop"), 60),
-        (Keepalive(user_timeout=41, stalled="drop"), 50),  # looked at when a probe is due: 20, 30, 40, 50
+        (Keepalive(user_timeout=41, stalled="drop"), 50),  # checked when a probe is due: 20, 30, 40, 50
         (Keepalive(user_timeout=600, stalled="drop"), 600),
         (Keepalive(20, 10, 1, user_timeout=5, stalled="drop"), 30),
         (Keepalive(user_timeout=None, stalled="drop"), 60),
@@ -291,7 +294,7 @@ def test_hold_probes_no_more_often_than_needed(against: float) -> None:
     ids=str,
 )
 def test_detection_time_is_idle_and_all_intervals(policy: Keepalive, expected: float | None) -> None:
-    """idle + interval * count; a kernel's user timeout takes the place of the count."""
+    """idle + interval * count; a user timeout that the kernel enforces replaces the count."""
     assert policy.detection_time == expected
 
 
@@ -313,8 +316,8 @@ def test_user_timeout_follows_the_detection_time_unless_given(policy: Keepalive,
     assert policy.effective_user_timeout == expected
 
 
-def test_timeline_tells_what_happens_and_when() -> None:
-    """The probes at their times, and then the verdict."""
+def test_timeline_lists_the_probes_and_the_end() -> None:
+    """Each probe at its time, and then "dead"."""
     assert Keepalive().timeline() == (
         Step(20, "probe 1 of 4"),
         Step(30, "probe 2 of 4"),
@@ -327,7 +330,7 @@ def test_timeline_tells_what_happens_and_when() -> None:
 
 @given(st.builds(Keepalive, st.integers(1, 100), st.integers(1, 100), counts))
 def test_timeline_runs_from_the_idle_time_to_the_detection_time(policy: Keepalive) -> None:
-    """Every step comes after the one before it, one for each probe and one for the end."""
+    """One step for each probe and one for the end, in order."""
     steps = policy.timeline()
     times = [step.at for step in steps]
     assert times == sorted(set(times))
@@ -337,22 +340,21 @@ def test_timeline_runs_from_the_idle_time_to_the_detection_time(policy: Keepaliv
 
 
 def test_off_has_an_empty_timeline() -> None:
-    """Nothing happens to a connection that nobody watches."""
+    """Without keepalive no probe is sent."""
     assert Keepalive.OFF.timeline() == ()
 
 
 @pytest.mark.parametrize("field", ["idle", "interval", "count"])
 def test_timeline_needs_all_times(field: str) -> None:
-    """What is left to the system has to be filled in first, and the error says which field that is."""
-    left: dict[str, Any] = {field: None}
-    policy = Keepalive(**left)
+    """A field that is None has to be set first; the error names it."""
+    policy = make_policy(**{field: None})
     with pytest.raises(PolicyError, match=rf"{field}=None: .*filled\(\)") as caught:
         policy.timeline()
     assert caught.value.field == field
 
 
-def test_filled_fills_only_what_was_left_to_the_system() -> None:
-    """Given values stay."""
+def test_filled_replaces_only_fields_that_are_none() -> None:
+    """Other values stay."""
     system = {"idle": 7200, "interval": 75, "count": 9}
     assert Keepalive(30, None, 3, user_timeout=None).filled(**system) == Keepalive(30, 75, 3, user_timeout=None)
     assert Keepalive().filled(**system) == Keepalive()
@@ -360,8 +362,8 @@ def test_filled_fills_only_what_was_left_to_the_system() -> None:
     assert Keepalive.OFF.filled(**system) is Keepalive.OFF
 
 
-def test_filled_refuses_times_that_the_user_timeout_is_too_short_for() -> None:
-    """A user timeout that fitted nothing in particular is checked once the times are known."""
+def test_filled_refuses_times_for_which_the_user_timeout_is_too_short() -> None:
+    """The user timeout is checked once the times are known."""
     policy = Keepalive(None, None, None, user_timeout=30)
     with pytest.raises(PolicyError, match="at least idle \\+ 2 \\* interval = 7350 s") as caught:
         policy.filled(idle=7200, interval=75, count=9)
@@ -393,13 +395,13 @@ def test_filled_refuses_times_that_the_user_timeout_is_too_short_for() -> None:
         ({"UNRELATED": "1"}, Keepalive()),
     ],
 )
-def test_environment_names_the_default(environ: Mapping[str, str], policy: Keepalive) -> None:
-    """KAIO_KEEPALIVE wins over libkeepalive's variables, and an empty variable is no variable."""
+def test_environment_sets_the_default(environ: Mapping[str, str], policy: Keepalive) -> None:
+    """KAIO_KEEPALIVE takes precedence over libkeepalive's variables; an empty variable counts as not set."""
     assert Keepalive.from_env(environ) == policy
 
 
-def test_environment_of_the_process_is_asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an argument it is os.environ as it is now; None as a policy means that."""
+def test_environment_of_the_process_is_read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """from_env() and keepalive=None read the current os.environ."""
     assert Keepalive.from_env() == as_policy(None) == Keepalive()
     monkeypatch.setenv("KEEPIDLE", "30")
     assert Keepalive.from_env() == as_policy(None) == Keepalive(30)
@@ -421,12 +423,12 @@ def test_environment_of_the_process_is_asked_each_time(monkeypatch: pytest.Monke
     ],
     ids=repr,
 )
-def test_keepalive_arguments_take_a_policy_a_text_or_a_switch(argument: Any, policy: Keepalive) -> None:
-    """What every argument named keepalive= takes."""
+def test_keepalive_arguments_are_a_policy_text_a_boolean_or_none(argument: KeepaliveArg, policy: Keepalive) -> None:
+    """as_policy converts each of them."""
     assert as_policy(argument) == policy
 
 
-# -- values that stay what they are
+# -- immutability, equality, copies
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Keepalive)])
@@ -440,23 +442,23 @@ def test_policies_are_frozen(field: str) -> None:
     assert policy == Keepalive(20, 10, 4)
 
 
-def test_equal_policies_are_one_key() -> None:
-    """Policies are hashable, by their values after rounding."""
+def test_equal_policies_have_equal_hashes() -> None:
+    """Compared by their values after rounding."""
     assert len({Keepalive(), Keepalive(20.0, 9.1, 4), Keepalive.parse("20s:10s:4"), Keepalive(user_timeout=None)}) == 2
 
 
-def test_off_and_system_are_not_the_same() -> None:
-    """They have the same fields but for one, which no argument sets."""
+def test_off_and_system_are_not_equal() -> None:
+    """They differ in one field, which no argument sets."""
     assert Keepalive.OFF != Keepalive.SYSTEM
     assert not Keepalive.OFF.enabled
     assert Keepalive.SYSTEM.enabled
     with pytest.raises(TypeError, match="enabled"):
-        Keepalive(enabled=False)  # type: ignore[call-arg]
+        make_policy(enabled=False)
 
 
 @given(policies)
 def test_copies_and_pickles_are_equal(policy: Keepalive) -> None:
-    """A policy can go to another process."""
+    """A policy can be sent to another process."""
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(policy, protocol)) == policy
     assert copy.copy(policy) == policy
@@ -474,7 +476,7 @@ def test_copies_keep_auto_itself(policy: Keepalive) -> None:
 
 
 def test_replace_makes_another_valid_policy() -> None:
-    """dataclasses.replace checks what it makes, and of OFF it makes one that is on."""
+    """dataclasses.replace checks the new policy; a copy of OFF is enabled."""
     assert dataclasses.replace(Keepalive(), idle=29.5) == Keepalive(30)
     assert dataclasses.replace(Keepalive.SYSTEM, count=3) == Keepalive(None, None, 3, user_timeout=None)
     assert dataclasses.replace(Keepalive.OFF, idle=5).enabled
@@ -499,17 +501,17 @@ def test_replace_makes_another_valid_policy() -> None:
     ],
     ids=str,
 )
-def test_socket_states_say_what_the_kernel_has(state: SocketState, detection_time: float | None, text: str) -> None:
-    """What a platform cannot tell is a question mark, and no detection time is made up."""
+def test_text_and_detection_time_of_socket_states(state: SocketState, detection_time: float | None, text: str) -> None:
+    """An unknown value is a question mark, and makes the detection time unknown."""
     assert state.detection_time == detection_time
     assert str(state) == text
 
 
-# -- policies that cannot be
+# -- invalid policies
 
 
 def check(error: PolicyError, field: str, value: object, part: str) -> None:
-    """It is exactly a PolicyError, and names the field, the value and the limit."""
+    """The error is exactly a PolicyError, and has the field, the value and the limit."""
     assert type(error) is PolicyError
     assert isinstance(error, (KaioError, ValueError))
     assert error.field == field
@@ -609,31 +611,30 @@ ONE_LOST = "must be at least idle + 2 * interval = "
     ],
     ids=repr,
 )
-def test_impossible_policies_are_refused(arguments: dict[str, Any], field: str, part: str) -> None:
-    """The constructor takes nothing that the kernel would refuse or misunderstand."""
+def test_invalid_values_are_refused(arguments: dict[str, object], field: str, part: str) -> None:
+    """The constructor accepts nothing that the kernel would refuse or interpret otherwise."""
     with pytest.raises(PolicyError) as caught:
-        Keepalive(**arguments)
+        make_policy(**arguments)
     check(caught.value, field, arguments[field], part)
 
 
 @pytest.mark.parametrize("field", ["idle", "interval", "user_timeout"])
 def test_numbers_beyond_any_float_are_refused(field: str) -> None:
-    """A whole number too large for a float is too large, and not an OverflowError."""
-    huge: dict[str, Any] = {field: 10**400}
+    """An int too large for a float raises PolicyError, not OverflowError."""
     with pytest.raises(PolicyError, match=f"^{field}=1000") as caught:
-        Keepalive(**huge)
+        make_policy(**{field: 10**400})
     assert caught.value.field == field
 
 
-def test_a_user_timeout_that_follows_stays_in_the_kernels_range() -> None:
-    """With stalled="drop" the kernel would have to take AUTO's detection time, and here it is above its limit."""
+def test_an_automatic_user_timeout_above_the_kernels_limit_is_refused() -> None:
+    """With stalled="drop" the kernel would get the detection time, which is above its limit here."""
     with pytest.raises(PolicyError, match=r"2147483\.647 s") as caught:
         Keepalive(MAX_SECONDS, MAX_SECONDS, MAX_COUNT, stalled="drop")
     assert caught.value.field == "user_timeout"
 
 
-def test_user_timeouts_at_the_limits_are_taken() -> None:
-    """The lowest and the highest that there can be."""
+def test_user_timeouts_at_the_limits_are_accepted() -> None:
+    """The lowest and the highest valid values."""
     assert Keepalive(user_timeout=40).user_timeout == 40
     assert Keepalive(count=1, user_timeout=0.001).user_timeout == 0.001
     assert Keepalive(user_timeout=2147483.647).user_timeout == MAX_USER_TIMEOUT
@@ -683,25 +684,30 @@ TIME = "must be a time such as 20s"
         ("10h:10s:4", "idle", 36000, RANGE),
         ("20s:1d:4", "interval", 86400, RANGE),
         ("9" * 200 + ":10s:4", "idle", int("9" * 200), RANGE),
-        ("idle=20s,idle=30s", "idle", "30s", "stands twice in 'idle=20s,idle=30s'"),
-        ("idle=20s,count=3,idle=20s", "idle", "20s", "stands twice"),
-        ("detect=30s,detect=30s", "detect", "30s", "stands twice"),
-        ("foo=3", "foo", "3", "is not known; known are idle, interval, count, user_timeout, stalled, detect, hold"),
-        ("enabled=false", "enabled", "false", "is not known"),
-        ("tcp_keepidle=20", "tcp_keepidle", "20", "is not known"),
-        ("idle=20s,keepalive=on", "keepalive", "on", "is not known"),
+        ("idle=20s,idle=30s", "idle", "30s", "is given twice in 'idle=20s,idle=30s'"),
+        ("idle=20s,count=3,idle=20s", "idle", "20s", "is given twice"),
+        ("detect=30s,detect=30s", "detect", "30s", "is given twice"),
+        (
+            "foo=3",
+            "foo",
+            "3",
+            "is not a field; the fields are idle, interval, count, user_timeout, stalled, detect, hold",
+        ),
+        ("enabled=false", "enabled", "false", "is not a field"),
+        ("tcp_keepidle=20", "tcp_keepidle", "20", "is not a field"),
+        ("idle=20s,keepalive=on", "keepalive", "on", "is not a field"),
         ("idle=", "keepalive", "idle=", "'idle=' must be of the form name=value"),
         ("idle=20s,", "keepalive", "idle=20s,", "'' must be of the form name=value"),
         ("idle=20s,,count=4", "keepalive", "idle=20s,,count=4", "'' must be of the form name=value"),
         ("idle=20s,count", "keepalive", "idle=20s,count", "'count' must be of the form name=value"),
-        ("20s:10s:4,idle=3", "idle", "3", "stands twice in '20s:10s:4,idle=3'"),
-        ("20s:10s:4,detect=30s", "keepalive", "20s:10s:4,detect=30s", "detect= stands alone"),
+        ("20s:10s:4,idle=3", "idle", "3", "is given twice in '20s:10s:4,idle=3'"),
+        ("20s:10s:4,detect=30s", "keepalive", "20s:10s:4,detect=30s", "detect= cannot be combined with other fields"),
         ("20s:10s:4,", "keepalive", "20s:10s:4,", "'' must be of the form name=value"),
-        ("on,stalled=drop", "keepalive", "on,stalled=drop", "'on' stands alone"),
-        ("detect=30s,count=3", "keepalive", "detect=30s,count=3", "detect= stands alone"),
-        ("count=3,detect=30s", "keepalive", "count=3,detect=30s", "detect= stands alone"),
-        ("hold=350s,idle=20s", "keepalive", "hold=350s,idle=20s", "hold= stands alone"),
-        ("detect=30s,hold=350s", "keepalive", "detect=30s,hold=350s", "detect= stands alone"),
+        ("on,stalled=drop", "keepalive", "on,stalled=drop", "'on' cannot be combined with other fields"),
+        ("detect=30s,count=3", "keepalive", "detect=30s,count=3", "detect= cannot be combined with other fields"),
+        ("count=3,detect=30s", "keepalive", "count=3,detect=30s", "detect= cannot be combined with other fields"),
+        ("hold=350s,idle=20s", "keepalive", "hold=350s,idle=20s", "hold= cannot be combined with other fields"),
+        ("detect=30s,hold=350s", "keepalive", "detect=30s,hold=350s", "detect= cannot be combined with other fields"),
         ("detect=soon", "detect", "soon", TIME),
         ("hold=auto", "hold", "auto", TIME),
         ("detect=1s", "within", 1, "must be at least 2 s"),
@@ -716,16 +722,16 @@ TIME = "must be a time such as 20s"
         ("stalled=maybe", "stalled", "maybe", "must be 'keep' or 'drop'"),
     ],
 )
-def test_impossible_texts_are_refused(text: str, field: str, value: object, part: str) -> None:
-    """parse guesses at nothing, and says which part of the text is wrong."""
+def test_invalid_text_is_refused(text: str, field: str, value: object, part: str) -> None:
+    """The error says which part of the text is wrong."""
     with pytest.raises(PolicyError) as caught:
         Keepalive.parse(text)
     check(caught.value, field, value, part)
 
 
 @given(st.text() | st.text(alphabet="0123456789smhd:=,. \tonfidlecutkp", max_size=30))
-def test_any_text_is_a_policy_or_refused(text: str) -> None:
-    """Whatever comes from a configuration file, nothing but a PolicyError is raised."""
+def test_any_text_gives_a_policy_or_a_policy_error(text: str) -> None:
+    """No text from a configuration file raises another exception."""
     try:
         policy = Keepalive.parse(text)
     except PolicyError:
@@ -734,16 +740,16 @@ def test_any_text_is_a_policy_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"on", 20, 20.0, True, ["on"], ("20s", "10s", 4), Keepalive()], ids=repr)
-def test_parse_takes_text_only(value: Any) -> None:
-    """Anything else is refused, the bytes of a text too."""
+def test_parse_accepts_only_str(value: Any) -> None:
+    """Other types are refused, bytes too."""
     with pytest.raises(PolicyError) as caught:
         Keepalive.parse(value)
     check(caught.value, "keepalive", value, "must be a string such as '20s:10s:4'")
 
 
 @pytest.mark.parametrize("value", [0, 1, 20, 20.0, b"on", [], ["on"], (20, 10, 4), {"idle": 20}, AUTO, ...], ids=repr)
-def test_keepalive_arguments_take_nothing_else(value: Any) -> None:
-    """Numbers are refused too: 20 of what?"""
+def test_other_keepalive_arguments_are_refused(value: Any) -> None:
+    """Numbers are refused too, because they could be any of the fields."""
     with pytest.raises(PolicyError) as caught:
         as_policy(value)
     check(
@@ -773,10 +779,10 @@ def test_keepalive_arguments_take_nothing_else(value: Any) -> None:
         ({"KEEPCNT": "４"}, "KEEPCNT", "４", WHOLE),
     ],
 )
-def test_impossible_environments_are_refused(
+def test_invalid_environment_variables_are_refused(
     environ: Mapping[str, str], variable: str, value: object, part: str
 ) -> None:
-    """The error names the variable that has to be corrected."""
+    """The error names the variable."""
     with pytest.raises(PolicyError) as caught:
         Keepalive.from_env(environ)
     check(caught.value, variable, value, part)
@@ -800,16 +806,16 @@ def test_impossible_environments_are_refused(
     ids=repr,
 )
 @pytest.mark.parametrize(("make", "field"), [(Keepalive.detect, "within"), (Keepalive.hold, "against")])
-def test_impossible_tasks_are_refused(make: Any, field: str, value: object, part: str) -> None:
-    """Neither of the two tasks can be done in no time."""
+def test_detect_and_hold_refuse_invalid_times(make: Maker, field: str, value: object, part: str) -> None:
+    """The error names the argument of the classmethod."""
     with pytest.raises(PolicyError) as caught:
         make(value)
     check(caught.value, field, value, part)
 
 
 @pytest.mark.parametrize("make", [Keepalive.detect, Keepalive.hold])
-def test_tasks_of_any_length_end_at_the_kernels_limits(make: Any) -> None:
-    """A whole number beyond any float is a long time too, or is refused, but no OverflowError."""
+def test_detect_and_hold_accept_ints_beyond_any_float(make: Maker) -> None:
+    """The result is that of a very long time, or a PolicyError, but no OverflowError."""
     try:
         policy = make(10**400)
     except PolicyError as error:
@@ -818,7 +824,7 @@ def test_tasks_of_any_length_end_at_the_kernels_limits(make: Any) -> None:
         assert policy == make(1e300)
 
 
-def test_one_import_has_it_all() -> None:
-    """The names of this file are kaio's own."""
+def test_policy_names_are_exported_by_the_package() -> None:
+    """They are the same objects."""
     assert kaio.Keepalive is Keepalive
     assert kaio.AUTO is AUTO

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from kaio import TcpInfo, TcpState
-from kaio.kernel.tcpinfo import at_rest
+from kaio.kernel.tcpinfo import idle_time_from_bytes
 
-# include/uapi/linux/tcp.h, struct tcp_info, from its first byte to tcpi_total_rto_time; numbers that tell themselves.
+# include/uapi/linux/tcp.h, struct tcp_info, from its first byte to tcpi_total_rto_time; all values differ.
 WORDS = {
     "state": 1, "ca_state": 250, "retransmits": 2, "probes": 3,
     "backoff": 4, "options": 251, "wscale": 252, "flags": 253,
@@ -35,12 +35,12 @@ FIELDS = list(TcpInfo._fields)
 
 
 def expected(field: str) -> float:
-    """The value in the record, in our units."""
+    """The value in the record, in seconds where it is a time."""
     unit = 1000 if field in MILLISECONDS else 1_000_000 if field in MICROSECONDS else 1
     return WORDS[field] / unit if unit > 1 else WORDS[field]
 
 
-# The last field that fits into a struct of so many bytes, and those before it in our table.
+# The fields that fit into a struct of that many bytes.
 FITTING = {
     1: FIELDS[: FIELDS.index("state") + 1],
     8: FIELDS[: FIELDS.index("backoff") + 1],
@@ -52,16 +52,16 @@ FITTING = {
 }
 
 
-def test_the_record_is_as_long_as_the_kernels() -> None:
-    """The hand-packed struct has the offsets that the kernel's has."""
+def test_the_record_has_the_kernels_size_and_offsets() -> None:
+    """Checks the record that the other tests decode."""
     assert len(RECORD) == 248
     assert RECORD[68:72] == struct.pack("=I", WORDS["rtt"])
     assert RECORD[228:232] == struct.pack("=I", WORDS["snd_wnd"])
 
 
 @pytest.mark.parametrize("length", FITTING)
-def test_fields_are_decoded_as_far_as_the_kernel_gave_them(length: int) -> None:
-    """What lies beyond the end is None; what lies beyond our table is ignored."""
+def test_fields_within_the_length_are_decoded(length: int) -> None:
+    """Fields beyond the end are None; fields that are not in the table are ignored."""
     info = TcpInfo.from_bytes(RECORD.ljust(512, b"\xff")[:length])
     assert {field: getattr(info, field) for field in FIELDS} == {
         field: expected(field) if field in FITTING[length] else None for field in FIELDS
@@ -69,27 +69,27 @@ def test_fields_are_decoded_as_far_as_the_kernel_gave_them(length: int) -> None:
 
 
 @pytest.mark.parametrize(("length", "last"), [(231, "bytes_sent"), (235, "snd_wnd"), (103, "snd_cwnd")])
-def test_a_field_that_is_cut_is_none(length: int, last: str) -> None:
-    """Half a number is no number."""
+def test_a_truncated_field_is_none(length: int, last: str) -> None:
+    """All bytes of a field have to be there."""
     info = TcpInfo.from_bytes(RECORD[:length])
     assert getattr(info, last) is not None
     assert getattr(info, FIELDS[FIELDS.index(last) + 1]) is None
 
 
 def test_an_empty_struct_is_refused() -> None:
-    """There is not even a state."""
+    """It does not have even the state."""
     with pytest.raises(ValueError, match="empty"):
         TcpInfo.from_bytes(b"")
 
 
 def test_any_other_length_is_decoded() -> None:
-    """A kernel may cut its struct anywhere."""
+    """A kernel may return a struct of any length."""
     for length in range(1, 281):
         assert TcpInfo.from_bytes(RECORD.ljust(280, b"\0")[:length]).state == TcpState.ESTABLISHED
 
 
 def test_a_state_of_a_newer_kernel_is_a_number() -> None:
-    """It is passed on, not refused."""
+    """It is not an error."""
     assert TcpInfo.from_bytes(b"\x63").state == 99
 
 
@@ -99,17 +99,17 @@ def test_a_state_of_a_newer_kernel_is_a_number() -> None:
 def test_silence_lasts_since_the_last_segment_of_any_kind(
     ack: float | None, data: float | None, silence: float
 ) -> None:
-    """Data or acknowledgement, whichever came last."""
+    """Data or acknowledgement, whichever was received last."""
     assert TcpInfo(state=1, last_ack_recv=ack, last_data_recv=data).silence == silence
 
 
 def test_silence_is_unknown_where_the_kernel_does_not_say() -> None:
-    """No number is made up."""
+    """It is None."""
     assert TcpInfo(state=1).silence is None
 
 
 def test_states_have_the_kernels_numbers() -> None:
-    """include/net/tcp_states.h, in its order."""
+    """Those of include/net/tcp_states.h."""
     assert " ".join(state.name for state in TcpState) == (
         "ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK LISTEN CLOSING"
         " NEW_SYN_RECV BOUND_INACTIVE"
@@ -127,7 +127,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_the_kernels_own_struct_is_decoded(pair: tuple[socket.socket, socket.socket]) -> None:
-    """A real connection is ESTABLISHED, has a round trip, and counts its bytes."""
+    """A real connection is ESTABLISHED, has a round trip time, and counts its bytes."""
     ours, theirs = pair
     ours.sendall(b"hello")
     assert theirs.recv(5, socket.MSG_WAITALL) == b"hello"
@@ -143,23 +143,23 @@ def test_the_kernels_own_struct_is_decoded(pair: tuple[socket.socket, socket.soc
     assert 0 <= info.silence < 5
 
 
-def test_sockets_without_a_peer_have_a_state_too() -> None:
-    """A fresh one is in CLOSE, and one that listens in LISTEN."""
+def test_sockets_without_a_peer_have_a_state() -> None:
+    """CLOSE for a new socket, LISTEN for a listening one."""
     with socket.socket() as fresh, socket.create_server(("127.0.0.1", 0)) as listener:
         for sock, state in ((fresh, TcpState.CLOSE), (listener, TcpState.LISTEN)):
             assert TcpInfo.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)).state == state
 
 
 def record(**changed: int) -> bytes:
-    """A struct tcp_info of a connection with which all is well, but for what is named."""
-    calm = WORDS | {"retransmits": 0, "probes": 0, "unacked": 0, "notsent_bytes": 0} | changed
-    return struct.pack("=8B 24I 4Q 6I 4Q 2I 2Q 6I 2HI", *calm.values())
+    """A struct tcp_info of an idle connection, with some fields changed."""
+    idle = WORDS | {"retransmits": 0, "probes": 0, "unacked": 0, "notsent_bytes": 0} | changed
+    return struct.pack("=8B 24I 4Q 6I 4Q 2I 2Q 6I 2HI", *idle.values())
 
 
-def test_a_connection_at_rest_tells_its_silence_alone() -> None:
-    """The time since data or an acknowledgement, whichever is less; as the whole sample says."""
-    assert at_rest(record()) == 8.002 == TcpInfo.from_bytes(record()).silence
-    assert at_rest(record(last_ack_recv=10_000)) == 9.003
+def test_the_idle_time_is_the_silence_of_the_whole_sample() -> None:
+    """The time since data or an acknowledgement was received, whichever is shorter."""
+    assert idle_time_from_bytes(record()) == 8.002 == TcpInfo.from_bytes(record()).silence
+    assert idle_time_from_bytes(record(last_ack_recv=10_000)) == 9.003
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_a_connection_at_rest_tells_its_silence_alone() -> None:
     [{"state": 8}, {"state": 7}, {"retransmits": 1}, {"probes": 1}, {"unacked": 1}, {"notsent_bytes": 1}],
     ids=str,
 )
-def test_anything_amiss_asks_for_the_whole_sample(changed: dict[str, int]) -> None:
-    """And so does a kernel too old to tell."""
-    assert at_rest(record(**changed)) is None
-    assert at_rest(record()[:147]) is None
-    assert at_rest(record()[:148]) is not None
+def test_a_connection_that_is_not_idle_has_no_idle_time(changed: dict[str, int]) -> None:
+    """Nor has one whose struct is too short."""
+    assert idle_time_from_bytes(record(**changed)) is None
+    assert idle_time_from_bytes(record()[:147]) is None
+    assert idle_time_from_bytes(record()[:148]) is not None

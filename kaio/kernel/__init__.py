@@ -1,7 +1,7 @@
-"""Facts, without a loop and without an opinion: socket options, TCP_INFO, any socket, the descriptors of this process.
+"""What the kernel reports and accepts: no event loop, no judgement.
 
 tcpinfo       struct tcp_info, decoded
-options/      a policy as socket options, the one place that knows the platform
-sockets       apply and inspect: what any socket has and gets
-descriptors   a descriptor of this process as a socket, whoever opened it
+options/      reading and setting the keepalive options, one file for each platform
+sockets       `apply` and `inspect`, for any object that has a TCP socket
+descriptors   a file descriptor of this process as a socket, whoever opened it
 """

@@ -1,6 +1,6 @@
-"""The sockets of this process by their descriptors, whoever opened them (Linux only); what any socket can be asked.
+"""The sockets of this process by their file descriptors, whoever opened them (Linux only); queues of any socket.
 
-Rules kept here: a look at a descriptor changes nothing of it, and holds nothing open.
+Rules kept here: reading from a `Descriptor` changes neither its socket nor its flags, and keeps nothing open.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias, overload
 
-from ..errors import KeepaliveError
+from ..errors import KeepaliveError, os_error
 from .options import SocketLike, platform
 from .sockets import describe
 
 __all__ = [
     "Descriptor",
+    "SocketAddress",
     "descriptors",
     "is_listening",
     "libc",
@@ -40,29 +41,32 @@ if os.name == "posix":
 _SO_DOMAIN: Final = 39
 _AF_UNKNOWN: Final = -1
 
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+"""An address of AF_INET, or of AF_INET6 with its flow information and scope."""
+
 
 class Descriptor:
-    """A socket of this process by its number: what libraries in C open and what only its owner has an object of.
+    """A socket of this process by its file descriptor, such as one that a C library opened. Linux only.
 
-    Making a `socket.socket` of it would be no mere look: under `socket.setdefaulttimeout` that makes the descriptor
-    non-blocking, for its owner too. Linux only.
+    Not a `socket.socket`, because creating one after `socket.setdefaulttimeout` makes the descriptor non-blocking, for
+    its owner too.
     """
 
     __slots__ = ("_fd", "family", "inode", "type")
 
     def __init__(self, fd: int, inode: int) -> None:
         self._fd = fd
-        self.inode: int = inode  # tells it from others that have its number later
+        self.inode: int = inode  # the number may be used again for another socket
         self.family: int = self._int(socket.SOL_SOCKET, _SO_DOMAIN, _AF_UNKNOWN)
         self.type: int = self._int(socket.SOL_SOCKET, socket.SO_TYPE, 0)
 
     @classmethod
     def of(cls, fd: int) -> Descriptor:
-        """Raises OSError when there is no such descriptor; ENOTSOCK when it is none of a socket."""
+        """The socket with this descriptor. Raises OSError: EBADF when it is not open, ENOTSOCK when it is no socket."""
         return cls(fd, os.fstat(fd).st_ino)
 
     def fileno(self) -> int:
-        """Its number; -1 once that is another's."""
+        """Return the number; -1 when the socket was closed, even if the number is used again."""
         try:
             return self._fd if os.fstat(self._fd).st_ino == self.inode else -1
         except OSError:
@@ -70,15 +74,20 @@ class Descriptor:
 
     @property
     def is_tcp(self) -> bool:
-        """Whether keepalive means anything on it."""
+        """Whether it is a TCP socket."""
         return platform.is_tcp(self)
 
     @property
     def is_listening(self) -> bool:
-        """Whether it accepts connections."""
+        """Whether it is a listening socket."""
         return is_listening(self)
 
-    def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
+    @overload
+    def getsockopt(self, level: int, optname: int, /) -> int: ...
+    @overload
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+    def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> int | bytes:
         """As `socket.socket.getsockopt`."""
         if buflen is None:
             return self._int(level, optname, None)
@@ -86,26 +95,26 @@ class Descriptor:
         length = self._get(level, optname, buffer, buflen)
         return buffer.raw[:length]
 
-    def setsockopt(self, level: int, optname: int, value: Any, /) -> None:
-        """As `socket.socket.setsockopt`, for integers."""
-        number = ctypes.c_int(value)
-        if libc().setsockopt(self._fd, level, optname, ctypes.byref(number), ctypes.sizeof(number)) != 0:
-            raise _os_error()
+    def setsockopt(self, level: int, optname: int, value: int | bytes, /) -> None:
+        """As `socket.socket.setsockopt`."""
+        raw = value if isinstance(value, bytes) else bytes(ctypes.c_int(value))
+        if libc().setsockopt(self._fd, level, optname, raw, len(raw)) != 0:
+            raise os_error(ctypes.get_errno())
 
-    def getsockname(self) -> tuple[Any, ...]:
-        """Its own address."""
+    def getsockname(self) -> SocketAddress:
+        """As `socket.socket.getsockname`."""
         return self._address(libc().getsockname)
 
-    def getpeername(self) -> tuple[Any, ...]:
-        """Its peer's address."""
+    def getpeername(self) -> SocketAddress:
+        """As `socket.socket.getpeername`."""
         return self._address(libc().getpeername)
 
-    def _address(self, call: Any) -> tuple[Any, ...]:
-        """struct sockaddr_in and sockaddr_in6: ip(7), ipv6(7)."""
+    def _address(self, call: Callable[..., int]) -> SocketAddress:
+        """Decode struct sockaddr_in and sockaddr_in6: ip(7), ipv6(7)."""
         buffer = ctypes.create_string_buffer(28)
         length = ctypes.c_uint(28)
         if call(self._fd, buffer, ctypes.byref(length)) != 0:
-            raise _os_error()
+            raise os_error(ctypes.get_errno())
         raw = buffer.raw
         port = int.from_bytes(raw[2:4], "big")
         if self.family == socket.AF_INET:
@@ -123,10 +132,10 @@ class Descriptor:
             return otherwise
         return number.value
 
-    def _get(self, level: int, option: int, buffer: Any, size: int) -> int:
+    def _get(self, level: int, option: int, buffer: object, size: int) -> int:
         length = ctypes.c_uint(size)
         if libc().getsockopt(self._fd, level, option, buffer, ctypes.byref(length)) != 0:
-            raise _os_error()
+            raise os_error(ctypes.get_errno())
         return length.value
 
     def __repr__(self) -> str:
@@ -135,19 +144,14 @@ class Descriptor:
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library, whose errno ctypes.get_errno() gives."""
+    """The C library; ctypes.get_errno() returns its errno."""
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _os_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
-
-
 def descriptors() -> Iterator[Descriptor]:
-    """Every TCP socket of this process, whoever opened it. Raises `KeepaliveError` on systems without /proc."""
+    """Iterate over all TCP sockets of this process, whoever opened them. Raises `KeepaliveError` if not on Linux."""
     if not sys.platform.startswith("linux"):
-        raise KeepaliveError(errno.EOPNOTSUPP, f"a process's own sockets cannot be listed on {sys.platform}")
+        raise KeepaliveError(errno.EOPNOTSUPP, f"cannot list the sockets of this process on {sys.platform}")
     for name in os.listdir("/proc/self/fd"):
         try:
             found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/self/fd/{name}"))
@@ -156,12 +160,12 @@ def descriptors() -> Iterator[Descriptor]:
             descriptor = Descriptor(int(name), int(found[1]))
             if descriptor.is_tcp:
                 yield descriptor
-        except OSError:  # closed meanwhile
+        except OSError:  # closed in the meantime
             continue
 
 
 def is_listening(sock: SocketLike) -> bool:
-    """Whether a socket accepts connections; False where that cannot be told, as on macOS."""
+    """Return whether a socket is listening; False where SO_ACCEPTCONN cannot be read, as on macOS."""
     try:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError:
@@ -169,19 +173,19 @@ def is_listening(sock: SocketLike) -> bool:
 
 
 def reset_on_close(sock: SocketLike) -> None:
-    """Let closing drop what is unsent and reset: nobody is there to take it, and the kernel need not go on trying."""
+    """Make close() discard unsent data and send a reset (SO_LINGER 0), so that the kernel stops retransmitting."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def unread(sock: SocketLike) -> int:
-    """How many bytes a socket holds that were not read yet; 0 where that cannot be told. Raises OSError."""
+    """Return the number of bytes in the receive queue (FIONREAD); 0 where that is unknown. Raises OSError."""
     return _count(sock, termios.FIONREAD) if os.name == "posix" else 0
 
 
 def unacknowledged(sock: SocketLike) -> int:
-    """How many bytes that a socket was given to send were not acknowledged yet; 0 where that cannot be told.
+    """Return the number of bytes in the send queue, sent or not, that are not acknowledged; 0 where unknown.
 
-    SIOCOUTQ of tcp(7) and unix(7), which Linux has under this name, too. Raises OSError.
+    SIOCOUTQ of tcp(7) and unix(7), to which Linux gives the number of TIOCOUTQ. Raises OSError.
     """
     return _count(sock, termios.TIOCOUTQ) if sys.platform.startswith("linux") else 0
 
@@ -193,14 +197,14 @@ def _count(sock: SocketLike, request: int) -> int:
 
 
 def take_unread(sock: SocketLike) -> bytes:
-    """Read all that a socket holds, and wait for nothing; nothing where `unread` cannot tell. Raises OSError.
+    """Read the receive queue without blocking; b"" where `unread` does not work. Raises OSError.
 
-    Through a descriptor of its own: uvloop's stand-in for a socket has no recv().
+    It reads through a duplicate of the descriptor, because uvloop's PseudoSocket has no recv().
     """
     parts = []
     if unread(sock):
         with socket.socket(fileno=os.dup(sock.fileno())) as twin:
-            twin.setblocking(False)  # as the loop has it, whatever socket.setdefaulttimeout says
+            twin.setblocking(False)  # as the loop left it; socket.setdefaulttimeout may have changed it
             with contextlib.suppress(BlockingIOError):
                 while more := unread(twin):
                     parts.append(twin.recv(more))

@@ -1,7 +1,7 @@
-"""`apply`, `inspect` and `health`: a policy and any socket, whoever owns it.
+"""`apply` and `inspect`: set and read the keepalive options of any socket, whoever owns it.
 
-Rules kept here: what is set is read back from the kernel and compared; when anything fails, the socket has what it had
-before. An OSError of the kernel's becomes a `KeepaliveError` here that names the socket and the field.
+Rules kept here: options are read back after they were set, and compared; on any failure the previous ones are restored.
+An OSError from the kernel becomes a `KeepaliveError`, which names the socket and the field.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from typing import Any, Final
+from typing import Final, cast
 
 from anyio import ClosedResourceError, TypedAttributeProvider
 from anyio.abc import SocketAttribute, SocketStream
@@ -19,62 +19,61 @@ from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 from .options import SocketLike, platform
 from .tcpinfo import TcpInfo
 
-__all__ = ["apply", "cover", "describe", "inspect", "raw_socket", "system_state", "tcp_info", "wanted"]
+__all__ = ["apply", "apply_or_warn", "describe", "inspect", "raw_socket", "system_state", "target_state", "tcp_info"]
 
 logger: Final = logging.getLogger("kaio")
 
 
-def apply(sock_or_transport: Any, keepalive: KeepaliveArg = None) -> SocketState:
-    """Give a socket a keepalive policy, and return what the kernel says that it has now.
+def apply(sock_or_transport: object, keepalive: KeepaliveArg = None) -> SocketState:
+    """Set the keepalive options of a socket to a policy, and return the options as read back from the kernel.
 
-    Takes a socket, an asyncio transport or StreamWriter, an anyio stream, a kaio `Connection`. Where the policy says
-    None, the socket gets the system's value of now.
+    Accepts a socket, an asyncio transport or StreamWriter, an anyio stream, a kaio `Connection`. Fields of the policy
+    that are None are set to the system's current values.
 
-    On a socket that is not kaio's, what the kernel does by itself is what there is: keepalive probes, and with
-    stalled="drop" the user timeout. With stalled="keep", data in flight is bounded by the system's retransmissions
-    (about 15 minutes), because it is the monitor of kaio's own connections that enforces the user timeout.
+    A socket that kaio does not manage has only what the kernel does: keepalive probes, and with stalled="drop" the user
+    timeout. With stalled="keep" sent data may stay unacknowledged for as long as the kernel retransmits it (about 15
+    minutes), because kaio's monitor, which enforces the user timeout, does not watch that socket.
 
-    Raises `PolicyError` before anything was changed; `KeepaliveError` when the socket is not TCP or is closed, when the
-    platform lacks an option, and when the kernel refuses or disagrees: then the socket has what it had before.
-    TypeError for what has no socket.
+    Raises `PolicyError` for an invalid policy; `KeepaliveError` when the socket is not TCP or is closed, when the
+    platform does not have an option, and when the kernel refuses a value or reports another one afterwards; TypeError
+    for an object without a socket. The socket then has the options that it had before.
     """
     policy = as_policy(keepalive)
     sock = raw_socket(sock_or_transport)
     before = _read(sock)
-    values = wanted(policy, sock)
-    lacking = platform.missing(values)
-    if lacking:
-        raise KeepaliveError(
-            errno.EOPNOTSUPP, f"{describe(sock)}: {platform.NAME} has no {', '.join(lacking)} of a socket's own"
-        )
+    target = target_state(policy, sock)
+    missing = platform.missing(target)
+    if missing:
+        problem = f"{platform.NAME} cannot set {', '.join(missing)} for a single socket"
+        raise KeepaliveError(errno.EOPNOTSUPP, f"{describe(sock)}: {problem}")
     try:
-        platform.write(sock, values)
+        platform.write(sock, target)
         after = platform.read(sock)
-        _compare(platform.takes(values), after)
+        _compare(platform.rounded(target), after)
     except OSError as exc:
-        _put_back(sock, before)
-        raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
-    follow = getattr(
-        sock_or_transport, "_kaio_follow", None
-    )  # a transport or Connection of kaio's: the monitor follows
+        _restore(sock, before)
+        raise _keepalive_error(sock, exc) from exc
+    # A transport or Connection of kaio's: tell its monitor. By name, because they are in a package above this one.
+    follow = getattr(sock_or_transport, "_kaio_follow", None)
     if follow is not None:
         follow(policy, after)
     return after
 
 
-def inspect(sock_or_transport: Any) -> SocketState:
-    """What the kernel has for a socket now: keepalive, its times, the user timeout.
+def inspect(sock_or_transport: object) -> SocketState:
+    """Read the keepalive options of a socket from the kernel.
 
-    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed.
+    Accepts what `apply` accepts. Raises `KeepaliveError` when the socket is not TCP or is closed, TypeError for an
+    object without a socket.
     """
     return _read(raw_socket(sock_or_transport))
 
 
-def tcp_info(sock_or_transport: Any) -> TcpInfo:
-    """The kernel's TCP_INFO of a socket.
+def tcp_info(sock_or_transport: object) -> TcpInfo:
+    """Read the TCP_INFO of a socket from the kernel.
 
-    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
-    tell nothing.
+    Accepts what `apply` accepts. Raises `KeepaliveError` when the socket is not TCP or is closed, and on platforms
+    without TCP_INFO; TypeError for an object without a socket.
     """
     sock = raw_socket(sock_or_transport)
     _require_tcp(sock)
@@ -83,28 +82,32 @@ def tcp_info(sock_or_transport: Any) -> TcpInfo:
     except KeepaliveError:
         raise
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"{describe(sock)}: TCP_INFO: {exc.strerror or exc}") from exc
+        raise _keepalive_error(sock, exc, "TCP_INFO: ") from exc
 
 
-def cover(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState | None:
-    """Give a socket that kaio made or accepted its policy, and return what it has; None when it cannot be had.
+def apply_or_warn(sock: SocketLike, policy: Keepalive, *, explicit: bool) -> SocketState | None:
+    """Set the options of a socket that kaio created or accepted, and return them as `apply` does.
 
-    What the platform cannot do is an error when the policy was asked for, and a logged warning when it is the default.
+    When the platform does not have an option, an `explicit` policy raises `KeepaliveError`; the default policy logs a
+    warning and returns None.
     """
     try:
         return apply(sock, policy)
     except KeepaliveError as exc:
         if explicit or exc.errno != errno.EOPNOTSUPP:
             raise
-        logger.warning("the default keepalive policy %s cannot be had: %s", policy, exc.strerror)
+        logger.warning("cannot apply the default keepalive policy %s: %s", policy, exc.strerror)
         return None
 
 
-def raw_socket(obj: Any) -> SocketLike:
-    """The socket of a socket, transport, StreamWriter, anyio stream or Connection. Raises TypeError, KeepaliveError."""
+def raw_socket(obj: object) -> SocketLike:
+    """Return the socket of a socket, transport, StreamWriter, anyio stream or Connection.
+
+    Raises `KeepaliveError` when the socket is closed or the object has none at present, TypeError for other objects.
+    """
     if isinstance(obj, socket.socket):
         return obj
-    found: Any = None
+    found: object = None
     if isinstance(obj, (TypedAttributeProvider, SocketStream)):
         try:
             found = obj.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django's
@@ -113,7 +116,7 @@ def raw_socket(obj: Any) -> SocketLike:
     elif hasattr(obj, "get_extra_info"):
         try:
             found = obj.get_extra_info("socket")
-        except AttributeError:  # asyncio's TLS transport once it was closed twice
+        except AttributeError:  # from asyncio's TLS transport after its second close()
             raise KeepaliveError(errno.EBADF, "the socket is closed") from None
     elif hasattr(obj, "getsockopt") and hasattr(obj, "fileno"):
         found = obj  # asyncio's TransportSocket, uvloop's PseudoSocket
@@ -123,18 +126,22 @@ def raw_socket(obj: Any) -> SocketLike:
         )
     if found is None:
         is_closing = getattr(obj, "is_closing", None)
-        if is_closing is not None and is_closing():  # a Unix transport of uvloop's after its end
+        if is_closing is not None and is_closing():  # uvloop's Unix transport after its end
             raise KeepaliveError(errno.EBADF, "the socket is closed")
-        raise KeepaliveError(errno.ENOTSOCK, f"{obj!r} has no socket: keepalive is of TCP sockets only")
-    return found  # type: ignore[no-any-return]
+        raise KeepaliveError(errno.ENOTSOCK, f"{obj!r} has no socket: keepalive requires a TCP socket")
+    return cast("SocketLike", found)
 
 
-def wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
-    """The values that make up a policy on a socket. Raises `KeepaliveError` when the system's cannot be read."""
+def target_state(policy: Keepalive, sock: SocketLike) -> SocketState:
+    """Return the options that a socket has to have for a policy.
+
+    Raises `KeepaliveError` when the system's values are needed and cannot be read, `PolicyError` when the user timeout
+    is too short for them.
+    """
     if not policy.enabled:
         return SocketState(enabled=False)
     if policy.idle is None or policy.interval is None or policy.count is None:
-        # Those are set too: a socket may have others from before.
+        # The socket may have other values than the system's, from a previous policy.
         system = system_state(sock)
         policy = policy.filled(idle=system.idle, interval=system.interval, count=system.count)
     return SocketState(
@@ -147,12 +154,12 @@ def wanted(policy: Keepalive, sock: SocketLike) -> SocketState:
 
 
 def system_state(sock: SocketLike) -> SocketState:
-    """What a fresh socket of the same family has: the system's values of now. Raises `KeepaliveError`."""
+    """Read the system's current values: those of a new socket of the same family. Raises `KeepaliveError`."""
     try:
         with socket.socket(sock.family) as fresh:
             return platform.read(fresh)
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"the system's values cannot be read: {exc.strerror}") from exc
+        raise KeepaliveError(exc.errno, f"cannot read the system's keepalive values: {exc.strerror}") from exc
 
 
 def _require_tcp(sock: SocketLike) -> None:
@@ -161,10 +168,10 @@ def _require_tcp(sock: SocketLike) -> None:
     try:
         tcp = platform.is_tcp(sock)
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
+        raise _keepalive_error(sock, exc) from exc
     if not tcp:
         raise KeepaliveError(
-            errno.EOPNOTSUPP, f"{describe(sock)} is not a TCP socket: keepalive and TCP_INFO are of TCP only"
+            errno.EOPNOTSUPP, f"{describe(sock)} is not a TCP socket, which keepalive and TCP_INFO require"
         )
 
 
@@ -173,37 +180,43 @@ def _read(sock: SocketLike) -> SocketState:
     try:
         return platform.read(sock)
     except OSError as exc:
-        raise KeepaliveError(exc.errno, f"{describe(sock)}: {exc.strerror or exc}") from exc
+        raise _keepalive_error(sock, exc) from exc
 
 
-def _compare(asked_for: SocketState, got: SocketState) -> None:
-    fields = ("enabled", "user_timeout", *(("idle", "interval", "count") if asked_for.enabled else ()))
+def _compare(target: SocketState, state: SocketState) -> None:
+    fields = ("enabled", "user_timeout", *(("idle", "interval", "count") if target.enabled else ()))
     for field in fields:
-        asked, has = getattr(asked_for, field), getattr(got, field)
+        asked, has = getattr(target, field), getattr(state, field)
         if asked != has and not (asked is None and field != "user_timeout"):
-            raise KeepaliveError(errno.EINVAL, f"{field}: asked for {asked}, the kernel has {has}")
+            raise KeepaliveError(errno.EINVAL, f"{field}: set to {asked}, but the kernel reports {has}")
 
 
-def _put_back(sock: SocketLike, before: SocketState) -> None:
+def _restore(sock: SocketLike, before: SocketState) -> None:
     try:
         platform.write(sock, before)
     except OSError as exc:
-        if exc.errno in (errno.EBADF, errno.ENOTSOCK):  # its owner closed it meanwhile: nothing is left to put back
+        if exc.errno in (errno.EBADF, errno.ENOTSOCK):  # closed by its owner: nothing to restore
             return
         try:
             if platform.read(sock) == before:
                 return
         except OSError:
             pass
-        logger.warning("%s could not be given back what it had (%s): %s", describe(sock), before, exc.strerror)
+        logger.warning(
+            "%s: cannot restore the previous keepalive options (%s): %s", describe(sock), before, exc.strerror
+        )
 
 
-def describe(sock: Any) -> str:
-    """A socket in a message: by its peer, else by its own address, else by its descriptor."""
+def _keepalive_error(sock: SocketLike, exc: OSError, what: str = "") -> KeepaliveError:
+    return KeepaliveError(exc.errno, f"{describe(sock)}: {what}{exc.strerror or exc}")
+
+
+def describe(sock: SocketLike) -> str:
+    """Name a socket in a message: by the address of its peer, else by its own, else by its file descriptor."""
     for get in ("getpeername", "getsockname"):
         try:
             address = getattr(sock, get)()
         except (OSError, AttributeError, NotImplementedError):
             continue
         return f"socket {'to' if get == 'getpeername' else 'at'} {format_address(address)}"
-    return f"socket of descriptor {sock.fileno()}"
+    return f"socket with descriptor {sock.fileno()}"

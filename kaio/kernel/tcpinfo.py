@@ -1,8 +1,8 @@
-"""struct tcp_info: what the kernel knows of a connection.
+"""struct tcp_info, decoded.
 
-Rules kept here: decoding only, no I/O. The names are the kernel's without their `tcpi_`; times are seconds. The struct
-grows with every few kernels: a field that lies beyond what the kernel returned is None, what lies beyond our table is
-ignored (include/uapi/linux/tcp.h).
+Rules kept here: no I/O. Names are the kernel's without their prefix `tcpi_`; times are seconds. The struct grows from
+kernel to kernel (include/uapi/linux/tcp.h): a field beyond the length that the kernel returned is None, and fields that
+are not in the table below are ignored.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import functools
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["TcpInfo", "TcpState", "at_rest"]
+__all__ = ["TcpInfo", "TcpState", "idle_time_from_bytes"]
 
 
 class TcpState(enum.IntEnum):
-    """The states of a connection (include/net/tcp_states.h; RFC 9293 3.3.2)."""
+    """TCP connection states (include/net/tcp_states.h; RFC 9293 3.3.2)."""
 
     ESTABLISHED = 1
     SYN_SENT = 2
@@ -34,29 +34,29 @@ class TcpState(enum.IntEnum):
 
 
 class TcpInfo(NamedTuple):
-    """A sample of a connection's TCP_INFO. Times in seconds, sizes in bytes, counts in segments.
+    """The TCP_INFO of a connection at one moment. Times in seconds, sizes in bytes, counts in segments.
 
-    None: this kernel does not say.
+    A field is None where the kernel does not report it.
     """
 
     state: int
-    """A `TcpState`, or a number that a newer kernel has."""
+    """A `TcpState`, or the number of a state that a newer kernel added."""
     retransmits: int | None = None
-    """Retransmissions of the oldest unacknowledged segment that went unanswered so far."""
+    """Retransmission timeouts since data was last acknowledged."""
     probes: int | None = None
-    """Keepalive or window probes that went unanswered so far."""
+    """Keepalive or zero window probes sent since the last answer."""
     backoff: int | None = None
-    """How often the retransmission or window probe timer was doubled."""
+    """Number of times that the timer of retransmissions or window probes was doubled."""
     rto: float | None = None
     unacked: int | None = None
-    """Segments in flight."""
+    """Segments sent and not acknowledged."""
     retrans: int | None = None
     last_data_sent: float | None = None
     """Seconds since data was last sent."""
     last_data_recv: float | None = None
     """Seconds since data was last received."""
     last_ack_recv: float | None = None
-    """Seconds since any acknowledgement was last received, answers to probes among them."""
+    """Seconds since an acknowledgement was last received; answers to probes are acknowledgements."""
     rtt: float | None = None
     rttvar: float | None = None
     snd_cwnd: int | None = None
@@ -66,24 +66,24 @@ class TcpInfo(NamedTuple):
     segs_out: int | None = None
     segs_in: int | None = None
     notsent_bytes: int | None = None
-    """Bytes written and not yet sent; Linux 4.6."""
+    """Bytes in the send queue that were never sent; Linux 4.6."""
     min_rtt: float | None = None
     bytes_sent: int | None = None
     """Linux 4.19."""
     snd_wnd: int | None = None
-    """The window that the peer offered last; Linux 5.4."""
+    """The peer's receive window, as last advertised; Linux 5.4."""
     rcv_wnd: int | None = None
     """Linux 6.2."""
 
     @property
     def silence(self) -> float | None:
-        """Seconds since any segment was heard from the peer."""
+        """Seconds since data or an acknowledgement was last received from the peer."""
         heard = [at for at in (self.last_ack_recv, self.last_data_recv) if at is not None]
         return min(heard) if heard else None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TcpInfo:
-        """Decode Linux's struct tcp_info by its length. Raises ValueError when there is not even a state."""
+        """Decode Linux's struct tcp_info, as far as it goes. Raises ValueError when it is empty."""
         if not data:
             raise ValueError("struct tcp_info is empty")
         whole, units = _decoder(len(data))
@@ -92,28 +92,33 @@ class TcpInfo(NamedTuple):
         return info._replace(min_rtt=None) if info.min_rtt == _NO_RTT else info
 
 
-_REST: Final = struct.Struct("=BxBB20xI24xII84xI")  # state, retransmits, probes, unacked, last heard (2), notsent_bytes
+# state, retransmits, probes, unacked, last_data_recv, last_ack_recv, notsent_bytes
+_ACTIVITY: Final = struct.Struct("=BxBB20xI24xII84xI")
 
 
-def at_rest(data: bytes) -> float | None:
-    """How long an established connection was silent with which all is well: seconds. None: decode the sample.
+def idle_time_from_bytes(data: bytes) -> float | None:
+    """Seconds since an idle connection last received a segment; None for a connection that is not idle.
 
-    Most looks at most connections find this, and it is a tenth of the work.
+    Idle is what the kernel's keepalive timer calls so (net/ipv4/tcp_timer.c, tcp_keepalive_timer): established, with
+    nothing in flight and nothing in the send queue; and no probe unanswered. The time is that timer's
+    `keepalive_time_elapsed`. None, too, when the struct is too short to tell.
+
+    Most samples of most connections are of this kind, and to decode no more than this takes a tenth of the time.
     """
-    if len(data) < _REST.size:
+    if len(data) < _ACTIVITY.size:
         return None
-    state, retransmits, probes, unacked, data_heard, heard, unsent = _REST.unpack_from(data)
-    # 1 is ESTABLISHED: to compare with an enum takes longer than all else here
-    if state != 1 or retransmits or probes or unacked or unsent:
+    state, retransmits, probes, unacked, data_recv, ack_recv, notsent = _ACTIVITY.unpack_from(data)
+    # 1 is ESTABLISHED: comparing with the enum would take longer than the rest of the function.
+    if state != 1 or retransmits or probes or unacked or notsent:
         return None
-    return (data_heard if data_heard < heard else heard) / _MS  # type: ignore[no-any-return]
+    return (data_recv if data_recv < ack_recv else ack_recv) / _MS  # type: ignore[no-any-return]
 
 
 _MS: Final = 1_000
 _US: Final = 1_000_000
-_NO_RTT: Final = (2**32 - 1) / _US  # none was measured yet
+_NO_RTT: Final = (2**32 - 1) / _US  # no round trip was measured yet
 
-# name, offset, struct code, units a second (None: as it is); in the order of TcpInfo's fields
+# name, offset, format of struct, units per second (None: not a time); in the order of TcpInfo's fields
 _LAYOUT: Final[tuple[tuple[str, int, str, int | None], ...]] = (
     ("state", 0, "=B", None),
     ("retransmits", 2, "=B", None),
@@ -143,7 +148,7 @@ _LAYOUT: Final[tuple[tuple[str, int, str, int | None], ...]] = (
 
 @functools.cache
 def _decoder(size: int) -> tuple[struct.Struct, tuple[int | None, ...]]:
-    """For a struct of that many bytes: what unpacks its fields in one go, and their units a second."""
+    """Return the format of all fields in a struct of that many bytes, and their units per second."""
     code, at = "=", 0
     fields = [field for field in _LAYOUT if field[1] + struct.calcsize(field[2]) <= size]
     for _, offset, kind, _ in fields:

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Final
 
 from ..kernel.options import SocketLike, platform
-from ..kernel.sockets import apply, system_state, wanted
+from ..kernel.sockets import apply, system_state, target_state
 from ..policy import Keepalive, SocketState
 
 __all__ = ["Standing", "adopt", "standing", "tally"]
@@ -37,7 +37,7 @@ def standing(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState
         return Standing.OWN if chosen else Standing.POLICY, state
     if not state.enabled:
         return Standing.UNCOVERED, state
-    if state.times == wanted(policy, sock).times:
+    if state.times == target_state(policy, sock).times:
         return Standing.POLICY, state
     return Standing.UNCOVERED if state.times == system_state(sock).times else Standing.OWN, state
 

@@ -27,7 +27,7 @@ class Deadline:
     def look(self, sock: SocketLike, now: float) -> None:
         """Give it the user timeout, or lift it. Raises OSError, `KeepaliveError`."""
         watch = self._watch
-        if watch.at_rest and self.user_timeout is not None and platform.resting_for(sock) is not None:
+        if watch.at_rest and self.user_timeout is not None and platform.idle_time(sock) is not None:
             return
         decision = watch.look(platform.tcp_info(sock), now)
         wanted = None if decision.spare else watch.limits.user_timeout

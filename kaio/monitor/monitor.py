@@ -176,7 +176,7 @@ class Monitor:
             sock = connection.get_socket()
             watch = connection.watch
             if watch is None:
-                silence = platform.resting_for(sock)
+                silence = platform.idle_time(sock)
                 if silence is not None:
                     connection.on_look(sock, _AT_REST)
                     self._look_again(connection, limits, loop, now + look_at_rest(limits, silence))

@@ -19,10 +19,10 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import aiohappyeyeballs
 
-from ..addresses import Address, TcpAddress, UnixAddress, one_address
+from ..addresses import Address, TcpAddress, UnixAddress, make_address
 from ..errors import Cause, DeadPeerError, KeepaliveError
 from ..kernel.options import platform
-from ..kernel.sockets import cover, logger, wanted
+from ..kernel.sockets import apply_or_warn, logger, target_state
 from ..liveness.causes import DEATHS, NO_WAY, dead_peer
 from ..liveness.limits import limits_of
 from ..monitor.counters import Event
@@ -114,7 +114,7 @@ def connect(
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
     """
-    address = one_address(host, port)
+    address = make_address(host, port)
     policy = as_policy(keepalive) if isinstance(address, TcpAddress) else None
     tls = tls_arguments(
         ssl,
@@ -186,7 +186,7 @@ async def create_connection(
     new = attaching(protocol_factory)
     if sock is not None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            now = known(policy, cover(sock, policy, explicit=explicit))
+            now = known(policy, apply_or_warn(sock, policy, explicit=explicit))
             terms = Terms(policy, limits_of(now), source, explicit)
             tls = bound_handshake(tls, _bound(now))
         else:
@@ -303,7 +303,7 @@ async def _connect_tcp(
         nonlocal now
         sock = socket.socket(info[0], info[1], info[2])
         try:
-            now = known(policy, cover(sock, policy, explicit=explicit))  # the same each time
+            now = known(policy, apply_or_warn(sock, policy, explicit=explicit))  # the same each time
             attempts.bound = bound = _bound(now)
             attempts.bound_by_kernel = bound is not None and platform.set_user_timeout(sock, bound)
         except BaseException:
@@ -393,7 +393,7 @@ def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy
     if isinstance(transport, WatchedTransport) and transport.keepalive is not None:
         policy = transport.keepalive
     try:
-        platform.set_user_timeout(sock, wanted(policy, sock).user_timeout)
+        platform.set_user_timeout(sock, target_state(policy, sock).user_timeout)
     except KeepaliveError as exc:  # it has ended already
         logger.debug("%s", exc)
 

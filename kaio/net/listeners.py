@@ -29,7 +29,7 @@ from ..addresses import Address, TcpAddress, UnixAddress, parse_address
 from ..errors import AddressError, KaioError, KeepaliveError, PolicyError
 from ..kernel.descriptors import is_listening
 from ..kernel.options import platform
-from ..kernel.sockets import apply, cover
+from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
 from ..policy import Keepalive, KeepaliveArg, as_policy
@@ -228,7 +228,7 @@ class Listener:
             terms = self._endpoint.terms
             for sock in self._sockets:
                 if terms.policy is not None:
-                    state = cover(sock, terms.policy, explicit=terms.explicit)
+                    state = apply_or_warn(sock, terms.policy, explicit=terms.explicit)
                     self._endpoint.take(terms.policy, state, source=terms.source, explicit=terms.explicit)
         except BaseException:
             self.close()
@@ -408,7 +408,7 @@ class Listener:
         terms = endpoint.terms
         if terms.policy is not None and not covered:
             try:
-                cover(conn, terms.policy, explicit=terms.explicit)
+                apply_or_warn(conn, terms.policy, explicit=terms.explicit)
             except KaioError as exc:  # it was gone already, most likely
                 logger.debug("%s: %s", self._address, exc)
         loop = asyncio.get_running_loop()

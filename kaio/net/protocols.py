@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any, ClassVar
 
 from ..errors import DeadPeerError, KeepaliveError
-from ..kernel.sockets import cover, logger, raw_socket
+from ..kernel.sockets import apply_or_warn, logger, raw_socket
 from ..liveness.health import Health
 from ..liveness.limits import Limits
 from ..policy import Keepalive, KeepaliveArg, as_policy
@@ -196,7 +196,7 @@ def _give(
 ) -> tuple[Keepalive, Limits | None] | None:
     """Set a policy on a connection that does not have it yet; None when that fails: then it has what it had."""
     try:
-        return policy, watched_by(policy, cover(raw_socket(inner), policy, explicit=True))
+        return policy, watched_by(policy, apply_or_warn(raw_socket(inner), policy, explicit=True))
     except KeepaliveError as exc:
         if asked_for:
             logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)

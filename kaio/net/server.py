@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
-from ..addresses import Address, TcpAddress, one_address, tcp_address
+from ..addresses import Address, TcpAddress, make_address, tcp_address
 from ..monitor.counters import Counters
 from ..policy import KeepaliveArg, as_policy
 from .client import Pending, StreamsProtocol, attaching
@@ -322,7 +322,7 @@ def serve(
     else:
         if host is None and port is None:
             raise ValueError("give host and port, an address, or listeners=")
-        address = one_address(host, port)
+        address = make_address(host, port)
         own = None if isinstance(address, TcpAddress) else keepalive
         given = [Listener(address, keepalive=own, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
     explicit = keepalive is not None

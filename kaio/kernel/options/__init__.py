@@ -1,7 +1,7 @@
-"""Policies and socket options: the only place that knows the platform.
+"""The keepalive options of a socket: the only package that depends on the platform.
 
-One file a platform, each with the functions that `Platform` lists. What a platform lacks is in its `missing`, or an
-error: never a silent success.
+Each platform has a file with the functions that `Platform` lists. An option that the platform does not have is returned
+by `missing`, or raises an error; it is never silently ignored.
 """
 
 from __future__ import annotations
@@ -22,4 +22,4 @@ else:
 __all__ = ["Platform", "SocketLike", "platform"]
 
 platform: Platform = here
-"""The file of the platform that this is."""
+"""The module of the platform that kaio runs on."""

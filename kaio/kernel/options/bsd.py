@@ -1,8 +1,8 @@
-"""FreeBSD, NetBSD, DragonFly and OpenBSD. Written from their netinet/tcp.h and tcp(4), tested against a recorded
-socket; never run on a BSD.
+"""FreeBSD, NetBSD, DragonFly and OpenBSD. Written from their netinet/tcp.h and tcp(4), tested with a fake socket; never
+run on a BSD.
 
-OpenBSD has no times of a socket's own: only on, off and the system's times can be had there. DragonFly counts in
-milliseconds. Only FreeBSD (from 14 on) has something like a user timeout.
+OpenBSD has keepalive times for the whole system only, so there a policy can only be on or off. DragonFly's unit is the
+millisecond. Only FreeBSD, since version 14, has an option like TCP_USER_TIMEOUT.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ import struct
 import sys
 from typing import Final
 
-from ...policy import SocketState
-from ..tcpinfo import TcpInfo, TcpState
-from .base import SocketLike, seconds_up, set_option, unsupported
+from ...policy.state import SocketState
+from ..tcpinfo import TcpInfo
+from .base import BSD_STATES, SocketLike, seconds_up, set_option, unsupported
 
 __all__ = [
     "INHERITS",
-    "LINUX_STATE",
     "NAME",
     "cap_backoff",
+    "idle_time",
     "is_tcp",
     "missing",
     "read",
-    "resting_for",
+    "rounded",
     "set_user_timeout",
-    "takes",
     "tcp_info",
     "write",
 ]
@@ -43,7 +42,7 @@ class _System:
     idle: int | None = None
     interval: int | None = None
     count: int | None = None
-    unit: int = 1  # what a second is in the kernel's numbers
+    unit: int = 1  # of the options idle, interval and connect: units per second
     user_timeout: int | None = None  # TCP_MAXUNACKTIME, seconds
     connect: int | None = None  # TCP_KEEPINIT
     info: int | None = None
@@ -58,35 +57,20 @@ _SYSTEMS: Final = {
 _HERE: _System = next((s for key, s in _SYSTEMS.items() if sys.platform.startswith(key)), _SYSTEMS["openbsd"])
 
 NAME: str = _HERE.name
-INHERITS: bool = False  # true of some versions, promised by none
-
-LINUX_STATE: Final = {
-    0: TcpState.CLOSE,
-    1: TcpState.LISTEN,
-    2: TcpState.SYN_SENT,
-    3: TcpState.SYN_RECV,
-    4: TcpState.ESTABLISHED,
-    5: TcpState.CLOSE_WAIT,
-    6: TcpState.FIN_WAIT1,
-    7: TcpState.CLOSING,
-    8: TcpState.LAST_ACK,
-    9: TcpState.FIN_WAIT2,
-    10: TcpState.TIME_WAIT,
-}
-"""The BSDs' numbers of the states (netinet/tcp_fsm.h)."""
+INHERITS: bool = False  # some versions do, but none documents it
 
 
 def is_tcp(sock: SocketLike) -> bool:
     return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type & 0xF == socket.SOCK_STREAM
 
 
-def missing(wanted: SocketState) -> list[str]:
+def missing(state: SocketState) -> list[str]:
     fields = ("idle", "interval", "count", "user_timeout")
-    return [field for field in fields if getattr(wanted, field) is not None and getattr(_HERE, field) is None]
+    return [field for field in fields if getattr(state, field) is not None and getattr(_HERE, field) is None]
 
 
-def takes(wanted: SocketState) -> SocketState:
-    return dataclasses.replace(wanted, user_timeout=seconds_up(wanted.user_timeout) or None)
+def rounded(state: SocketState) -> SocketState:
+    return dataclasses.replace(state, user_timeout=seconds_up(state.user_timeout) or None)
 
 
 def read(sock: SocketLike) -> SocketState:
@@ -113,16 +97,16 @@ def _read(sock: SocketLike, option: int | None) -> int | None:
     return None if option is None else sock.getsockopt(_TCP, option)
 
 
-def write(sock: SocketLike, wanted: SocketState) -> None:
-    if wanted.idle is not None and _HERE.idle is not None:
-        set_option(sock, "idle", _TCP, _HERE.idle, int(wanted.idle * _HERE.unit))
-    if wanted.interval is not None and _HERE.interval is not None:
-        set_option(sock, "interval", _TCP, _HERE.interval, int(wanted.interval * _HERE.unit))
-    if wanted.count is not None and _HERE.count is not None:
-        set_option(sock, "count", _TCP, _HERE.count, wanted.count)
-    if _HERE.user_timeout is not None and (wanted.user_timeout is not None or _user_timeout(sock) is not None):
-        set_option(sock, "user_timeout", _TCP, _HERE.user_timeout, seconds_up(wanted.user_timeout))
-    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+def write(sock: SocketLike, state: SocketState) -> None:
+    if state.idle is not None and _HERE.idle is not None:
+        set_option(sock, "idle", _TCP, _HERE.idle, int(state.idle * _HERE.unit))
+    if state.interval is not None and _HERE.interval is not None:
+        set_option(sock, "interval", _TCP, _HERE.interval, int(state.interval * _HERE.unit))
+    if state.count is not None and _HERE.count is not None:
+        set_option(sock, "count", _TCP, _HERE.count, state.count)
+    if _HERE.user_timeout is not None and (state.user_timeout is not None or _user_timeout(sock) is not None):
+        set_option(sock, "user_timeout", _TCP, _HERE.user_timeout, seconds_up(state.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, state.enabled)
 
 
 def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
@@ -137,21 +121,21 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
-def resting_for(sock: SocketLike) -> float | None:
+def idle_time(sock: SocketLike) -> float | None:
     return None
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:
     if _HERE.info is None:
         raise unsupported(_HERE.name, "TCP_INFO")
-    # The same places as Linux's first fields, with the BSDs' states and all times in microseconds.
+    # The same offsets as in Linux, but the BSDs' states, and all times in microseconds.
     data = sock.getsockopt(_TCP, _HERE.info, 512)
     (rto,) = struct.unpack_from("=I", data, 8)
     (last_data_recv,) = struct.unpack_from("=I", data, 52)
     rtt, rttvar = struct.unpack_from("=2I", data, 68)
     (snd_cwnd,) = struct.unpack_from("=I", data, 80)
     return TcpInfo(
-        state=LINUX_STATE.get(data[0], data[0]),
+        state=BSD_STATES.get(data[0], data[0]),
         rto=rto / 1_000_000,
         last_data_recv=last_data_recv / 1_000_000,
         rtt=rtt / 1_000_000,

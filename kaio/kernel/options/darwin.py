@@ -1,4 +1,4 @@
-"""macOS. Written from XNU's bsd/netinet/tcp.h and tcp(4), tested against a recorded socket; never run on macOS."""
+"""macOS. Written from XNU's bsd/netinet/tcp.h and tcp(4), tested with a fake socket; never run on macOS."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import socket
 import struct
 from typing import Final
 
-from ...policy import SocketState
+from ...policy.state import SocketState
 from ..tcpinfo import TcpInfo
-from .base import SocketLike, seconds_up, set_option
-from .bsd import LINUX_STATE
+from .base import BSD_STATES, SocketLike, seconds_up, set_option
 
 __all__ = [
     "INHERITS",
     "NAME",
     "cap_backoff",
+    "idle_time",
     "is_tcp",
     "missing",
     "read",
-    "resting_for",
+    "rounded",
     "set_user_timeout",
-    "takes",
     "tcp_info",
     "write",
 ]
@@ -43,12 +42,12 @@ def is_tcp(sock: SocketLike) -> bool:
     return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
 
 
-def missing(wanted: SocketState) -> list[str]:
+def missing(state: SocketState) -> list[str]:
     return []
 
 
-def takes(wanted: SocketState) -> SocketState:
-    return dataclasses.replace(wanted, user_timeout=seconds_up(wanted.user_timeout) or None)
+def rounded(state: SocketState) -> SocketState:
+    return dataclasses.replace(state, user_timeout=seconds_up(state.user_timeout) or None)
 
 
 def read(sock: SocketLike) -> SocketState:
@@ -61,15 +60,15 @@ def read(sock: SocketLike) -> SocketState:
     )
 
 
-def write(sock: SocketLike, wanted: SocketState) -> None:
-    if wanted.idle is not None:
-        set_option(sock, "idle", _TCP, _TCP_KEEPALIVE, int(wanted.idle))
-    if wanted.interval is not None:
-        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(wanted.interval))
-    if wanted.count is not None:
-        set_option(sock, "count", _TCP, _TCP_KEEPCNT, wanted.count)
-    set_option(sock, "user_timeout", _TCP, _TCP_RXT_CONNDROPTIME, seconds_up(wanted.user_timeout))
-    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+def write(sock: SocketLike, state: SocketState) -> None:
+    if state.idle is not None:
+        set_option(sock, "idle", _TCP, _TCP_KEEPALIVE, int(state.idle))
+    if state.interval is not None:
+        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(state.interval))
+    if state.count is not None:
+        set_option(sock, "count", _TCP, _TCP_KEEPCNT, state.count)
+    set_option(sock, "user_timeout", _TCP, _TCP_RXT_CONNDROPTIME, seconds_up(state.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, state.enabled)
 
 
 def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
@@ -82,7 +81,7 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
-def resting_for(sock: SocketLike) -> float | None:
+def idle_time(sock: SocketLike) -> float | None:
     return None
 
 
@@ -92,7 +91,7 @@ def tcp_info(sock: SocketLike) -> TcpInfo:
     data = sock.getsockopt(_TCP, _TCP_CONNECTION_INFO, 256)
     words = struct.unpack_from("=12I", data, 4)
     return TcpInfo(
-        state=LINUX_STATE.get(data[0], data[0]),
+        state=BSD_STATES.get(data[0], data[0]),
         rto=words[2] / 1000,
         snd_cwnd=words[5],
         snd_wnd=words[6],

@@ -1,4 +1,4 @@
-"""Linux: all of it. Numbers from include/uapi/linux/tcp.h and include/uapi/asm-generic/socket.h; see tcp(7)."""
+"""Linux. The numbers are from include/uapi/linux/tcp.h and include/uapi/asm-generic/socket.h; see tcp(7)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import _socket
 import socket
 from typing import Final
 
-from ...policy import SocketState
-from ..tcpinfo import TcpInfo, at_rest
+from ...policy.state import SocketState
+from ..tcpinfo import TcpInfo, idle_time_from_bytes
 from .base import SocketLike, milliseconds, set_option
 
 __all__ = [
     "INHERITS",
     "NAME",
     "cap_backoff",
+    "idle_time",
     "is_tcp",
     "missing",
     "read",
-    "resting_for",
+    "rounded",
     "set_user_timeout",
-    "takes",
     "tcp_info",
     "write",
 ]
 
 NAME: str = "Linux"
-INHERITS: bool = True  # all five options, as of the end of the handshake (net/ipv4/tcp_minisocks.c)
+INHERITS: bool = True  # all options, as they are when the handshake ends (net/ipv4/tcp_minisocks.c)
 
 _TCP: Final = 6
 _MPTCP: Final = 262
@@ -37,7 +37,7 @@ _TCP_KEEPCNT: Final = 6
 _TCP_INFO: Final = 11
 _TCP_USER_TIMEOUT: Final = 18
 _TCP_RTO_MAX_MS: Final = 44
-_REST_SIZE: Final = 148  # of the part that tells whether all is well
+_ACTIVITY_SIZE: Final = 148  # the part of struct tcp_info that tells whether the connection is idle
 _INFO_SIZE: Final = 512  # longer than any kernel's struct tcp_info so far
 
 
@@ -49,12 +49,12 @@ def is_tcp(sock: SocketLike) -> bool:
     )
 
 
-def missing(wanted: SocketState) -> list[str]:
+def missing(state: SocketState) -> list[str]:
     return []
 
 
-def takes(wanted: SocketState) -> SocketState:
-    return wanted
+def rounded(state: SocketState) -> SocketState:
+    return state
 
 
 def read(sock: SocketLike) -> SocketState:
@@ -72,24 +72,24 @@ def _user_timeout(sock: SocketLike) -> float | None:
         return sock.getsockopt(_TCP, _TCP_USER_TIMEOUT) / 1000 or None
     except OSError:
         if sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == _MPTCP:
-            return None  # MPTCP has none, and refuses the question
+            return None  # MPTCP does not have the option: getsockopt fails
         raise
 
 
-def write(sock: SocketLike, wanted: SocketState) -> None:
-    if wanted.idle is not None:
-        set_option(sock, "idle", _TCP, _TCP_KEEPIDLE, int(wanted.idle))
-    if wanted.interval is not None:
-        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(wanted.interval))
-    if wanted.count is not None:
-        set_option(sock, "count", _TCP, _TCP_KEEPCNT, wanted.count)
-    if wanted.user_timeout is not None or _user_timeout(sock) is not None:
-        set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(wanted.user_timeout))
-    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+def write(sock: SocketLike, state: SocketState) -> None:
+    if state.idle is not None:
+        set_option(sock, "idle", _TCP, _TCP_KEEPIDLE, int(state.idle))
+    if state.interval is not None:
+        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(state.interval))
+    if state.count is not None:
+        set_option(sock, "count", _TCP, _TCP_KEEPCNT, state.count)
+    if state.user_timeout is not None or _user_timeout(sock) is not None:
+        set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(state.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, state.enabled)
 
 
 def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
-    # One option bounds the handshake and what is sent after it: whoever wants only the former lifts it again.
+    # The same option bounds the handshake and, afterwards, sent data: to bound only the handshake, remove it again.
     set_option(sock, "user_timeout", _TCP, _TCP_USER_TIMEOUT, milliseconds(seconds))
     return True
 
@@ -103,13 +103,13 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return before
 
 
-def resting_for(sock: SocketLike) -> float | None:
+def idle_time(sock: SocketLike) -> float | None:
     if type(sock).__name__ != "PseudoSocket":
-        return at_rest(sock.getsockopt(_TCP, _TCP_INFO, _REST_SIZE))
-    # uvloop's stand-in makes a socket for each call, in Python; made here in C it is a third of a look less.
+        return idle_time_from_bytes(sock.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
+    # uvloop's PseudoSocket creates a socket.socket for each call. The C class takes a third less of the whole call.
     borrowed = _socket.socket(sock.family, socket.SOCK_STREAM, _TCP, sock.fileno())
     try:
-        return at_rest(borrowed.getsockopt(_TCP, _TCP_INFO, _REST_SIZE))
+        return idle_time_from_bytes(borrowed.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
     finally:
         borrowed.detach()
 

@@ -1,7 +1,7 @@
-"""Windows 10 1709 and later. Written from ws2ipdef.h and mstcpip.h, tested against a recorded socket; never run there.
+"""Windows 10 1709 and later. Written from ws2ipdef.h and mstcpip.h, tested with a fake socket; never run on Windows.
 
-TCP_KEEPIDLE and TCP_KEEPINTVL came with 1709, TCP_KEEPCNT with 1703: older systems refuse them, and that is an error.
-A user timeout (TCP_MAXRTMS) cannot be taken back: lifting one is an error too.
+TCP_KEEPCNT exists since 1703, TCP_KEEPIDLE and TCP_KEEPINTVL since 1709: setting them on older systems is an error.
+A user timeout (TCP_MAXRTMS) cannot be removed once it is set: that is an error too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from ...policy import SocketState
+from ...policy.state import SocketState
 from ..tcpinfo import TcpInfo
 from .base import SocketLike, milliseconds, set_option, unsupported
 
@@ -17,12 +17,12 @@ __all__ = [
     "INHERITS",
     "NAME",
     "cap_backoff",
+    "idle_time",
     "is_tcp",
     "missing",
     "read",
-    "resting_for",
+    "rounded",
     "set_user_timeout",
-    "takes",
     "tcp_info",
     "write",
 ]
@@ -42,12 +42,12 @@ def is_tcp(sock: SocketLike) -> bool:
     return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
 
 
-def missing(wanted: SocketState) -> list[str]:
+def missing(state: SocketState) -> list[str]:
     return []
 
 
-def takes(wanted: SocketState) -> SocketState:
-    return wanted
+def rounded(state: SocketState) -> SocketState:
+    return state
 
 
 def read(sock: SocketLike) -> SocketState:
@@ -61,29 +61,29 @@ def read(sock: SocketLike) -> SocketState:
     )
 
 
-def write(sock: SocketLike, wanted: SocketState) -> None:
-    if wanted.idle is not None:
-        set_option(sock, "idle", _TCP, _TCP_KEEPIDLE, int(wanted.idle))
-    if wanted.interval is not None:
-        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(wanted.interval))
-    if wanted.count is not None:
-        set_option(sock, "count", _TCP, _TCP_KEEPCNT, wanted.count)
-    if wanted.user_timeout is not None:
-        set_option(sock, "user_timeout", _TCP, _TCP_MAXRTMS, milliseconds(wanted.user_timeout))
-    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, wanted.enabled)
+def write(sock: SocketLike, state: SocketState) -> None:
+    if state.idle is not None:
+        set_option(sock, "idle", _TCP, _TCP_KEEPIDLE, int(state.idle))
+    if state.interval is not None:
+        set_option(sock, "interval", _TCP, _TCP_KEEPINTVL, int(state.interval))
+    if state.count is not None:
+        set_option(sock, "count", _TCP, _TCP_KEEPCNT, state.count)
+    if state.user_timeout is not None:
+        set_option(sock, "user_timeout", _TCP, _TCP_MAXRTMS, milliseconds(state.user_timeout))
+    set_option(sock, "enabled", socket.SOL_SOCKET, _SO_KEEPALIVE, state.enabled)
 
 
 def set_user_timeout(sock: SocketLike, seconds: float | None) -> bool:
-    return False  # TCP_MAXRTMS would do, but cannot be set back to the system's default afterwards
+    return False  # TCP_MAXRTMS also bounds connect(), but cannot be removed afterwards
 
 
 def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
     return None
 
 
-def resting_for(sock: SocketLike) -> float | None:
+def idle_time(sock: SocketLike) -> float | None:
     return None
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:
-    raise unsupported(NAME, "TCP_INFO that Python could ask for (SIO_TCP_INFO needs WSAIoctl)")
+    raise unsupported(NAME, "TCP_INFO that Python can read (SIO_TCP_INFO requires WSAIoctl)")
