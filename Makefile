@@ -1,20 +1,31 @@
 # Two commands do everything: `make demo` and `make test`. PYTHON=python3.13 makes and uses another environment.
+# T is passed on to pytest: make test T="-k 'echo and uvloop'".
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 BIN = $(VENV)/bin
+SOURCES = kaio tests examples benchmarks scripts
 
-.PHONY: demo test lint matrix bench conformance system clean
+.PHONY: demo test check fix lint matrix bench conformance system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
 
 test: system lint
-	$(BIN)/python -m pytest -n 8 --dist worksteal
+	$(BIN)/python -m pytest -n 8 --dist worksteal $(T)
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check kaio tests examples benchmarks scripts
-	$(BIN)/ruff format --check kaio tests examples benchmarks scripts
+# Before each commit: a second when nothing has changed, up to 13 s when mypy has to read everything again.
+check: $(VENV)/.dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+# Correct and format what ruff can.
+fix: $(VENV)/.dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# check, and pyright, which takes 20 s more.
+lint: check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. pyright --ignoreexternal --verifytypes kaio
 

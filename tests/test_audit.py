@@ -42,6 +42,22 @@ def audit(*arguments: str) -> Result:
 
 # -- running processes
 
+
+@pytest.mark.parametrize("command", ["audit", "top"])
+def test_a_name_that_a_process_gave_itself_is_shown_and_not_obeyed(other: Puppet, command: str) -> None:
+    """Control characters and line feeds are escaped, in JSON by its own rules."""
+    name = "a\x1b[31m\u009bb\nc"
+    other(f"open('/proc/self/comm', 'wb').write({name.encode()!r})")
+    other("listener = socket.create_server(('127.0.0.1', 0))")
+    other("client = socket.create_connection(listener.getsockname()); accepted = listener.accept()[0]")
+    shown = CliRunner().invoke(cli, [command, str(other.pid), *(["--once"] if command == "top" else [])], color=True)
+    assert r"a\x1b[31m\x9bb\nc" in shown.output
+    assert "\x1b" not in shown.output
+    document = CliRunner().invoke(cli, [command, str(other.pid), "--json"], color=True).output
+    assert "\x1b" not in document
+    assert r"a\u001b[31m" in document
+
+
 # Keepalive, idle, interval, count, user timeout in ms; None: not touched. Then: whether it is uncovered, and the words.
 MIXTURES = [
     ((0, None, None, None, None), True, "never found out while idle"),

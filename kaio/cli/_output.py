@@ -17,7 +17,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["CANNOT", "MISTAKE", "NO", "YES", "fail", "json_option", "on_terminal", "print_json", "print_table"]
+__all__ = [
+    "CANNOT",
+    "MISTAKE",
+    "NO",
+    "YES",
+    "fail",
+    "json_option",
+    "on_terminal",
+    "print_json",
+    "print_table",
+    "printable",
+]
 
 YES: Final = 0
 NO: Final = 1
@@ -36,6 +47,11 @@ def fail(message: str, code: int = CANNOT) -> NoReturn:
 def on_terminal() -> bool:
     """Whether there is somebody who looks."""
     return sys.stdout.isatty()
+
+
+def printable(name: str) -> str:
+    """A name that another program chose for itself: what a terminal might obey, or break a line at, is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def print_json(document: Any) -> None:

@@ -17,7 +17,7 @@ from kaio.tools.audit import audit as audit_sources
 from kaio.tools.plans import duration
 from kaio.tools.processes import ProcessSocket, sockets, survey, uncovered
 
-from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table
+from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table, printable
 from .attach import other_end
 
 __all__ = ["audit"]
@@ -86,7 +86,7 @@ def _row(found: ProcessSocket, program: str, mark: bool) -> tuple[str, ...]:
     detections = (found.idle_detection, found.in_flight_detection, found.window_shut_detection)
     return (
         "!" if mark else "",
-        f"{found.pid} {program}".rstrip(),
+        f"{found.pid} {printable(program)}".rstrip(),
         str(found.fd),
         format_address(found.local),
         other_end(found),

@@ -33,7 +33,7 @@ from ..kernel.tcpinfo import TcpState
 from ..liveness.health import State
 from ..policy import parse_time
 from ..tools.sockdiag import Connections, TcpConnection, Timer
-from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table
+from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table, printable
 
 __all__ = ["top"]
 
@@ -58,7 +58,7 @@ def _process(connection: TcpConnection) -> str:
     if not connection.holders:
         return f"({_user(connection.uid)})" if connection.inode else "(none)"
     first, *others = connection.holders
-    return f"{first.pid} {first.name}" + (f" +{len(others)}" if others else "")
+    return f"{first.pid} {printable(first.name)}" + (f" +{len(others)}" if others else "")
 
 
 def _user(uid: int) -> str:
