@@ -1,9 +1,9 @@
-"""For other people's tests: a peer that really plays dead.
+"""For other people's tests: a peer that really plays dead, and their own suite on kaio's loop.
 
     with kaio.testing.blackhole(their_end):
         ...  # our end's kernel now probes in vain
 
-A pytest plugin, installed with kaio, offers it as the fixture `blackhole`.
+The pytest plugin that is installed with kaio has a fixture `blackhole`, and the option `--kaio-loop`.
 """
 
 from __future__ import annotations
