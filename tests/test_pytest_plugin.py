@@ -6,11 +6,13 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["pytester"]
 
+DOCS = Path(__file__).parent.parent / "docs" / "testing.md"
 KEEPALIVE = "--kaio-keepalive=7s:3s:2"
 CHOSEN = "[(1, 7, 3, 2)] * 2"
 """What both ends of a connection have, by that policy."""
@@ -340,6 +342,23 @@ print(*sorted(sys.modules.keys() - before))
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["kaio", "kaio.testing", "kaio.testing.pytest_plugin"]
+
+
+# -- the page of docs
+
+
+def test_what_the_page_shows_runs(pytester: pytest.Pytester, dead_peers: None) -> None:
+    """Its files and its ini file, all in one suite, over both plugins."""
+    page = DOCS.read_text("utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for language, block in blocks:
+        name = "pyproject.toml" if language == "toml" else block.partition("\n")[0].removeprefix("# ")
+        (pytester.path / name).write_text(block)
+    names = {path.name for path in pytester.path.glob("*.*")}
+    assert len(names) == len(blocks) == page.count("```") // 2 - 1  # one is a command
+    done = pytester.runpytest_subprocess("-v", "-W", "error", *QUICK)
+    done.stdout.fnmatch_lines(["kaio: loop=auto (uvloop), keepalive=10s:5s:4"])
+    done.assert_outcomes(passed=5)
 
 
 if sys.version_info >= (3, 13):
