@@ -94,15 +94,9 @@ def _no_complaints(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first, as many with each worker: they wait side by side.
-
-    They are of the kernel's clock and of a machine that others use too: one that fails has a second chance, and the
-    summary says that it took it.
-    """
+    """The slow tests first, as many with each worker: they wait side by side."""
     slow = [item for item in items if item.get_closest_marker("slow") is not None]
     fast = [item for item in items if item.get_closest_marker("slow") is None]
-    for item in slow:
-        item.add_marker(pytest.mark.flaky(reruns=1))
     # pytest-xdist gives each worker as long a row of them, one behind the other.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     items[:] = [item for worker in range(workers) for part in (slow, fast) for item in part[worker::workers]]
