@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Generator, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -28,53 +30,73 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every asynchronous test runs on every loop."""
-    if inspect.iscoroutinefunction(metafunc.function):
-        if "loop_name" not in metafunc.fixturenames:
-            metafunc.fixturenames.append("loop_name")
-        metafunc.parametrize("loop_name", LOOPS, indirect=True)
+TIME, SLOW_TIME = 45.0, 110.0  # seconds that an asynchronous test may take
+
+COMPLAINTS = pytest.StashKey[list[dict[str, Any]]]()
+FAILED = pytest.StashKey[bool]()
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every asynchronous test on both loops, or on those that its marker `loops` names."""
+    marker = item.get_closest_marker("loops")
+    factories: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = LOOPS if marker is None else marker.args[0]
+    return factories
 
 
 @pytest.fixture
 def loop_name(request: pytest.FixtureRequest) -> str:
-    """The loop that an asynchronous test runs on."""
-    return str(request.param)
+    """The name of the loop that an asynchronous test runs on."""
+    factories = pytest_asyncio_loop_factories(request.config, request.node)
+    parameters = request.node.callspec.params.values()
+    return next(name for name, factory in factories.items() if any(factory is each for each in parameters))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an asynchronous test; whatever its loop's exception handler is told fails it."""
-    test = pyfuncitem.obj
-    if not inspect.iscoroutinefunction(test):
-        return None
-    names = inspect.signature(test).parameters
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    complaints: list[dict[str, Any]] = []
-    slow = pyfuncitem.get_closest_marker("slow") is not None
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Bound an asynchronous test's time, and fail it for whatever its loop's exception handler is told."""
+    if not (isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj)):
+        return (yield)
+    test = item.obj
+    limit = TIME if item.get_closest_marker("slow") is None else SLOW_TIME
+    item.stash[COMPLAINTS] = complaints = []
+    item.stash[FAILED] = True
 
-    async def run() -> None:
+    @functools.wraps(test)
+    async def bounded(**arguments: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(110 if slow else 45):
+        async with asyncio.timeout(limit):
             await test(**arguments)
 
-    with asyncio.Runner(loop_factory=LOOPS[str(pyfuncitem.callspec.params["loop_name"])]) as runner:
-        runner.run(run())
-    if complaints and not pyfuncitem.get_closest_marker("complains"):
-        raise AssertionError(f"the loop's exception handler was told: {complaints}")
-    return True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item, "obj", bounded)
+        yield
+    _no_complaints(item)
+    item.stash[FAILED] = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Fail a test for what the exception handler is told while its loop is closed, too."""
+    with warnings.catch_warnings():
+        if item.stash.get(FAILED, False):
+            # Of what a failed test leaves open. uvloop's close() does not return where that warning is an error.
+            warnings.simplefilter("ignore", ResourceWarning)
+        yield
+    if not item.stash.get(FAILED, True):
+        _no_complaints(item)
+
+
+def _no_complaints(item: pytest.Item) -> None:
+    if item.stash[COMPLAINTS] and item.get_closest_marker("complains") is None:
+        raise AssertionError(f"the loop's exception handler was told: {item.stash[COMPLAINTS]}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first, as many with each worker: they wait side by side.
-
-    They are of the kernel's clock and of a machine that others use too: one that fails has a second chance, and the
-    summary says that it took it.
-    """
+    """The slow tests first, as many with each worker: they wait side by side."""
     slow = [item for item in items if item.get_closest_marker("slow") is not None]
     fast = [item for item in items if item.get_closest_marker("slow") is None]
-    for item in slow:
-        item.add_marker(pytest.mark.flaky(reruns=1))
     # pytest-xdist gives each worker as long a row of them, one behind the other.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     items[:] = [item for worker in range(workers) for part in (slow, fast) for item in part[worker::workers]]

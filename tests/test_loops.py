@@ -8,7 +8,6 @@ import dataclasses
 import errno
 import functools
 import gc
-import inspect
 import logging
 import os
 import socket
@@ -18,7 +17,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio.abc
@@ -75,49 +74,15 @@ LATEST = BOUND + 1 + 1.5  # seconds after which a death must have been heard: po
 TCP = socket.IPPROTO_TCP
 
 
-def run_on(
-    base: Callable[[], asyncio.AbstractEventLoop], policy: Any, main: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
-    """Run a coroutine function on kaio's loop over a base; what the loop's exception handler is told is a failure."""
-    complaints: list[dict[str, Any]] = []
-
-    async def run() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(45):
-            await main()
-
-    with warnings.catch_warnings(), asyncio.Runner(loop_factory=kaio.loop_factory(policy, base=base)) as runner:
-        try:
-            runner.run(run())
-        except BaseException:
-            # Of what a failed test leaves open. uvloop's close() does not return where that warning is an error.
-            warnings.simplefilter("ignore", ResourceWarning)
-            raise
-    if complaints:
-        raise AssertionError(f"the loop's exception handler was told: {complaints}")
-
-
-def on_kaio(
-    policy: Any, bases: dict[str, Callable[[], asyncio.AbstractEventLoop]] = BASES
-) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+def on_kaio(policy: Any, bases: dict[str, Callable[[], asyncio.AbstractEventLoop]] = BASES) -> pytest.MarkDecorator:
     """Let an asynchronous test run on kaio's loops, over each base; it may ask for the `base`'s name."""
+    return pytest.mark.loops({name: kaio.loop_factory(policy, base=base) for name, base in bases.items()})
 
-    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-        signature = inspect.signature(test)
 
-        @functools.wraps(test)
-        def run(base: str, **arguments: Any) -> None:
-            if "base" in signature.parameters:
-                arguments["base"] = base
-            run_on(ALL_BASES[base], policy, lambda: test(**arguments))
-
-        fixtures = [parameter for name, parameter in signature.parameters.items() if name != "base"]
-        base = inspect.Parameter("base", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        setattr(run, "__signature__", signature.replace(parameters=[base, *fixtures]))  # noqa: B010 - for pytest
-        parametrized: Callable[..., None] = pytest.mark.parametrize("base", bases)(run)
-        return parametrized
-
-    return decorate
+@pytest.fixture
+def base(loop_name: str) -> str:
+    """The name of the base under kaio's loop."""
+    return loop_name
 
 
 class Plain(asyncio.Protocol):
@@ -603,24 +568,27 @@ async def test_a_tls_handshake_with_a_dead_peer_is_bounded_too(
         transport.abort()
 
 
-@pytest.mark.parametrize(
-    ("policy", "expected"), [("on", has(7200, 75, 9)), ("::2", has(7200, 75, 2)), ("30s::", has(30, 75, 9))], ids=str
+LEFT_TO_THE_SYSTEM = {"on": has(7200, 75, 9), "::2": has(7200, 75, 2), "30s::": has(30, 75, 9)}
+
+
+@pytest.mark.loops(
+    {
+        f"{name}-{policy}": kaio.loop_factory(policy, base=base)
+        for name, base in BASES.items()
+        for policy in LEFT_TO_THE_SYSTEM
+    }
 )
-@pytest.mark.parametrize("base", BASES)
-def test_a_policy_may_leave_times_to_the_system(base: str, policy: str, expected: kaio.SocketState) -> None:
+async def test_a_policy_may_leave_times_to_the_system(loop_name: str) -> None:
     """What is not said is the system's, on both ends."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        accepted = Accepted()
-        server = await loop.create_server(accepted, "127.0.0.1", 0)
-        transport, protocol = await loop.create_connection(Plain, *server.sockets[0].getsockname())
-        assert [protocol.state, *await accepted.states(1)] == [expected] * 2
-        transport.abort()
-        accepted.close()
-        server.close()
-
-    run_on(BASES[base], policy, main)
+    loop = asyncio.get_running_loop()
+    expected = LEFT_TO_THE_SYSTEM[loop_name.partition("-")[2]]
+    accepted = Accepted()
+    server = await loop.create_server(accepted, "127.0.0.1", 0)
+    transport, protocol = await loop.create_connection(Plain, *server.sockets[0].getsockname())
+    assert [protocol.state, *await accepted.states(1)] == [expected] * 2
+    transport.abort()
+    accepted.close()
+    server.close()
 
 
 @on_kaio(POLICY)
