@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
     from .kernel.sockets import apply, inspect
     from .kernel.tcpinfo import TcpInfo, TcpState
-    from .liveness.health import Health, State, health
+    from .liveness.health import Health, State
+    from .liveness.sample import health
     from .loop.factories import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
     from .monitor.counters import Counters, Event
     from .monitor.monitor import Monitor, get_monitor
@@ -104,7 +105,8 @@ _HOMES: Final = {
     "monitor.survey": ("Report", "sweep"),
     "kernel.tcpinfo": ("TcpInfo", "TcpState"),
     "net.transports": ("AliveScope", "KeepaliveTransport"),
-    "liveness.health": ("Health", "State", "health"),
+    "liveness.health": ("Health", "State"),
+    "liveness.sample": ("health",),
 }
 _HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
 

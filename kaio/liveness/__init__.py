@@ -1,6 +1,9 @@
-"""Judgement: what is to be thought of a peer, and whose options a socket has.
+"""Judgement: how a peer is, when to give it up, and whose options a socket has.
 
-health     alive, suspect, stalled or dead, by one sample; limits and causes
-watch      the same over time: what a look remembers, and what is to be done next
+health     alive, suspect, stalled or dead, by one sample of TCP_INFO
+limits     the times by which a connection is watched
+watch      health over time: what a look remembers, and what is to be done next
+causes     which errors are deaths, and of what
+sample     the health of any socket
 standing   whose options a socket has
 """

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import Cause, DeadPeerError
 from ..kernel.tcpinfo import TcpInfo, TcpState
-from ..policy import Keepalive, SocketState
+
+if TYPE_CHECKING:
+    from ..policy import Keepalive, SocketState
 
 __all__ = ["DEATHS", "NO_WAY", "cause_of_death", "dead_peer", "fell_silent", "is_death"]
 

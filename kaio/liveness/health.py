@@ -1,18 +1,17 @@
 """How a connection's peer is, by one sample of TCP_INFO: alive, suspect, stalled or dead.
 
-Rules kept here: plain functions on plain data, no I/O and no clock; only `health` takes the sample by itself.
+Rules kept here: plain functions on plain data, no I/O and no clock.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any, Final
+from typing import Final
 
-from ..kernel.sockets import tcp_info
 from ..kernel.tcpinfo import TcpInfo, TcpState
 
-__all__ = ["Health", "State", "health", "judge", "window_is_shut"]
+__all__ = ["Health", "State", "judge", "window_is_shut"]
 
 _WITHOUT_WINDOW: Final = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.NEW_SYN_RECV, TcpState.LISTEN})
 
@@ -48,15 +47,6 @@ class Health:
     """Bytes that the kernel holds and has not sent yet."""
     info: TcpInfo
     """The whole sample."""
-
-
-def health(sock_or_transport: Any) -> Health:
-    """How the peer is, by a sample of the kernel's TCP_INFO.
-
-    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
-    tell nothing.
-    """
-    return judge(tcp_info(sock_or_transport))
 
 
 def judge(info: TcpInfo) -> Health:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
-from ..policy import Keepalive, SocketState
+if TYPE_CHECKING:
+    from ..policy import Keepalive, SocketState
 
 __all__ = ["Limits", "limits_of", "limits_of_state"]
 

@@ -22,12 +22,14 @@ and the caller's clock may jump: either can only put a verdict off (but that a j
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import Cause
 from ..kernel.tcpinfo import TcpInfo, TcpState
 from .health import State, window_is_shut
-from .limits import Limits
+
+if TYPE_CHECKING:
+    from .limits import Limits
 
 __all__ = ["Decision", "Watch", "look_at_rest"]
 

@@ -13,9 +13,10 @@ import asyncio
 import contextlib
 import select
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .watched import WatchedConnection
+if TYPE_CHECKING:
+    from .watched import WatchedConnection
 
 __all__ = ["ErrorWatch", "bare"]
 

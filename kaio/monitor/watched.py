@@ -6,15 +6,16 @@ Three kinds there are: kaio's own transports (`net.transports`), other libraries
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from ..errors import Cause
-from ..kernel.options import SocketLike
-from ..kernel.tcpinfo import TcpInfo
-from ..liveness.health import Health
-from ..liveness.limits import Limits
-from ..liveness.watch import Decision, Watch
-from .counters import Event
+if TYPE_CHECKING:
+    from ..errors import Cause
+    from ..kernel.options import SocketLike
+    from ..kernel.tcpinfo import TcpInfo
+    from ..liveness.health import Health
+    from ..liveness.limits import Limits
+    from ..liveness.watch import Decision, Watch
+    from .counters import Event
 
 __all__ = ["SuspectDescriptor", "WatchedConnection"]
 

@@ -14,10 +14,11 @@ import asyncio
 import heapq
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .counters import Counters
-from .watched import WatchedConnection
+if TYPE_CHECKING:
+    from .counters import Counters
+    from .watched import WatchedConnection
 
 __all__ = ["TURN", "Wheel"]
 
