@@ -1,4 +1,4 @@
-"""Why a connection ended: which errors are deaths, and what of.
+"""Why a connection ended: which errors mean that the peer is dead, and the cause of death.
 
 Rules kept here: plain functions on plain data, no I/O and no clock. One function makes a DeadPeerError.
 """
@@ -47,7 +47,7 @@ application that misuses a socket gets some of them, too: then the connection st
 
 
 def _shrank(info: TcpInfo) -> bool:
-    """Whether the window was shut under a segment in flight, which the kernel then resends and does not count.
+    """Return whether the window shrank to zero under a segment in flight, whose retransmissions are not counted.
 
     (net/ipv4/tcp_timer.c, tcp_retransmit_timer: "our retransmits become zero probes".) Sent since the peer was heard.
     """
@@ -57,12 +57,12 @@ def _shrank(info: TcpInfo) -> bool:
 
 
 def _never_left(info: TcpInfo) -> bool:
-    """Whether data waits though the window is open and nothing is in flight: it cannot leave this host."""
+    """Return whether data waits though the window is open and nothing is in flight: it cannot leave this host."""
     return bool(info.notsent_bytes and info.snd_wnd and not info.unacked and not info.retransmits)
 
 
 def fell_silent(info: TcpInfo, state: SocketState) -> bool:
-    """Whether a connection that the kernel has ended had a peer that no longer answered; else it was reset or closed.
+    """Return whether a connection that the kernel has ended had a silent peer; else it was reset or closed.
 
     What went unanswered stays in the sample, and an ordinary end has none of it. A reset that answers a probe comes
     within a round trip of it, so before the last interval is half over.
@@ -78,7 +78,7 @@ def fell_silent(info: TcpInfo, state: SocketState) -> bool:
 
 
 def cause_of_death(number: int, info: TcpInfo | None) -> Cause:
-    """Why a connection that once stood died, from its error number and its last TCP_INFO.
+    """Return the cause of death of an established connection, from its errno and its last TCP_INFO.
 
     The kernel wipes the send queue at death, but what stays tells the timers apart (measured on Linux 6.18):
     retransmits after a retransmission death; unsent bytes (`write_seq` is kept) after a window probe death; a window
@@ -98,7 +98,7 @@ def cause_of_death(number: int, info: TcpInfo | None) -> Cause:
 
 
 def is_death(number: int | None, info: TcpInfo | None) -> bool:
-    """Whether an error that ended a connection which stood says that its peer no longer answered.
+    """Return whether the error that ended an established connection means that its peer no longer answered.
 
     Some numbers say so only when it was the kernel that has ended the connection, whose questions were not answered:
     a call of the application's may have got them, too.
@@ -107,7 +107,7 @@ def is_death(number: int | None, info: TcpInfo | None) -> bool:
 
 
 def _was_given_up(info: TcpInfo) -> bool:
-    """Whether the kernel has ended a connection of which it wanted something."""
+    """Return whether the kernel has ended a connection while it waited for an acknowledgment."""
     wanted = info.retransmits or info.probes or info.notsent_bytes or _shrank(info)
     return info.state == TcpState.CLOSE and bool(wanted)
 
@@ -122,9 +122,9 @@ def dead_peer(
     silence: float | None = None,
     this_host: bool = False,
 ) -> DeadPeerError:
-    """The error for a peer that no longer answers; the kernel's error and its last sample tell of it.
+    """Make the DeadPeerError for the kernel's error and its last sample.
 
-    A cause, a silence that are not known already are what those two say, and so is whether this host had no way out.
+    A cause or a silence that is not given is derived from those two, and so is whether this host had no route out.
     """
     assert exc.errno is not None
     if silence is None and sample is not None:
@@ -144,7 +144,7 @@ def dead_peer(
 
 
 def _is_this_hosts(number: int, sample: TcpInfo | None, peername: Any) -> bool:
-    """Whether it was this host that had no way to the peer, and no router on the way.
+    """Return whether it was this host that could not reach the peer, and not a router on the way.
 
     An IPv6 router that prohibits says EACCES (RFC 4443 3.1, code 1); of IPv4 only this host's own routes say that.
     """

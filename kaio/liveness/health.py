@@ -1,4 +1,4 @@
-"""How a connection's peer is, by one sample of TCP_INFO: alive, suspect, stalled or dead.
+"""The health of a connection's peer, from one sample of TCP_INFO: alive, suspect, stalled or dead.
 
 Rules kept here: plain functions on plain data, no I/O and no clock.
 """
@@ -17,7 +17,7 @@ _WITHOUT_WINDOW: Final = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpSta
 
 
 class State(enum.StrEnum):
-    """How a connection's peer is."""
+    """The state of a connection's peer."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
@@ -30,17 +30,17 @@ class State(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What the kernel knows of a connection's peer now. None: this platform does not say."""
+    """What the kernel knows about a connection's peer now. None: the platform does not say."""
 
     state: State
     probes: int | None
-    """Keepalive or window probes that went unanswered so far."""
+    """Keepalive or window probes sent and not answered so far."""
     retransmits: int | None
-    """Retransmissions of the oldest unacknowledged segment that went unanswered so far."""
+    """Retransmissions of the oldest unacknowledged segment so far."""
     silence: float | None
-    """Seconds since the peer was last heard."""
+    """Seconds since a segment was last received from the peer."""
     rtt: float | None
-    """Smoothed round trip in seconds."""
+    """Smoothed round-trip time in seconds."""
     unacked: int | None
     """Segments in flight."""
     unsent: int | None
@@ -50,7 +50,7 @@ class Health:
 
 
 def judge(info: TcpInfo) -> Health:
-    """What a sample of TCP_INFO says of the peer."""
+    """Judge a peer by a sample of TCP_INFO."""
     if info.state == TcpState.CLOSE:
         state = State.DEAD
     elif info.probes or info.retransmits:
@@ -72,7 +72,7 @@ def judge(info: TcpInfo) -> Health:
 
 
 def window_is_shut(info: TcpInfo) -> bool:
-    """Whether data waits for the peer to take it: unsent, or in flight when the window shrank.
+    """Return whether data waits for the peer to open its window: unsent, or in flight when the window shrank.
 
     Before Linux 5.4 the kernel does not tell the window: unsent data with nothing in flight then means that it is shut.
     Before the handshake is over no window is known.

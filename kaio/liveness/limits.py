@@ -17,17 +17,17 @@ __all__ = ["Limits", "limits_of", "limits_of_state"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """The times by which a connection is watched, in seconds: a policy with nothing left to the system."""
+    """The times by which a connection is watched, in seconds: a policy whose times are all known."""
 
     idle: float
     interval: float
     count: int
     user_timeout: float | None
-    """How long nothing may be heard while data is in flight or the window is shut; None: the kernel's affair."""
+    """How long the peer may be silent while data is in flight or its window is shut; None: the kernel decides."""
 
     @property
     def first_look(self) -> float:
-        """Seconds of silence after which a connection may be in trouble.
+        """Seconds of silence after which a connection is checked.
 
         The first probe goes out after `idle`; half an interval is time for its answer.
         """
@@ -36,16 +36,16 @@ class Limits:
 
     @property
     def least_asking(self) -> float:
-        """Seconds over which a peer must have been asked, at least: unanswered questions of one moment are no proof.
+        """The least time over which a peer must have been asked: questions that were all asked at once prove nothing.
 
-        What remains of the user timeout after the first look, and one and a half intervals are enough.
+        What remains of the user timeout after the first check is enough, and so are one and a half intervals.
         """
         bound = self.user_timeout or 0.0
         rest = bound - self.first_look
         return min(rest if rest > 0 else bound, 1.5 * self.interval)
 
     def longest_backoff(self, *, under_shrunk_window: bool = False) -> float | None:
-        """Seconds between two of the kernel's questions, at most, for the user timeout to hold; None: there is none.
+        """The longest time between two of the kernel's questions that lets the user timeout hold; None: there is none.
 
         Not less than a seventh of it: the kernel itself gives up after tcp_retries2 (15) of them. Where a window has
         shrunk under a segment in flight, not less than half: there it gives up after two of the longest
@@ -59,7 +59,7 @@ class Limits:
 
 @functools.lru_cache(maxsize=256)
 def limits_of(policy: Keepalive) -> Limits | None:
-    """How connections under a policy are watched; None when they are not, or when times are left to the system."""
+    """Return the limits of connections with a policy; None when it is off or leaves times to the system."""
     if not policy.enabled or policy.idle is None or policy.interval is None or policy.count is None:
         return None
     bound = policy.effective_user_timeout if policy.stalled == "keep" else None
@@ -67,10 +67,10 @@ def limits_of(policy: Keepalive) -> Limits | None:
 
 
 def limits_of_state(policy: Keepalive, state: SocketState) -> Limits | None:
-    """How a connection is watched that has what a socket of somebody else's has; None when keepalive is off.
+    """Return the limits of a connection that another library made, from its socket's options; None: keepalive is off.
 
-    Where it has the policy's times, the policy says it. Where the application chose others, they say it, and data in
-    flight is bounded by the detection time that they make, unless the kernel has a user timeout of its own.
+    With the policy's times, the policy decides. With other times, which the application chose, those decide, and data
+    in flight is bounded by their detection time unless the socket has a user timeout.
     """
     idle, interval, count = state.idle, state.interval, state.count
     if not state.enabled or idle is None or interval is None or count is None:

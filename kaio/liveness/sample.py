@@ -1,4 +1,4 @@
-"""The health of any socket: takes the sample that the judgement is about."""
+"""The health of any socket: takes a sample and judges it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["health"]
 
 
 def health(sock_or_transport: Any) -> Health:
-    """How the peer is, by a sample of the kernel's TCP_INFO.
+    """Return the health of a socket's peer, from a sample of the kernel's TCP_INFO.
 
-    Takes what `apply` takes. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms that
-    tell nothing.
+    Accepts what `apply` accepts. Raises `KeepaliveError` when it is not a TCP socket or is closed, and on platforms
+    without TCP_INFO.
     """
     return judge(tcp_info(sock_or_transport))

@@ -1,8 +1,8 @@
-"""Sockets that others make: whose options they have, and giving them the policy where nobody chose.
+"""Whose keepalive options a socket has, and giving it the policy where the application set none.
 
-Rules kept here: what the application chose wins, as a whole and not option by option: keepalive on, and any time
-different from the system's, and the socket keeps all that it has. Keepalive alone, without times, gets the policy. A
-socket is judged by what the kernel says of it, never by who made it.
+Rules kept here: options set by the application are never changed, all of them together: with keepalive on and any time
+that differs from the system's, a socket keeps what it has. Keepalive alone, without times, gets the policy. A socket is
+judged by what the kernel reports, never by who made it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Standing(enum.StrEnum):
     POLICY = "policy"
     """It has the policy's times."""
     OWN = "own"
-    """Keepalive is on with a time that is not the system's: the application chose, and all of it stands."""
+    """Keepalive is on with a time that is not the system's: set by the application, and never changed."""
     UNCOVERED = "uncovered"
     """Keepalive is off, or on with the system's two hours."""
 
 
 def standing(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState]:
-    """Whose options a TCP socket has, and which. Raises OSError, `KeepaliveError`."""
+    """Return whose options a TCP socket has, and the options. Raises OSError, `KeepaliveError`."""
     state = platform.read(sock)
     if not policy.enabled:
         chosen = state.enabled and state.times != system_state(sock).times
@@ -43,11 +43,11 @@ def standing(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState
 
 
 tally: Final[Counter[Standing]] = Counter()
-"""How many sockets were judged in this process, by whose options they have now; those that inherit theirs are not."""
+"""Number of sockets judged in this process, by whose options they have; sockets that inherit theirs are not judged."""
 
 
 def adopt(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState]:
-    """Give a TCP socket the policy unless the application chose for it. Raises OSError, `KeepaliveError`."""
+    """Give a TCP socket the policy unless the application has set options. Raises OSError, `KeepaliveError`."""
     found, state = standing(sock, policy)
     if found is Standing.UNCOVERED:
         found, state = Standing.POLICY, apply(sock, policy)

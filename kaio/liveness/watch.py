@@ -1,4 +1,4 @@
-"""The watch: what looks at a connection remember, and what follows from the next one.
+"""The watch: remembers what earlier samples of a connection said, and judges the next one.
 
 A peer is dead when something waits for it, nothing was heard from it for the bound, and what the kernel asked meanwhile
 went unanswered. So questions are counted, and not shapes of TCP_INFO recognised:
@@ -43,15 +43,15 @@ _FIN_SENT: Final = frozenset({TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAS
 
 
 class Decision(NamedTuple):
-    """What is to be thought of a peer, what to do, and when to look again."""
+    """The verdict on a peer, what to do about it, and the delay until the next check."""
 
     state: State
     cause: Cause | None
-    """Set when the peer is to be given up now; a connection that the kernel has ended has none."""
+    """Set when the peer is to be declared dead now; None for a connection that the kernel has ended."""
     look_after: float
-    """Seconds until the next look."""
+    """Seconds until the next check."""
     waiting: bool = False
-    """Whether something waits for the peer."""
+    """Whether data or a FIN waits for the peer."""
     cap: float | None = None
     """Seconds at which the kernel's back-off is to be capped, where it asks ever more rarely; None: its own is due.
 
@@ -62,7 +62,7 @@ class Decision(NamedTuple):
 
 
 class Watch:
-    """What looks at one connection remember; `look` is called with each sample.
+    """The memory of the checks of one connection; `look` is called with each sample.
 
     `since` is when the watch began, on the clock that `look` is given: silence counts from then at the earliest. None:
     as long as the connection stands.
@@ -110,7 +110,7 @@ class Watch:
         """The caller's: what the back-off was capped at before, in ms."""
 
     def begin_anew(self, limits: Limits, now: float) -> None:
-        """Watch by other times from now on. What was asked before does not count."""
+        """Use other limits from now on. Questions asked before do not count."""
         self.limits = limits
         self._since = now
         self._asked = 0
@@ -118,7 +118,7 @@ class Watch:
 
     @property
     def suspect(self) -> bool:
-        """Whether the last look found the peer suspect."""
+        """Whether the last check found the peer suspect."""
         return self._suspect
 
     def silence(self, now: float | None = None) -> float:
@@ -126,9 +126,9 @@ class Watch:
         return self._silence + (0.0 if self._at is None or now is None else max(0.0, now - self._at))
 
     def at_end(self, silence: float) -> TcpInfo | None:
-        """The last look's sample as it would be of a connection that ended after so much silence; None: there is none.
+        """Return the last sample as it would be at the end, after so much silence; None: there is no sample.
 
-        For one whose socket was closed before it could be asked.
+        For a connection whose socket was closed before it could be asked.
         """
         if self.sample is None:
             return None
@@ -136,18 +136,18 @@ class Watch:
 
     @property
     def waiting(self) -> bool:
-        """Whether something waited for the peer at the last look."""
+        """Whether data or a FIN waited for the peer at the last check."""
         return self._waiting_since is not None
 
     @property
     def at_rest(self) -> bool:
-        """Whether the last look found nothing that the next one must know of."""
+        """Whether the last check found nothing that must be remembered."""
         counted = self._probes or self._retransmits  # in-order data of the peer's leaves both as they were
         remembers = self._asked_since is not None or self._since is not None or self.cap is not None
         return not (counted or remembers or self._suspect)
 
     def look(self, info: TcpInfo, now: float) -> Decision:
-        """The verdict on a sample, taken `now`."""
+        """Return the verdict on a sample taken `now`."""
         limits, silence = self.limits, info.silence
         if info.state == TcpState.CLOSE:
             return Decision(State.DEAD, None, limits.interval)
@@ -224,7 +224,7 @@ class Watch:
         self._waiting_since = None if not waiting else now if since is None else min(since, now)
 
     def _cause(self, info: TcpInfo, silence: float, now: float, shut: bool) -> Cause | None:
-        """Why a peer for which something waits is to be given up; None: it is not."""
+        """Return the cause of death of a peer for which something waits; None: it is not dead."""
         limits = self.limits
         bound = limits.user_timeout
         if bound is None or silence < bound:
@@ -239,7 +239,7 @@ class Watch:
         return Cause.UNACKNOWLEDGED if info.unacked else Cause.UNREACHABLE  # what is not sent never left this host
 
     def _asking(self, now: float) -> float:
-        """For how many seconds the peer has been asked, at least: as looks have seen, or as retransmissions tell."""
+        """Return for how many seconds, at least, the peer has been asked: by checks or by its retransmissions."""
         return 0.0 if self._asked_since is None else now - self._asked_since
 
     def _cannot_ask(self, silence: float, now: float) -> bool:
@@ -252,7 +252,7 @@ class Watch:
         return silence >= long and now - self._waiting_since >= long
 
     def _cap(self, info: TcpInfo, silence: float, now: float, shut: bool) -> float | None:
-        """What to cap the kernel's back-off at while something waits; None: not at all.
+        """Return the cap of the kernel's back-off while something waits; None: no cap.
 
         A capped kernel gives up sooner, which must not be before the bound. In flight it counts from the first
         retransmission of a row in which the peer may have been heard again and again (retransmits_timed_out). Where the
@@ -282,7 +282,7 @@ class Watch:
 
 
 def look_at_rest(limits: Limits, silence: float) -> float:
-    """Seconds until the next look at a peer of whom nothing is wanted and nothing is amiss.
+    """Return the seconds until the next check of an idle peer that is not suspect.
 
     The kernel's next probe may come after an interval that is longer than the idle time, and an eighth late
     (kernel/time/timer.c); and the bound may end before the next regular look.

@@ -1,4 +1,4 @@
-"""What has happened to connections, as plain data: counters, and the events that a metrics hook is called with."""
+"""Counters of a loop or a server, and the events that a metrics hook is called with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SILENCE_BOUNDS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, math.inf)
 
 @dataclasses.dataclass(slots=True)
 class Counters:
-    """What has happened to the connections of a loop or a server since its start."""
+    """Counters of the connections of a loop or a server since its start."""
 
     watched: int = 0
     """Connections that are watched now."""
@@ -28,9 +28,9 @@ class Counters:
     silence: dict[float, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SILENCE_BOUNDS, 0))
     """Deaths by the silence before them: upper bound in seconds to number."""
     looks: int = 0
-    """How often the kernel was asked about a connection; a loop's counters only."""
+    """Number of checks of a connection; a loop's counters only."""
     wakeups: int = 0
-    """How often the wheel's timer fired; a loop's counters only."""
+    """Number of times the wheel's timer fired; a loop's counters only."""
 
     def count(self, event: Event) -> None:
         """Count a suspicion, a recovery or a death."""
@@ -46,7 +46,7 @@ class Counters:
 
 
 class Event(NamedTuple):
-    """What the metrics hook is called with."""
+    """The argument of the metrics hook."""
 
     kind: Literal["suspect", "recovered", "dead"]
     transport: Any

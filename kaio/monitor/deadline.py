@@ -1,8 +1,9 @@
-"""The kernel's user timeout on a socket that only the kernel ends: one that a sweep found, of whatever owner.
+"""The user timeout of a socket that only the kernel ends, because no event loop watches it.
 
-Rules kept here: with stalled="keep" the user timeout is lifted while the peer's window is shut, because the kernel does
-not count its answers (net/ipv4/tcp_timer.c, tcp_probe_timer); the watch does, and puts it back when they fail to come.
-The kernel then ends the connection when it asks next, which the capped back-off has soon.
+Rules kept here: with stalled="keep" the user timeout is taken off while the peer's window is shut, because the kernel
+would end the connection although the peer answers its window probes (net/ipv4/tcp_timer.c, tcp_probe_timer). The watch
+counts the answers, and sets the user timeout again when they fail to come; the kernel then ends the connection at its
+next probe, which the capped back-off makes soon.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ __all__ = ["Deadline", "cap_backoff"]
 
 
 class Deadline:
-    """What a socket is given, and what looks at it remember."""
+    """The user timeout of one socket, and the watch that decides on it."""
 
     __slots__ = ("_watch", "user_timeout")
 
     def __init__(self, limits: Limits, user_timeout: float | None, now: float) -> None:
         self._watch = Watch(limits, since=now)
         self.user_timeout: float | None = user_timeout
-        """Seconds that it has now; None: none."""
+        """The user timeout that the socket has now, in seconds; None: none."""
 
     def look(self, sock: SocketLike, now: float) -> None:
-        """Give it the user timeout, or lift it. Raises OSError, `KeepaliveError`."""
+        """Set the user timeout or take it off, by a new sample. Raises OSError, `KeepaliveError`."""
         watch = self._watch
         if watch.at_rest and self.user_timeout is not None and platform.idle_time(sock) is not None:
             return
@@ -38,9 +39,9 @@ class Deadline:
 
 
 def cap_backoff(watch: Watch, sock: SocketLike, seconds: float | None) -> None:
-    """Let the kernel ask at least that often; None: as it did before. Raises OSError.
+    """Cap the kernel's back-off (TCP_RTO_MAX_MS); None restores what it was. Raises OSError.
 
-    Nothing happens where the platform cannot do it.
+    Does nothing on a platform without such an option.
     """
     if seconds == watch.cap:
         return

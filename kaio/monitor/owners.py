@@ -1,4 +1,4 @@
-"""The sockets that a monitor of this process watches, as the rest of the process and other processes see it.
+"""The registry of the sockets that monitors of this process watch, readable by other processes.
 
 A table of inodes, each with its bound: seconds that sent data may wait unanswered before the monitor ends the
 connection. A sweep asks it which sockets have an owner; `kaio audit` reads it from outside, from a memfd:
@@ -67,17 +67,17 @@ def claim(fd: int, bound: float | None) -> int:
 
 
 def release(inode: int) -> None:
-    """The socket is watched no more. Harmless for 0, and for inodes that nobody claimed."""
+    """Remove a socket that is no longer watched. Does nothing for 0 and for unknown inodes."""
     _table.change(inode, _RELEASED)
 
 
 def is_owned(inode: int) -> bool:
-    """Whether a monitor of this process watches the socket."""
+    """Return whether a monitor of this process watches the socket."""
     return inode in _table.places
 
 
 def owned() -> dict[int, float | None]:
-    """All that are watched now: inode to bound in seconds."""
+    """Return all watched sockets: inode to bound in seconds."""
     return _table.bounds()
 
 

@@ -1,4 +1,4 @@
-"""All TCP sockets of this process: a survey of whose options they have, and sweeps that give them the policy.
+"""All TCP sockets of this process: a report of whose options they have, and a sweep that gives them the policy.
 
 Rules kept here: they reach what never touches an event loop, and judge as the loop does (`liveness.standing`).
 """
@@ -43,7 +43,7 @@ class Report:
 
     @property
     def uncovered(self) -> tuple[Row, ...]:
-        """Those whose peer may be dead for hours before anybody hears of it."""
+        """Sockets without keepalive, or with the system's two hours."""
         return tuple(row for row in self.rows if row.standing is Standing.UNCOVERED)
 
     def __str__(self) -> str:
@@ -56,18 +56,18 @@ class Report:
 
 
 def survey(policy: Keepalive) -> Report:
-    """Look at every TCP socket of this process, and change nothing. Raises `KeepaliveError` where there is no /proc."""
+    """Report on every TCP socket of this process; change nothing. Raises `KeepaliveError` where there is no /proc."""
     return Report(policy, tuple(filter(None, (_row(found, policy) for found in descriptors()))))
 
 
 def sweep(keepalive: KeepaliveArg = None) -> Report:
-    """Give the policy to every TCP socket of this process, whoever opened it, unless the application chose for it.
+    """Give the policy to every TCP socket of this process, whoever opened it.
 
-    It reaches what never touches an event loop: C cores, threads, libraries that block. What the application chose
-    itself stands. No monitor watches what it covers, so that data in flight is bounded by stalled="drop" alone; `kaio
-    run` sweeps again and again, and bounds it.
+    This reaches sockets that no event loop handles: those of C libraries, of threads, of blocking code. Options set by
+    the application are never changed. No monitor watches these sockets, so data in flight is bounded by stalled="drop"
+    alone; `kaio run` sweeps periodically, and bounds it.
 
-    Returns what was found, as it is now. Raises `PolicyError`; `KeepaliveError` on systems without /proc.
+    Returns a report on all of them. Raises `PolicyError`; `KeepaliveError` on systems without /proc.
     """
     policy = as_policy(keepalive)
     for found in descriptors():
@@ -76,14 +76,14 @@ def sweep(keepalive: KeepaliveArg = None) -> Report:
                 adopt(found, policy)
         except KeepaliveError as exc:
             if found.fileno() >= 0:
-                logger.warning("the policy %s cannot be had: %s", policy, exc.strerror)
+                logger.warning("cannot apply the keepalive policy %s: %s", policy, exc.strerror)
         except OSError:  # closed meanwhile
             continue
     return survey(policy)
 
 
 def is_open(sock: SocketLike) -> bool:
-    """Whether a TCP socket connects, is connected or listens; its owner has not done with it, nor just made it."""
+    """Return whether a TCP socket is connecting, connected or listening: not new, and not closed."""
     return platform.tcp_info(sock).state not in (TcpState.CLOSE, TcpState.TIME_WAIT)
 
 

@@ -1,7 +1,7 @@
-"""The seam between the monitor and what it watches: what it needs of a connection, of whichever kind.
+"""The interface between the monitor and the connections that it watches.
 
-Three kinds there are: kaio's own transports (`net.transports`), other libraries' transports, and bare descriptors
-(both in `loop.foreign`).
+There are three kinds of connections: kaio's own transports (`net.transports`), other libraries' transports, and bare
+descriptors (both in `loop.foreign`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["SuspectDescriptor", "WatchedConnection"]
 
 
 class WatchedConnection(Protocol):
-    """A connection as the monitor knows it. The fields are the monitor's own to set."""
+    """A connection as the monitor knows it. Its fields are set by the monitor."""
 
     due: int
-    """The wheel's tick at which it is looked at; -1: it is not in the wheel."""
+    """The tick of the wheel at which it is checked; -1: it is not in the wheel."""
     watched_fd: int
     """Its descriptor in the error watch; -1: it is not there."""
     inode: int
-    """Its socket in the registry of what this process watches (`owners`); 0: it is not there."""
+    """The inode of its socket in the registry of watched sockets (`owners`); 0: it is not there."""
     watch: Watch | None
-    """What the last looks remember; None: nothing."""
+    """The memory of its checks; None: there is nothing to remember."""
     limits: Limits | None
 
     @property
@@ -39,35 +39,35 @@ class WatchedConnection(Protocol):
         ...
 
     def get_socket(self) -> SocketLike:
-        """Its socket. Raises OSError, ValueError, AttributeError once it is closed."""
+        """Return its socket. Raises OSError, ValueError or AttributeError once it is closed."""
         ...
 
     def on_look(self, sock: SocketLike, decision: Decision) -> None:
-        """The monitor has looked, and lets it live."""
+        """The monitor has checked the connection, which goes on."""
         ...
 
     def on_kernel_end(self, sample: TcpInfo | None) -> None:
-        """The kernel has ended the connection, or may have: let its owner hear of it if the loop does not listen."""
+        """The kernel has ended the connection, or may have: report it if the loop does not."""
         ...
 
     def call_back(self, name: str, argument: object) -> None:
-        """Call back the protocol, whatever it raises."""
+        """Call a callback of the protocol; what it raises goes to the loop's exception handler."""
         ...
 
     def make_event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event: ...
 
     def end_dead(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
-        """End the connection with a verdict that the loop has not heard, or would not hear."""
+        """End the connection for a reason that the loop does not know, or would not report."""
         ...
 
     def on_socket_closed(self) -> None:
-        """Its socket is closed, and its owner was not told yet."""
+        """Its socket is closed, and connection_lost has not been called yet."""
         ...
 
 
 class SuspectDescriptor(Protocol):
-    """A bare descriptor that may be closed behind the monitor's back."""
+    """A descriptor that its owner may close without the monitor's knowledge."""
 
     def look_whether_closed(self) -> None:
-        """Report its death if its owner has closed it when it was due."""
+        """Report the death of the peer if the owner has closed the descriptor because of it."""
         ...
