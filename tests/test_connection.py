@@ -22,11 +22,8 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSAttribute
-from hypothesis import given
-from hypothesis import strategies as st
 
 import kaio
-from kaio.net.connection import StreamProtocol
 
 from .conftest import echo, reset, until
 
@@ -141,7 +138,7 @@ async def test_a_slow_reader_holds_the_sender_back() -> None:
         before = sent
         await asyncio.sleep(0.1)
         assert sent == before
-        assert server._protocol.size < 1_000_000
+        assert server._protocol.buffer.size < 1_000_000
         received = 0
         while received < before + 1_000_000:
             received += len(await server.receive())
@@ -220,7 +217,7 @@ async def test_a_reset_is_a_reset() -> None:
     """ConnectionResetError, anyio's BrokenResourceError, and no dead peer; what came before is delivered first."""
     async with pair() as (client, server):
         await server.send(b"last")
-        await until(lambda: client._protocol.size)
+        await until(lambda: client._protocol.buffer.size)
         reset(server.extra(SocketAttribute.raw_socket))
         server.abort()
         await until(lambda: client._protocol.is_lost)
@@ -318,65 +315,15 @@ async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: Any) 
                 assert str(listener.address) in repr(client)
 
 
-class _Transport:
-    """As much of a transport as a buffer needs."""
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-
-def _buffer(chunks: list[bytes]) -> StreamProtocol:
-    protocol = StreamProtocol()
-    protocol._transport = _Transport()  # type: ignore[assignment]
-    for chunk in chunks:
-        protocol.data_received(chunk)
-    return protocol
-
-
-@given(
-    st.lists(st.binary(min_size=1, max_size=6).map(lambda b: bytes(x % 3 for x in b)), max_size=8),
-    st.binary(min_size=1, max_size=4).map(lambda b: bytes(x % 3 for x in b)),
-    st.integers(0, 20),
-    st.integers(0, 20),
-)
-def test_the_buffer_finds_and_takes_as_one_string_would(
-    chunks: list[bytes], delimiter: bytes, taken: int, start: int
-) -> None:
-    """find() and take_exactly() over chunks agree with bytes.find() and slicing."""
-    whole = b"".join(chunks)
-    protocol = _buffer(chunks)
-    taken = min(taken, len(whole))
-    assert protocol.take_exactly(taken) == whole[:taken]
-    rest = whole[taken:]
-    start = min(start, len(rest))
-    expected = rest.find(delimiter, start)
-    found = protocol.find(delimiter, start)
-    assert found == expected
-    assert protocol.take_exactly(len(rest)) == rest
-    assert protocol.size == 0
-
-
 async def test_a_delimiter_at_the_start_and_across_many_small_chunks() -> None:
     """Found wherever it stands, also when it is longer than the chunks it comes in."""
     async with pair() as (client, server):
         await client.send(b"\r\n")
-        await until(lambda: server._protocol.size == 2)
+        await until(lambda: server._protocol.buffer.size == 2)
         receiving = asyncio.create_task(server.receive_until(b"\r\n\r\n", 65536))
         await asyncio.sleep(0)
         await client.send(b"\r\n")
         assert await receiving == b""
-
-
-def test_a_line_that_comes_byte_by_byte_costs_its_length() -> None:
-    """The buffer copies each byte a bounded number of times: 100,000 one-byte chunks are searched in no time."""
-    protocol = _buffer([])
-    for _ in range(100_000):
-        protocol.data_received(b"x")
-        assert protocol.find(b"\n", max(0, protocol.size - 1)) == -1
-    protocol.data_received(b"\n")
-    assert protocol.find(b"\n", 0) == 100_000
-    assert protocol.take_exactly(100_001) == b"x" * 100_000 + b"\n"
 
 
 async def test_a_sender_that_never_waits_still_hears_of_the_end(

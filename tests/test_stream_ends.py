@@ -19,7 +19,7 @@ from anyio.abc import SocketAttribute
 
 import kaio
 from kaio.kernel.descriptors import unacknowledged, unread
-from kaio.net.connection import StreamProtocol
+from kaio.net.stream import StreamProtocol
 from kaio.testing import blackhole
 
 from .conftest import Recorder, echo, reset, until
@@ -487,7 +487,7 @@ async def test_closing_with_nothing_left_to_lose_lingers_for_nobody() -> None:
             client = ports[connection.peername[1]]
             if number != 3:
                 await client.send(b"unread")
-                await until(lambda c=connection: c._protocol.size)  # type: ignore[misc]
+                await until(lambda c=connection: c._protocol.buffer.size)  # type: ignore[misc]
             if number == 4:
                 await client.send_eof()
                 await until(lambda c=connection: c._protocol._eof)  # type: ignore[misc]

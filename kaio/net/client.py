@@ -29,11 +29,12 @@ from ..monitor.counters import Event
 from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
-from .connection import Connection, StreamProtocol
+from .connection import Connection
 from .dialing import BoundedAttempts, bound_handshake, resolve, tls_arguments
 from .endpoints import REFUSED, Terms, known
 from .listeners import refuse_keepalive
 from .protocols import KeepaliveProtocol, Watched
+from .stream import StreamProtocol
 from .transports import WatchedTransport
 
 __all__ = ["Pending", "connect", "create_connection", "open_connection"]

@@ -21,10 +21,11 @@ from ..addresses import Address, TcpAddress, make_address, tcp_address
 from ..monitor.counters import Counters
 from ..policy import KeepaliveArg, as_policy
 from .client import Pending, StreamsProtocol, attaching
-from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol, finish
+from .connection import CLOSE_TIMEOUT, Connection, finish
 from .endpoints import Endpoint
 from .listeners import Listener, ProtocolFactory
 from .protocols import Watched
+from .stream import StreamProtocol
 from .transports import KeepaliveTransport
 
 __all__ = ["Server", "create_server", "serve", "start_server"]
