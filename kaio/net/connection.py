@@ -136,10 +136,11 @@ class Connection(_Stream):
         protocol.check_receive()
         if nbytes < 0:
             raise ValueError(f"nbytes={nbytes}: must not be negative")
-        try:
-            await protocol.more(nbytes)
-        except EndOfStream:
-            raise IncompleteRead from None
+        if protocol.buffer.size < nbytes:
+            try:
+                await protocol.more(nbytes)
+            except EndOfStream:
+                raise IncompleteRead from None
         return protocol.take_exactly(nbytes)
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
@@ -163,7 +164,7 @@ class Connection(_Stream):
                 raise IncompleteRead from None
         if at > max_bytes:
             raise DelimiterNotFound(max_bytes)
-        data = protocol.take_exactly(at) if at else b""
+        data = protocol.buffer.take_exactly(at)
         protocol.take_exactly(len(delimiter))
         return data
 

@@ -282,7 +282,7 @@ class StreamProtocol(KeepaliveProtocol):
         """Raise what stands in the way of receiving."""
         if self.is_closed:
             raise ClosedResourceError
-        if self.receiving:
+        if self._callback is not None or self._woken:  # `receiving`, without the call
             raise BusyResourceError("receiving from")
 
     def check_more(self) -> None:
@@ -356,21 +356,25 @@ class StreamProtocol(KeepaliveProtocol):
     def take(self, most: int) -> bytes:
         """At most that many of the bytes that are here, up to the end of the first chunk."""
         data = self.buffer.take(most)
-        self._taken()
+        if self._reading_paused:
+            self._resume_if_low()
+        elif not self.buffer.size:
+            self.settle()
         return data
 
     def take_exactly(self, count: int) -> bytes:
         """That many of the bytes that are here, across chunks."""
         data = self.buffer.take_exactly(count)
-        self._taken()
-        return data
-
-    def _taken(self) -> None:
-        """Something was taken from the buffer: read on when there is room again."""
-        if self._reading_paused and self.buffer.size <= _LOW_WATER:
-            self._resume_reading()
+        if self._reading_paused:
+            self._resume_if_low()
         elif not self.buffer.size:
             self.settle()
+        return data
+
+    def _resume_if_low(self) -> None:
+        """Something was taken from the buffer: read on when there is room again."""
+        if self.buffer.size <= _LOW_WATER:
+            self._resume_reading()
 
     def check_send(self) -> None:
         """Raise what stands in the way of sending."""
