@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from .net.connection import Connection
     from .net.listeners import Listener
     from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
+    from .net.scopes import AliveScope
     from .net.server import Server, create_server, serve, start_server
-    from .net.transports import AliveScope, KeepaliveTransport
+    from .net.transports import KeepaliveTransport
     from .policy import AUTO, Keepalive, SocketState, Step
 
 __all__ = [
@@ -104,7 +105,8 @@ _HOMES: Final = {
     "net.server": ("Server", "create_server", "serve", "start_server"),
     "monitor.survey": ("Report", "sweep"),
     "kernel.tcpinfo": ("TcpInfo", "TcpState"),
-    "net.transports": ("AliveScope", "KeepaliveTransport"),
+    "net.scopes": ("AliveScope",),
+    "net.transports": ("KeepaliveTransport",),
     "liveness.health": ("Health", "State"),
     "liveness.sample": ("health",),
 }

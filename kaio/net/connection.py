@@ -26,7 +26,8 @@ from anyio.abc import SocketStream
 from ..errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
 from ..liveness.health import Health
 from ..policy import Keepalive, KeepaliveArg, SocketState
-from .transports import AliveScope, KeepaliveTransport, WatchedTransport
+from .scopes import AliveScope
+from .transports import KeepaliveTransport, WatchedTransport
 
 if TYPE_CHECKING:
     from .stream import StreamProtocol

@@ -13,12 +13,9 @@ import errno
 import os
 import ssl
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Final, Literal
 
-from anyio import ClosedResourceError, EndOfStream
-
-from ..errors import Cause, DeadPeerError, KeepaliveError, as_stream_error, format_address, remember
+from ..errors import Cause, DeadPeerError, KeepaliveError, format_address, remember
 from ..kernel.descriptors import reset_on_close, unread
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply, tcp_info
@@ -42,8 +39,9 @@ from .internals import (
     take_error,
     with_reason,
 )
+from .scopes import AliveScope
 
-__all__ = ["AliveScope", "KeepaliveTransport", "WatchedTransport"]
+__all__ = ["KeepaliveTransport", "WatchedTransport"]
 
 _PATIENCE: Final = 0.5  # seconds for the loop to read a piece of what had arrived
 _LONGEST: Final = 5.0  # and at most, between two looks at whether the application reads again
@@ -650,64 +648,6 @@ class WatchedTransport(KeepaliveTransport):
         self._count(event)
         self._monitor.emit(event)
         return error
-
-
-class AliveScope:
-    """What `while_alive()` returns: `async with connection.while_alive(): ...`."""
-
-    __slots__ = ("_cancelling", "_fired", "_reason", "_task", "_transport")
-
-    def __init__(self, transport: WatchedTransport) -> None:
-        self._transport = transport
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling: int = 0  # cancellations that were there before ours
-        self._fired: bool = False
-        self._reason: BaseException | None = None
-
-    async def __aenter__(self) -> AliveScope:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("while_alive() must be used in a task")
-        if self._task is not None:
-            raise RuntimeError("this scope has been entered already")
-        transport = self._transport
-        if transport.ended or transport.verdict is not None:
-            raise as_stream_error(transport.verdict) or ClosedResourceError()
-        self._task = task
-        self._cancelling = task.cancelling()
-        if transport.scopes is None:
-            transport.scopes = []
-        transport.scopes.append(self)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        scopes = self._transport.scopes
-        if scopes is not None and self in scopes:
-            scopes.remove(self)
-        if self._fired:
-            assert self._task is not None
-            # As in asyncio.timeout: a cancellation from outside, on top of ours, stays one.
-            if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-                reason, self._reason = self._reason, None
-                assert reason is not None
-                try:
-                    raise reason.with_traceback(None) from reason.__cause__
-                finally:
-                    del reason  # its traceback holds this frame
-
-    def ended(self, error: BaseException | None) -> None:
-        """The connection has ended: cancel the block, and remember what to raise."""
-        closed_here = self._transport.closer
-        if self._fired or (error is None and closed_here is self._task):  # the block closes its own connection
-            return
-        self._fired = True
-        # Closed by the peer, unless it was this side: then it was closing already.
-        clean: BaseException = ClosedResourceError() if closed_here else EndOfStream()
-        self._reason = as_stream_error(error) or clean
-        assert self._task is not None
-        self._task.cancel()
 
 
 def _current_task() -> asyncio.Task[Any] | None:

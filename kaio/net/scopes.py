@@ -1,0 +1,74 @@
+"""`AliveScope`, which `while_alive()` returns: a block that is cancelled when the connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from anyio import ClosedResourceError, EndOfStream
+
+from ..errors import as_stream_error
+
+if TYPE_CHECKING:
+    from .transports import WatchedTransport
+
+__all__ = ["AliveScope"]
+
+
+class AliveScope:
+    """An asynchronous context manager that cancels its block when the connection ends."""
+
+    __slots__ = ("_cancelling", "_fired", "_reason", "_task", "_transport")
+
+    def __init__(self, transport: WatchedTransport) -> None:
+        self._transport = transport
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling: int = 0  # cancellations requested before it was entered
+        self._fired: bool = False
+        self._reason: BaseException | None = None
+
+    async def __aenter__(self) -> AliveScope:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("while_alive() must be used in a task")
+        if self._task is not None:
+            raise RuntimeError("this scope has been entered already")
+        transport = self._transport
+        if transport.ended or transport.verdict is not None:
+            raise as_stream_error(transport.verdict) or ClosedResourceError()
+        self._task = task
+        self._cancelling = task.cancelling()
+        if transport.scopes is None:
+            transport.scopes = []
+        transport.scopes.append(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        scopes = self._transport.scopes
+        if scopes is not None and self in scopes:
+            scopes.remove(self)
+        if self._fired:
+            assert self._task is not None
+            # As in asyncio.timeout: a cancellation from outside, besides this one, stays a cancellation.
+            if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+                reason, self._reason = self._reason, None
+                assert reason is not None
+                try:
+                    raise reason.with_traceback(None) from reason.__cause__
+                finally:
+                    del reason  # its traceback refers to this frame
+
+    def ended(self, error: BaseException | None) -> None:
+        """Cancel the block because the connection has ended, and keep what it is to raise."""
+        closed_here = self._transport.closer
+        if self._fired or (error is None and closed_here is self._task):  # the block has closed its own connection
+            return
+        self._fired = True
+        # Without an error it was closed: by this side, if `closer` says so, else by the peer.
+        clean: BaseException = ClosedResourceError() if closed_here else EndOfStream()
+        self._reason = as_stream_error(error) or clean
+        assert self._task is not None
+        self._task.cancel()
