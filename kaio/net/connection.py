@@ -30,10 +30,13 @@ from .scopes import AliveScope
 from .transports import KeepaliveTransport, WatchedTransport
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from .stream import StreamProtocol
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "finish"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 CLOSE_TIMEOUT: Final = 10.0
@@ -43,15 +46,15 @@ _ALL: Final = 1 << 62  # as many as there are
 _TURN: Final = 64  # sends without waiting, after which the loop gets a turn
 
 
-def _as_bytes(item: Any) -> bytes:
+def _as_bytes(item: object) -> bytes:
     if not isinstance(item, (bytes, bytearray, memoryview)):
         raise TypeError(f"send() takes bytes, got {type(item).__name__}")
     return bytes(item)
 
 
 def _real_coroutine(
-    function: Callable[[Any], Generator[Any, Any, T]],
-) -> Callable[[Any], types.CoroutineType[Any, Any, T]]:
+    function: Callable[[S], Generator[object, None, T]],
+) -> Callable[[S], types.CoroutineType[object, None, T]]:
     """A generator function as `async def` would make it: what it returns is a coroutine, which create_task() takes.
 
     As types.coroutine, which sets a flag of the code, too; but those are generators, and asyncio takes none from 3.12
@@ -60,7 +63,7 @@ def _real_coroutine(
     code = function.__code__
     flags = code.co_flags & ~inspect.CO_GENERATOR | inspect.CO_COROUTINE
     made = types.FunctionType(code.replace(co_flags=flags), function.__globals__, function.__name__)
-    return cast("Callable[[Any], types.CoroutineType[Any, Any, T]]", made)
+    return cast("Callable[[S], types.CoroutineType[object, None, T]]", made)
 
 
 # An anyio stream to isinstance() and to type checkers, without what each object of anyio's classes holds: a dictionary,
@@ -105,7 +108,7 @@ class Connection(_Stream):
         return self
 
     @_real_coroutine
-    def __anext__(self) -> Generator[Any, Any, bytes]:
+    def __anext__(self) -> Generator[object, None, bytes]:
         protocol = self._protocol
         if protocol.receivable:  # `protocol.wait`, the short way
             protocol.receivable = False
@@ -292,8 +295,8 @@ class Connection(_Stream):
         return self._transport.peername
 
     @property
-    def _raw_socket(self) -> Any:
-        sock = self._transport.get_extra_info("socket")
+    def _raw_socket(self) -> socket:
+        sock: socket | None = self._transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             raise ClosedResourceError
         return sock
@@ -303,21 +306,18 @@ class Connection(_Stream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        attributes = dict(_anyios_attributes(self))
+        attributes = dict(_anyios_attributes.__get__(self))
         tls = self._transport.get_extra_info("ssl_object")
         if tls is not None:
             from anyio.streams.tls import TLSAttribute  # noqa: PLC0415 - most programs never need it
 
-            more: list[tuple[Any, Callable[[], Any]]] = [
-                (TLSAttribute.alpn_protocol, tls.selected_alpn_protocol),
-                (TLSAttribute.cipher, tls.cipher),
-                (TLSAttribute.peer_certificate, lambda: tls.getpeercert(False)),
-                (TLSAttribute.peer_certificate_binary, lambda: tls.getpeercert(True)),
-                (TLSAttribute.server_side, lambda: tls.server_side),
-                (TLSAttribute.ssl_object, lambda: tls),
-                (TLSAttribute.tls_version, tls.version),
-            ]
-            attributes.update(more)
+            attributes[TLSAttribute.alpn_protocol] = tls.selected_alpn_protocol
+            attributes[TLSAttribute.cipher] = tls.cipher
+            attributes[TLSAttribute.peer_certificate] = lambda: tls.getpeercert(False)
+            attributes[TLSAttribute.peer_certificate_binary] = lambda: tls.getpeercert(True)
+            attributes[TLSAttribute.server_side] = lambda: tls.server_side
+            attributes[TLSAttribute.ssl_object] = lambda: tls
+            attributes[TLSAttribute.tls_version] = tls.version
         return attributes
 
     def __repr__(self) -> str:
@@ -334,7 +334,7 @@ class Connection(_Stream):
         return f"<Connection to {format_address(self.peername)} keepalive={str(self.keepalive)!r} {state}>"
 
 
-_anyios_attributes: Final[Any] = SocketStream.extra_attributes.fget  # type: ignore[attr-defined]
+_anyios_attributes: Final = cast("property", SocketStream.extra_attributes)
 SocketStream.register(Connection)
 
 

@@ -49,7 +49,7 @@ class Watched:
     def connection_made(self, transport: Any) -> None:
         """The connection stands. `transport` is a `KeepaliveTransport`: asyncio's, with `.keepalive` and `.health()`.
 
-        (Typed Any because asyncio types it too widely for an override to say more.)
+        It is annotated so widely that a subclass may say `KeepaliveTransport`, which asyncio's annotation forbids.
         """
 
     def peer_suspect(self, health: Health) -> None:
@@ -71,7 +71,7 @@ class Watched:
     def eof_received(self) -> bool | None:
         """The peer sends no more. As in asyncio: a true answer keeps our half of the connection open."""
 
-    def _kaio_entry(self, transport: WatchedTransport) -> Any:
+    def _kaio_entry(self, transport: WatchedTransport) -> object:
         """What stands for the connection in `Server.connections`."""
         return transport
 
@@ -81,9 +81,11 @@ def _found(cls: type, name: str) -> Any:
     return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__)
 
 
-def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+def _made(
+    function: Callable[[Watched, asyncio.Transport], None],
+) -> Callable[[Watched, asyncio.Transport], None]:
     @functools.wraps(function)
-    def connection_made(self: Any, transport: Any) -> None:
+    def connection_made(self: Watched, transport: asyncio.Transport) -> None:
         if type(transport) is not WatchedTransport:  # through super() it is ours already
             terms = getattr(self, "_kaio", None)
             if type(terms) is not Terms:  # made by a bare loop, or a protocol that is used again
@@ -102,9 +104,9 @@ def _made(function: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     return connection_made
 
 
-def _eof(function: Callable[[Any], bool | None]) -> Callable[[Any], bool | None]:
+def _eof(function: Callable[[Watched], bool | None]) -> Callable[[Watched], bool | None]:
     @functools.wraps(function)
-    def eof_received(self: Any) -> bool | None:
+    def eof_received(self: Watched) -> bool | None:
         transport = getattr(self, "_kaio", None)
         if type(transport) is not WatchedTransport:
             return function(self)
@@ -123,10 +125,10 @@ class _Lost:
     """`connection_lost` of one class. A descriptor, because a TLS layer's look-up of it is the last moment at which
     the socket can be asked why it died (see `WatchedTransport.sample_before_close`)."""
 
-    def __init__(self, function: Callable[[Any, BaseException | None], None]) -> None:
+    def __init__(self, function: Callable[[Watched, BaseException | None], None]) -> None:
         @functools.wraps(function)
-        def connection_lost(protocol: Any, exc: BaseException | None) -> None:
-            transport: Any = getattr(protocol, "_kaio", function)
+        def connection_lost(protocol: Watched, exc: BaseException | None) -> None:
+            transport: object = getattr(protocol, "_kaio", function)
             if transport is None:  # turned away before it was made
                 return
             if type(transport) is WatchedTransport:
@@ -142,7 +144,7 @@ class _Lost:
         functools.update_wrapper(self, function)
         self._function = connection_lost
 
-    def __get__(self, protocol: Any, owner: type | None = None) -> Any:
+    def __get__(self, protocol: Watched | None, owner: type | None = None) -> _Lost | MethodType:
         if protocol is None:
             return self
         transport = getattr(protocol, "_kaio", None)
@@ -150,11 +152,11 @@ class _Lost:
             transport.sample_before_close(protocol)
         return MethodType(self._function, protocol)
 
-    def __call__(self, protocol: Any, exc: BaseException | None) -> None:
+    def __call__(self, protocol: Watched, exc: BaseException | None) -> None:
         self._function(protocol, exc)
 
 
-def _adopt(protocol: Any, inner: asyncio.Transport, terms: Terms) -> WatchedTransport:
+def _adopt(protocol: Watched, inner: asyncio.Transport, terms: Terms) -> WatchedTransport:
     """Make the transport that a protocol gets, with the policy that it is to have."""
     endpoint = terms.endpoint
     now = terms if endpoint is None else endpoint.terms
@@ -168,7 +170,7 @@ def _adopt(protocol: Any, inner: asyncio.Transport, terms: Terms) -> WatchedTran
     return _made_of(protocol, inner, endpoint, policy, limits)
 
 
-def _adopt_foreign(protocol: Any, inner: asyncio.Transport) -> WatchedTransport:
+def _adopt_foreign(protocol: Watched, inner: asyncio.Transport) -> WatchedTransport:
     """Make the transport of a connection that kaio has neither accepted nor made."""
     default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
     own: KeepaliveArg = protocol.keepalive
@@ -178,7 +180,7 @@ def _adopt_foreign(protocol: Any, inner: asyncio.Transport) -> WatchedTransport:
 
 
 def _made_of(
-    protocol: Any,
+    protocol: Watched,
     inner: asyncio.Transport,
     endpoint: Endpoint | None,
     policy: Keepalive | None,
@@ -192,7 +194,7 @@ def _made_of(
 
 
 def _give(
-    protocol: Any, inner: asyncio.Transport, policy: Keepalive, *, asked_for: bool = True
+    protocol: Watched, inner: asyncio.Transport, policy: Keepalive, *, asked_for: bool = True
 ) -> tuple[Keepalive, Limits | None] | None:
     """Set a policy on a connection that does not have it yet; None when that fails: then it has what it had."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anyio import ClosedResourceError, EndOfStream
 
@@ -23,7 +23,7 @@ class AliveScope:
 
     def __init__(self, transport: WatchedTransport) -> None:
         self._transport = transport
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[object] | None = None
         self._cancelling: int = 0  # cancellations requested before it was entered
         self._fired: bool = False
         self._reason: BaseException | None = None

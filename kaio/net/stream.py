@@ -13,11 +13,11 @@ import gc
 import types
 from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 
-from ..errors import DeadPeerError, as_stream_error, remember
+from ..errors import DeadPeerError, RememberedError, as_stream_error, remember
 from ..kernel.descriptors import take_unread, unacknowledged, unread
 from .connection import Connection
 from .protocols import KeepaliveProtocol
@@ -66,7 +66,7 @@ class StreamProtocol(KeepaliveProtocol):
         self.buffer = EMPTY  # what was received and not yet asked for
         self._needed = 0  # how many the receiver waits for; 0: as many as come next
         self._woken = False  # whether the task that waited is to go on in the loop's next turn
-        self._callback: Callable[[Any], object] | None = None  # wakes the task that waits; None: none waits
+        self._callback: Callable[[StreamProtocol], object] | None = None  # wakes the task that waits; None: none waits
         self._context: Context | None = None  # in which it is woken
         self.result: Callable[[], None] = _NOTHING  # what it is woken with
         self.handed: bytes | None = None  # what it was handed
@@ -81,7 +81,7 @@ class StreamProtocol(KeepaliveProtocol):
         self.is_closed = False  # we have closed it
         self._lingering = False  # we have, and throw away what the peer still sends until it closes, too
         self.is_lost = False  # connection_lost has come
-        self.error: Any = None  # what it came with, as `remember` keeps it
+        self.error: RememberedError | BaseException | None = None  # what it came with, as `remember` keeps it
         self.receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
         self.sendable = True  # whether a sender need only write
 
@@ -91,7 +91,7 @@ class StreamProtocol(KeepaliveProtocol):
         self.connection: Connection = Connection(transport, self)
         return self.connection
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         made, self._made = self._made, None
         if made is not None:
             made(self.connection)
@@ -218,7 +218,7 @@ class StreamProtocol(KeepaliveProtocol):
     # -- the task that waits for data: to asyncio this is the future for which it waits
 
     @types.coroutine
-    def wait(self, needed: int) -> Generator[Any, None, bytes | None]:
+    def wait(self, needed: int) -> Generator[object, None, bytes | None]:
         """Wait for the next data, which is handed over, or until the buffer has that many bytes or its end is here."""
         self._needed = needed
         self.unturned = 0  # the loop has its turn
@@ -243,7 +243,9 @@ class StreamProtocol(KeepaliveProtocol):
         self._woken = False
         self.settle()
 
-    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
+    def add_done_callback(
+        self, callback: Callable[[StreamProtocol], object], *, context: Context | None = None
+    ) -> None:
         """The task says how it is to be woken."""
         self._callback = callback
         self._context = context
@@ -252,7 +254,7 @@ class StreamProtocol(KeepaliveProtocol):
         """Whether the task is woken; anyio asks."""
         return self._callback is None
 
-    def cancel(self, msg: Any = None) -> bool:
+    def cancel(self, msg: object = None) -> bool:
         """The task is cancelled."""
         if self._callback is None:  # it is woken already: then it cancels itself when it goes on
             return False
@@ -466,7 +468,7 @@ class _Cancelled:
 
     __slots__ = ("_message", "_protocol")
 
-    def __init__(self, protocol: StreamProtocol, message: Any) -> None:
+    def __init__(self, protocol: StreamProtocol, message: object) -> None:
         self._protocol = protocol
         self._message = message
 

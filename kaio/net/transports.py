@@ -136,11 +136,11 @@ class WatchedTransport(KeepaliveTransport):
 
     loop_transport: asyncio.Transport  # the loop's own
     _endpoint: Endpoint | None  # where it came from; None once it has ended
-    entry: Any  # what stands for it in the endpoint's live set
+    entry: object  # what stands for it in the endpoint's live set
     _policy: Keepalive | None  # how it is watched; None: not TCP
     limits: Limits | None  # by which times the monitor watches it; None: not at all
     _monitor: Monitor  # the loop's
-    _protocol: Any  # the user's; None once it has ended
+    _protocol: object  # the user's; None once it has ended
     verdict: BaseException | None  # what connection_lost will come with, known before the loop knows
     scopes: list[AliveScope] | None  # who is to be cancelled when it ends
     due: int  # the monitor's
@@ -151,12 +151,12 @@ class WatchedTransport(KeepaliveTransport):
     closer: object  # the task in which this side has closed it, or True; False: it has not
     _timer: asyncio.TimerHandle | None  # the next step towards the end, where the loop may not bring it by itself
     _sample: TcpInfo | None  # TCP_INFO of the dead socket
-    _peername: Any  # where a layer between forgets it when it ends
+    _peername: object  # where a layer between forgets it when it ends
 
     def __init__(
         self,
         inner: asyncio.Transport,
-        protocol: Any,
+        protocol: object,
         endpoint: Endpoint | None,
         policy: Keepalive | None,
         limits: Limits | None,
@@ -194,7 +194,7 @@ class WatchedTransport(KeepaliveTransport):
     def can_write_eof(self) -> bool:
         return self.loop_transport.can_write_eof()
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
+    def get_extra_info(self, name: str, default: object = None) -> Any:
         return self.loop_transport.get_extra_info(name, default)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
@@ -518,7 +518,7 @@ class WatchedTransport(KeepaliveTransport):
     def _move(self, happening: Happening) -> None:
         self.stage = TABLE[self.stage].get(happening, self.stage)  # `after`, without the call
 
-    def _next(self, delay: float, step: Callable[..., object], *arguments: Any) -> None:
+    def _next(self, delay: float, step: Callable[..., object], *arguments: object) -> None:
         """What is to be done towards the end after a while; there is one such thing at a time."""
         if self._timer is not None:
             self._timer.cancel()
@@ -555,7 +555,7 @@ class WatchedTransport(KeepaliveTransport):
         except _CLOSED:
             return
 
-    def _pass_on(self, protocol: Any, data: bytes) -> None:
+    def _pass_on(self, protocol: object, data: bytes) -> None:
         """Call back the protocol with data, of whichever of asyncio's kinds it is."""
         if not isinstance(protocol, asyncio.BufferedProtocol):
             self.call_back("data_received", data)
@@ -576,7 +576,7 @@ class WatchedTransport(KeepaliveTransport):
             self._drop()
         return self.stage is Stage.ENDING
 
-    def sample_before_close(self, protocol: asyncio.BaseProtocol) -> None:
+    def sample_before_close(self, protocol: object) -> None:
         """Read what tells why the connection died, if a layer between will close the socket before we are told.
 
         asyncio's and uvloop's TLS look connection_lost up, put it on the loop's queue, and then the socket is closed:
@@ -650,7 +650,7 @@ class WatchedTransport(KeepaliveTransport):
         return error
 
 
-def _current_task() -> asyncio.Task[Any] | None:
+def _current_task() -> object:
     try:
         return asyncio.current_task()
     except RuntimeError:  # no loop is running
