@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .kernel.tcpinfo import TcpInfo, TcpState
     from .liveness.health import Health, State, health
     from .loop.factories import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
-    from .monitor.monitor import Counters, Event, Monitor, get_monitor
+    from .monitor.counters import Counters, Event
+    from .monitor.monitor import Monitor, get_monitor
     from .monitor.survey import Report, sweep
     from .net.client import connect, create_connection, open_connection
     from .net.connection import Connection
@@ -95,7 +96,8 @@ _HOMES: Final = {
     "kernel.sockets": ("apply", "inspect"),
     "net.listeners": ("Listener",),
     "loop.factories": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
-    "monitor.monitor": ("Counters", "Event", "Monitor", "get_monitor"),
+    "monitor.counters": ("Counters", "Event"),
+    "monitor.monitor": ("Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
     "net.protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "net.server": ("Server", "create_server", "serve", "start_server"),

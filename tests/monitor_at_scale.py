@@ -225,17 +225,18 @@ class Paused(Greeter):
 def footprint(monitor: kaio.Monitor) -> dict[str, int]:
     """What a process has and the monitor holds now."""
     gc.collect()
+    wheel = monitor._wheel
     with open("/proc/self/statm") as statm:
         pages = int(statm.read().split()[1])
     return {
         "resident": pages * resource.getpagesize(),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "watched": monitor.counters.watched,
-        "in buckets": sum(map(len, monitor._buckets.values())),
-        "buckets": len(monitor._buckets),
-        "ticks": len(monitor._ticks),
-        "now": len(monitor._now),
-        "errors": 0 if monitor._errors is None else len(monitor._errors.links) + 1,
+        "in buckets": sum(map(len, wheel._buckets.values())),
+        "buckets": len(wheel._buckets),
+        "ticks": len(wheel._ticks),
+        "now": len(wheel._due),
+        "errors": 0 if monitor._errors is None else len(monitor._errors.connections) + 1,
     }
 
 
@@ -255,7 +256,7 @@ async def churn(warm: int, plain: int, paused: int) -> dict[str, Any]:
         process = client("churn_through", port, count)
         while process.poll() is None:
             await asyncio.sleep(0.005)
-            error_watched = max(error_watched, 0 if monitor._errors is None else len(monitor._errors.links))
+            error_watched = max(error_watched, 0 if monitor._errors is None else len(monitor._errors.connections))
         assert process.wait() == 0
         process.communicate()
         await until(lambda: not server.connections, within=10)

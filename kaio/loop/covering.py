@@ -28,7 +28,8 @@ from ..kernel.sockets import logger
 from ..kernel.tcpinfo import TcpState
 from ..liveness.limits import limits_of
 from ..liveness.standing import Standing, adopt
-from ..monitor.monitor import TURN, Monitor, close_monitor, get_monitor
+from ..monitor.monitor import Monitor, close_monitor, get_monitor
+from ..monitor.wheel import TURN
 from ..net.dialing import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
 from ..net.protocols import Watched
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy

@@ -24,7 +24,8 @@ from ..liveness.causes import dead_peer, fell_silent
 from ..liveness.health import Health, State
 from ..liveness.limits import Limits, limits_of_state
 from ..liveness.watch import Decision, Watch
-from ..monitor.monitor import Event, Monitor
+from ..monitor.counters import Event
+from ..monitor.monitor import Monitor
 from ..net.ending import Happening, Stage, after
 from ..net.internals import force_close, is_sending_file, stop_sending_file, take_error, with_reason
 from ..policy import Keepalive, SocketState
@@ -164,7 +165,7 @@ class _Link:
         if limits is None:  # keepalive is off: nobody is to watch
             self._end()
         else:
-            self._monitor.begin_anew(self, limits)
+            self._monitor.change_limits(self, limits)
         return True
 
     def call_back(self, name: str, argument: object) -> None:
@@ -235,7 +236,7 @@ class _Link:
         self._stage = after(self._stage, happening)
         if watched:
             self.limits = None
-            self._monitor.forget(self)
+            self._monitor.discard(self)
             self._monitor.counters.watched -= 1
             if self._home.get(self._key) is self:
                 del self._home[self._key]

@@ -25,7 +25,9 @@ from ..kernel.options import platform
 from ..kernel.sockets import cover, logger, wanted
 from ..liveness.causes import DEATHS, NO_WAY, dead_peer
 from ..liveness.limits import limits_of
-from ..monitor.monitor import Event, bare, get_monitor
+from ..monitor.counters import Event
+from ..monitor.error_watch import bare
+from ..monitor.monitor import get_monitor
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
 from .connection import Connection, StreamProtocol
 from .dialing import BoundedAttempts, bound_handshake, resolve, tls_arguments

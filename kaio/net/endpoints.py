@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..liveness.limits import Limits, limits_of
-from ..monitor.monitor import Counters, Monitor
+from ..monitor.counters import Counters
+from ..monitor.monitor import Monitor
 from ..policy import Keepalive, KeepaliveArg, SocketState
 
 __all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]

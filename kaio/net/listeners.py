@@ -30,7 +30,8 @@ from ..errors import AddressError, KaioError, KeepaliveError, PolicyError
 from ..kernel.descriptors import is_listening
 from ..kernel.options import platform
 from ..kernel.sockets import apply, cover
-from ..monitor.monitor import bare, get_monitor
+from ..monitor.error_watch import bare
+from ..monitor.monitor import get_monitor
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from .dialing import resolve
 from .endpoints import Endpoint, Handshake, Terms

@@ -18,7 +18,7 @@ from typing import Any, Final
 from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
 from ..addresses import Address, TcpAddress, one_address, tcp_address
-from ..monitor.monitor import Counters
+from ..monitor.counters import Counters
 from ..policy import KeepaliveArg, as_policy
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol, finish

@@ -27,7 +27,8 @@ from ..liveness.causes import DEATHS, NO_WAY, dead_peer, fell_silent, is_death
 from ..liveness.health import Health, State, judge
 from ..liveness.limits import Limits
 from ..liveness.watch import Decision, Watch
-from ..monitor.monitor import Event, Monitor, get_monitor
+from ..monitor.counters import Event
+from ..monitor.monitor import Monitor, get_monitor
 from ..policy import Keepalive, KeepaliveArg, SocketState
 from .ending import OVER, TABLE, UNDECIDED, Happening, Stage
 from .endpoints import Endpoint, watched_by
@@ -177,7 +178,7 @@ class WatchedTransport(KeepaliveTransport):
         self._monitor = monitor = endpoint.monitor if endpoint and endpoint.monitor else get_monitor()
         monitor.counters.watched += 1
         if limits is not None:
-            monitor.welcome(self)
+            monitor.add(self)
 
     # -- asyncio's
 
@@ -277,7 +278,7 @@ class WatchedTransport(KeepaliveTransport):
         """The socket has another policy from now on."""
         self._policy = policy
         if not self.ended:
-            self._monitor.begin_anew(self, watched_by(policy, state))
+            self._monitor.change_limits(self, watched_by(policy, state))
 
     @property
     def inner(self) -> asyncio.Transport:
@@ -388,7 +389,7 @@ class WatchedTransport(KeepaliveTransport):
                 exc, cause = with_reason(self.get_socket(), exc, cause)
         self.verdict = self._translate(exc, cause, sample)
         self._move(Happening.JUDGED)
-        self._monitor.forget(self)
+        self._monitor.discard(self)
         self.write = _write_nothing  # a write that fails would end it with what had arrived unread
         self._pass_verdict()
         if self.stage is Stage.VERDICT:
@@ -618,7 +619,7 @@ class WatchedTransport(KeepaliveTransport):
     def _leave(self) -> None:
         """Leave every table."""
         self.limits = None
-        self._monitor.forget(self)
+        self._monitor.discard(self)
         self._monitor.counters.watched -= 1
         if self._timer is not None:
             self._timer.cancel()
