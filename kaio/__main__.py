@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; without its libraries, say in one line how to get them."""
+    """Run the command line, or print how to install it if its libraries are missing."""
     try:
         from . import cli  # noqa: PLC0415
     except ModuleNotFoundError as exc:

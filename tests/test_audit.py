@@ -1,4 +1,4 @@
-"""`kaio audit`: what is uncovered, in running processes and in source."""
+"""`kaio audit` of running processes and of Python source."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 
 @pytest.fixture
 def other() -> Iterator[Puppet]:
-    """Another process."""
+    """Another process, which executes what it is told."""
     with puppet() as process:
         yield process
 
 
 def audit(*arguments: str) -> Result:
-    """Run the command, in this process."""
+    """Run the command in this process."""
     return CliRunner().invoke(cli, ["audit", *arguments], prog_name="kaio")
 
 
 # -- running processes
 
-# Keepalive, idle, interval, count, user timeout in ms; None: not touched. Then: whether it is uncovered, and the words.
+# Keepalive, idle, interval, count, user timeout in ms (None: not set); whether it is uncovered; the worst case.
 MIXTURES = [
-    ((0, None, None, None, None), True, "never found out while idle"),
-    ((0, 5, 5, 5, None), True, "never found out while idle"),
-    ((0, None, None, None, 9000), True, "never found out while idle"),
-    ((1, None, None, None, None), True, "only after 2 h 11 min while idle"),
+    ((0, None, None, None, None), True, "never detected while idle"),
+    ((0, 5, 5, 5, None), True, "never detected while idle"),
+    ((0, None, None, None, 9000), True, "never detected while idle"),
+    ((1, None, None, None, None), True, "detected only after 2 h 11 min while idle"),
     ((1, 300, 100, 3, None), False, "about 15 min for data in flight"),
     ((1, 30, 5, 3, 45000), False, "at most 45 s"),
     ((1, 20, 10, 4, 60000), False, "at most 1 min"),
-    ((1, 300, 100, 3, 3000), True, "a single lost probe ends it: the user timeout is too short"),
+    ((1, 300, 100, 3, 3000), True, "one lost probe ends the connection: the user timeout is too short"),
     ((1, 10, 10, 1, 20000), False, "at most 20 s"),
-    ((1, 32767, 75, 9, None), True, "only after 9 h 17 min while idle"),
+    ((1, 32767, 75, 9, None), True, "detected only after 9 h 17 min while idle"),
 ]
 
 MAKE = """
@@ -77,8 +77,8 @@ for number in range(500):
 """
 
 
-def test_a_thousand_sockets_are_judged_each_as_it_is(other: Puppet) -> None:
-    """Whatever mixture of options they have: the library and the command are right about every one."""
+def test_each_of_a_thousand_sockets_is_judged_by_its_options(other: Puppet) -> None:
+    """The library and the command agree with what was set, for every mixture of options."""
     made = other(f"MIXTURES = {[mixture for mixture, _, _ in MIXTURES]!r}\n{MAKE}")
     found = {one.fd: one for one in sockets(other.pid)}
     result = audit(str(other.pid), "--json")
@@ -106,20 +106,23 @@ def test_a_thousand_sockets_are_judged_each_as_it_is(other: Puppet) -> None:
         assert row["state"] == "ESTABLISHED"
         assert row["found_after"]["in_flight"] == (user_timeout / 1000 if user_timeout else 924.6)
     listeners = [row for row in rows.values() if row["listening"]]
-    assert [row["uncovered"] for row in listeners] == [True, True]  # not all that they accepted is covered
+    assert [row["uncovered"] for row in listeners] == [
+        True,
+        True,
+    ]  # some of the connections they accepted are not covered
     expected_uncovered = sum(MIXTURES[number][1] for _, number, _, _ in made) + 2
     assert document["uncovered"] == expected_uncovered
     assert result.exit_code == 1
     lines = audit(str(other.pid)).output.splitlines()
     assert len(lines) == 1004
     assert sum(line.startswith("!") for line in lines) == expected_uncovered
-    assert lines[-1] == f"TCP sockets: 1002, of them uncovered: {expected_uncovered}"
+    assert lines[-1] == f"TCP sockets: 1002, uncovered: {expected_uncovered}"
 
 
 def test_the_table_and_the_exit_code(other: Puppet) -> None:
-    """1 when something is uncovered, 0 when nothing is; each socket in a line, in words."""
+    """The exit code is 1 if a socket is uncovered, else 0; each socket is a line."""
     result = audit(str(other.pid))
-    assert (result.exit_code, result.output) == (0, "TCP sockets: 0, of them uncovered: 0\n")
+    assert (result.exit_code, result.output) == (0, "TCP sockets: 0, uncovered: 0\n")
     address = other("""
 listener = socket.create_server(("127.0.0.1", 0)); fresh = socket.socket()
 it = "%s:%s" % listener.getsockname()
@@ -132,11 +135,11 @@ it = "%s:%s" % listener.getsockname()
     )
     assert first.startswith(f"!  {other.pid} ")
     assert f"{address}  (listening)" in first
-    assert first.endswith("never     15 min  15 min  never found out while idle")
+    assert first.endswith("never     15 min  15 min  never detected while idle")
     assert second.startswith("   ")
     assert "(not connected)" in second
     assert second.endswith("no peer yet")
-    assert summary == "TCP sockets: 2, of them uncovered: 1"
+    assert summary == "TCP sockets: 2, uncovered: 1"
     other("""
 client = socket.create_connection(listener.getsockname()); accepted = listener.accept()[0]
 for each in (client, accepted):
@@ -144,7 +147,7 @@ for each in (client, accepted):
 """)
     result = audit(str(other.pid))
     assert result.exit_code == 0
-    assert "the program covers what it accepts" in result.output
+    assert "accepted connections are covered" in result.output
     both = audit(str(other.pid), str(os.getpid()), str(other.pid), "--json")
     assert len([row for row in json.loads(both.stdout)["sockets"] if row["pid"] == other.pid]) == 4
 
@@ -171,16 +174,16 @@ with puppet() as one, puppet() as two:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace of processes needs root")
 def test_all_processes_at_once() -> None:
-    """One table; the processes that may not be looked at are counted on standard error."""
+    """One table; processes that could not be inspected are counted on standard error."""
     done = run_alone(ALL.format(uid=0, arguments=["--json"]))
     document = json.loads(done.stdout)
     rows = [(row["listening"], row["uncovered"]) for row in document["sockets"]]
     assert (rows, document["refused"]) == ([(True, True), (False, False)], [])
     assert done.returncode == 1
     done = run_alone(ALL.format(uid=65533, arguments=[]))
-    assert done.stdout == "TCP sockets: 0, of them uncovered: 0\n"
+    assert done.stdout == "TCP sockets: 0, uncovered: 0\n"
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("kaio: processes that may not be looked at: 2; the first: process ")
+    assert done.stderr.startswith("kaio: processes that could not be inspected: 2; the first: process ")
     assert "it belongs to another user (root): run as" in done.stderr
 
 
@@ -188,19 +191,19 @@ def test_all_processes_at_once() -> None:
     ("arguments", "code", "complaint"),
     [
         (["999999999"], 3, "process 999999999: there is no such process"),
-        (["no/such/path"], 2, "no/such/path: neither a process number nor a path that exists"),
-        ([], 2, "audit takes process numbers, or paths, or --all"),
-        (["--all", "1"], 2, "audit takes process numbers, or paths, or --all"),
-        (["1", "."], 2, "audit takes process numbers, or paths, or --all"),
+        (["no/such/path"], 2, "no/such/path: neither a process number nor an existing path"),
+        ([], 2, "give process numbers, or paths, or --all"),
+        (["--all", "1"], 2, "give process numbers, or paths, or --all"),
+        (["1", "."], 2, "give process numbers, or paths, or --all"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments: list[str], code: int, complaint: str) -> None:
-    """On standard error."""
+def test_errors_are_one_line(arguments: list[str], code: int, complaint: str) -> None:
+    """The line goes to standard error, and standard output is empty."""
     result = audit(*arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"kaio: {complaint}\n")
 
 
-# -- what a process bounds by itself
+# -- bounds that a process enforces itself
 
 POLICIES = (
     "20s:10s:4",
@@ -211,18 +214,22 @@ POLICIES = (
     "20s:10s:4,user_timeout=2m,stalled=drop",
     "20s:10s:4,user_timeout=1h,stalled=drop",
 )
-STATES = {"idle": "idle", "in_flight": "sent data unacknowledged", "window_shut": "window shut"}  # audit's, plan's
+STATES = {
+    "idle": "idle",
+    "in_flight": "sent data unacknowledged",
+    "window_shut": "window shut",
+}  # names in audit and in plan
 
 
 def planned(policy: str) -> dict[str, float]:
-    """When `kaio plan` says that a death is found, in the states that an audit has."""
+    """The detection times that `kaio plan` gives for the states of an audit."""
     states = json.loads(CliRunner().invoke(cli, ["plan", policy, "--json"]).stdout)["states"]
     return {name: states[state]["kaio"] for name, state in STATES.items()}
 
 
 @contextlib.contextmanager
 def audited(*arguments: str) -> Iterator[tuple[int, list[int]]]:
-    """A program of tests/programs/audited.py: its pid and the ports that it listens on."""
+    """Run tests/programs/audited.py; yield its pid and the ports it listens on."""
     command = [sys.executable, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -233,13 +240,13 @@ def audited(*arguments: str) -> Iterator[tuple[int, list[int]]]:
 
 
 def accepted(pid: int) -> dict[int, dict[str, Any]]:
-    """What an audit says of the connections that a process has accepted, by the port that it listens on."""
+    """The audit's rows for the connections that a process has accepted, by listening port."""
     rows = json.loads(audit(str(pid), "--json").stdout)["sockets"]
     return {int(row["local"].rpartition(":")[2]): row for row in rows if row["peer"] is not None}
 
 
-def until_it_says(pid: int, wanted: dict[int, dict[str, float]], monitored: bool) -> dict[int, dict[str, Any]]:
-    """Ask until times and monitors are as wanted, or for as long as a monitor may take to begin and then some."""
+def audit_until(pid: int, wanted: dict[int, dict[str, float]], monitored: bool) -> dict[int, dict[str, Any]]:
+    """Audit until times and monitors are as wanted; fail after 15 s, longer than a monitor takes to start."""
     until = time.monotonic() + 15
     while True:
         found = accepted(pid)
@@ -252,8 +259,8 @@ def until_it_says(pid: int, wanted: dict[int, dict[str, float]], monitored: bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["asyncio", "uvloop"])
-def test_an_audit_says_the_same_as_the_plan(base: str) -> None:
-    """Of connections of kaio's server and of another library's on kaio's loop, once a monitor watches them."""
+def test_audit_and_plan_agree_on_watched_connections(base: str) -> None:
+    """For connections of kaio's server, and of another server on kaio's loop, once a monitor watches them."""
     with contextlib.ExitStack() as stack:
         programs = [
             stack.enter_context(audited(str(PROGRAMS / "audited.py"), kind, base, *POLICIES))
@@ -264,10 +271,10 @@ def test_an_audit_says_the_same_as_the_plan(base: str) -> None:
                 stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         for pid, ports in programs:
             wanted = {port: planned(policy) for port, policy in zip(ports, POLICIES, strict=True)}
-            rows = until_it_says(pid, wanted, monitored=True)
+            rows = audit_until(pid, wanted, monitored=True)
             assert [rows[port]["worst_case"] for port in ports] == [
-                "at most 1 min, data in flight by kaio's monitor",
-                "at most 2 min, data in flight by kaio's monitor",
+                "at most 1 min, data in flight bounded by kaio's monitor",
+                "at most 2 min, data in flight bounded by kaio's monitor",
                 "about 15 min for data in flight",
                 "about 15 min for data in flight",
                 "at most 1 min",
@@ -276,15 +283,15 @@ def test_an_audit_says_the_same_as_the_plan(base: str) -> None:
             ]
             bounds = [rows[port]["monitor"]["bound"] for port in ports]
             assert bounds == [60, 120, 3600, None, None, None, None]
-            assert "at most 1 min, data in flight by kaio's monitor" in audit(str(pid)).output
+            assert "at most 1 min, data in flight bounded by kaio's monitor" in audit(str(pid)).output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if "1h" not in policy])
-def test_an_audit_says_the_same_as_the_plan_of_what_a_sweep_bounds(policy: str) -> None:
-    """The kernel does it, for sockets that no loop has seen: no monitor has a part in it.
+def test_audit_and_plan_agree_on_sockets_found_by_a_sweep(policy: str) -> None:
+    """Sockets that no loop uses are bounded by the kernel alone, without a monitor.
 
-    With a user timeout the kernel does not count probes: a plan says when an idle peer is found then.
+    With a user timeout the kernel does not count probes; the plan gives the resulting time for an idle peer.
     """
     run = ("-m", "kaio", "run", "--sweep", "100ms", "--keepalive", policy, str(PROGRAMS / "audited.py"), "block", "")
     with audited(*run) as (pid, (port,)), socket.create_connection(("127.0.0.1", port)):
@@ -293,11 +300,11 @@ def test_an_audit_says_the_same_as_the_plan_of_what_a_sweep_bounds(policy: str) 
             plan = CliRunner().invoke(cli, ["plan", policy]).output
             assert "takes the place of the count: idle peers are found dead after 2 min." in plan
             wanted["idle"] = 120
-        until_it_says(pid, {port: wanted}, monitored=False)
+        audit_until(pid, {port: wanted}, monitored=False)
 
 
-def test_the_readme_says_the_same_as_the_plan() -> None:
-    """Of the policies in its table."""
+def test_the_readme_and_the_plan_agree() -> None:
+    """For the policies in the README's table."""
     text = (Path(kaio.__file__).parent.parent / "README.md").read_text("utf-8")
     (idle,) = re.findall(r"^\| `20s:10s:4` \|.*found within (\d+) s \|$", text, re.MULTILINE)
     (dropped,) = re.findall(r"^\| `(\S+stalled=drop)` \|.*unacknowledged for (\d+) minutes \|$", text, re.MULTILINE)
@@ -308,8 +315,8 @@ def test_the_readme_says_the_same_as_the_plan() -> None:
 # -- source
 
 
-def test_source_is_audited_where_a_path_is_given(tmp_path: Path) -> None:
-    """Each place that makes a socket; 1 where one is uncovered."""
+def test_a_path_is_audited_as_source(tmp_path: Path) -> None:
+    """Each place that makes a socket is a line; the exit code is 1 if one is uncovered."""
     bare, covered = tmp_path / "bare.py", tmp_path / "covered.py"
     bare.write_text("import socket\ns = socket.create_connection(('db', 1))\n")
     covered.write_text("import kaio\nasync def main():\n    await kaio.connect('db', 1)\n")
@@ -317,7 +324,7 @@ def test_source_is_audited_where_a_path_is_given(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"! {bare}:2: socket.create_connection: " in result.output
     assert f"  {covered}:3: kaio.connect: " in result.output
-    assert result.output.endswith("places: 2, of them uncovered: 1\n")
+    assert result.output.endswith("places: 2, uncovered: 1\n")
     document = json.loads(audit(str(bare), str(covered), "--json").stdout)
     assert [(row["path"], row["line"], row["covered"]) for row in document["findings"]] == [
         (str(bare), 2, False),
@@ -326,4 +333,4 @@ def test_source_is_audited_where_a_path_is_given(tmp_path: Path) -> None:
     assert document["uncovered"] == 1
     result = audit(str(covered))
     assert result.exit_code == 0
-    assert result.output.endswith("places: 1, of them uncovered: 0\n")
+    assert result.output.endswith("places: 1, uncovered: 0\n")

@@ -1,4 +1,4 @@
-"""`kaio check`: the test program of the TCP Keepalive HOWTO, on sockets of this kernel."""
+"""`kaio check`: what the TCP Keepalive HOWTO's example program shows, with the kernel's own values."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from kaio.testing import blackhole
 
 
 def check(*arguments: str) -> Result:
-    """`kaio check`, in this process."""
+    """Run `kaio check` in this process."""
     return CliRunner().invoke(cli, ["check", *arguments])
 
 
 def cells(output: str) -> dict[str, list[str]]:
-    """The table by its first column."""
+    """The rows of the table, by their first cells."""
     return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
 
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Something that listens; its kernel shakes hands whether it accepts or not."""
+    """A listening socket. Its kernel completes handshakes although nothing is accepted."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener
 
 
 def address(sock: socket.socket) -> str:
-    """As it is written on a command line."""
+    """A socket's address as it is written on a command line."""
     return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-def test_a_fresh_socket_is_off_and_then_on() -> None:
-    """A real process; plain lines, without control codes."""
+def test_a_new_socket_is_off_and_then_on() -> None:
+    """In a process of its own; the output is plain lines without control codes."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "kaio", "check", "--keepalive", "180s:60s:20"],
         capture_output=True,
@@ -54,18 +54,18 @@ def test_a_fresh_socket_is_off_and_then_on() -> None:
     assert rows["TCP_KEEPIDLE"][2:] == ["180", "s"]
     assert rows["TCP_KEEPINTVL"][2:] == ["60", "s"]
     assert rows["TCP_KEEPCNT"][1:] == ["20"]
-    assert "unacknowledged for 23 min; kaio sees to it" in done.stdout
+    assert "unacknowledged for 23 min; kaio enforces it" in done.stdout
 
 
-def test_the_fresh_socket_has_the_systems_times() -> None:
-    """Read before anything was written (tcp(7))."""
+def test_a_new_socket_has_the_systems_values() -> None:
+    """The first column is read before any option is set (tcp(7))."""
     rows = cells(check().stdout)
     for option, name in (("TCP_KEEPIDLE", "tcp_keepalive_time"), ("TCP_KEEPINTVL", "tcp_keepalive_intvl")):
         assert rows[option][0] == pathlib.Path(f"/proc/sys/net/ipv4/{name}").read_text().strip()
 
 
-def test_off_stays_off() -> None:
-    """As asked."""
+def test_the_policy_off_leaves_keepalive_off() -> None:
+    """And no bound for sent data is printed."""
     done = check("--keepalive", "off")
     assert done.exit_code == 0
     assert cells(done.stdout)["SO_KEEPALIVE"] == ["OFF", "OFF"]
@@ -75,8 +75,8 @@ def test_off_stays_off() -> None:
 @pytest.mark.parametrize(
     ("spec", "bound"), [("on", None), ("1:2:3,stalled=drop", 7.0), ("1:1:2,user_timeout=4500ms,stalled=drop", 4.5)]
 )
-def test_the_user_timeout_is_the_kernels_where_it_drops(spec: str, bound: float | None) -> None:
-    """As the kernel gives it back, in seconds."""
+def test_stalled_drop_sets_the_kernels_user_timeout(spec: str, bound: float | None) -> None:
+    """The value is in seconds, as read back from the kernel."""
     done = check("--keepalive", spec, "--json")
     state = json.loads(done.stdout)["with_policy"]
     assert (state["enabled"], state["user_timeout"]) == (True, bound)
@@ -84,8 +84,8 @@ def test_the_user_timeout_is_the_kernels_where_it_drops(spec: str, bound: float 
     assert cells(shown)["TCP_USER_TIMEOUT"] == ["none", *(["none"] if bound is None else [f"{bound:g}", "s"])]
 
 
-def test_a_connection_and_its_peers_health(listener: socket.socket) -> None:
-    """The same options there, and that the peer is alive."""
+def test_a_connection_and_the_health_of_its_peer(listener: socket.socket) -> None:
+    """The connection has the same options, and its peer is alive."""
     done = check(address(listener), "--keepalive", "detect=30s")
     assert (done.exit_code, done.stderr) == (0, "")
     rows = cells(done.stdout)
@@ -104,15 +104,15 @@ def test_a_connection_and_its_peers_health(listener: socket.socket) -> None:
     assert shown["connection"]["health"]["state"] == "alive"
 
 
-def test_without_a_policy_it_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What keepalive=None means."""
+def test_the_default_policy_is_used_without_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same default as for keepalive=None."""
     assert check().stdout.startswith("policy 20s:10s:4\n")
     monkeypatch.setenv("KEEPIDLE", "7")
     assert check().stdout.startswith("policy 7s:10s:4\n")
 
 
 def only_line(done: Result, code: int) -> str:
-    """The one line that a command which failed has said."""
+    """The one line of a failed command."""
     assert (done.exit_code, done.stdout) == (code, ""), done.output
     (line,) = done.stderr.splitlines()
     assert line.startswith("kaio: ")
@@ -120,15 +120,15 @@ def only_line(done: Result, code: int) -> str:
 
 
 def test_a_refused_connection_is_one_line(listener: socket.socket) -> None:
-    """Exit code 1, and nothing on standard output; also as JSON."""
+    """The exit code is 1, and standard output is empty, with --json too."""
     where = address(listener)
     listener.close()
     for arguments in ([where], [where, "--json"]):
         assert only_line(check(*arguments), 1) == f"kaio: no connection to {where}: Connection refused"
 
 
-def test_a_peer_that_does_not_answer_is_one_line(listener: socket.socket, dead_peers: None) -> None:
-    """After the policy's user timeout, and not after the system's two minutes."""
+def test_an_unanswered_connection_attempt_is_one_line(listener: socket.socket, dead_peers: None) -> None:
+    """It ends after the policy's user timeout, not after the system's two minutes."""
     with blackhole(listener):
         line = only_line(check(address(listener), "--keepalive", "1:1:1,user_timeout=500ms"), 1)
     assert line.startswith(f"kaio: no connection to {address(listener)}: peer {address(listener)} is dead (connecting)")
@@ -142,11 +142,11 @@ def test_a_peer_that_does_not_answer_is_one_line(listener: socket.socket, dead_p
         (["127.0.0.1"], ["has no port"]),
         (["127.0.0.1:http"], ["the port is 'http'"]),
         (["http://127.0.0.1:80"], ["is a URL"]),
-        (["unix:/run/app.sock"], ["keepalive is of TCP only"]),
+        (["unix:/run/app.sock"], ["keepalive needs TCP"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], words: list[str]) -> None:
-    """What, why, and a command that works."""
+def test_a_usage_error_is_one_line(arguments: list[str], words: list[str]) -> None:
+    """It names the argument and the reason, and gives a correct command."""
     line = only_line(check(*arguments), 2)
     for word in ("such as `kaio check 127.0.0.1:9000", *words):
         assert word in line

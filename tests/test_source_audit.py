@@ -1,7 +1,7 @@
-"""Places where Python source makes connections: found in a tree of samples, and in it only what is there.
+"""The source audit finds exactly the places of some sample files that make connections.
 
-In the samples a line that makes a connection says so in a comment: `#!` and the call for one that nothing covers, `#+`
-for one that is covered, and words of the reason behind a colon. Every other line is a decoy.
+In the samples, a comment marks each line that makes a connection: `#!` and the name of the call for an uncovered one,
+`#+` for a covered one, followed by a colon and words from the reason. No other line may be reported.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import kaio
 from kaio.tools.audit import Finding, audit
+from kaio.tools.audit._kaio import LOOPS, PROTOCOLS, TAKES_SOCKETS
+from kaio.tools.audit._libraries import TABLE
 
-# Twenty places, under every name that Python lets them have.
+# Twenty places, imported and assigned under other names in every way that Python has.
 TWENTY = {
     "client.py": """
         import socket
@@ -141,7 +144,7 @@ COVERED = {
                 e.setsockopt(*option)
         def keep(sock, on=True):
             sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, on)
-        f = socket.socket()  #+ socket.socket: as `on` says
+        f = socket.socket()  #+ socket.socket: the value of `on`
         keep(f)
         g = socket.socket()  #+ socket.socket: SIO_KEEPALIVE_VALS
         g.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 20000, 10000))
@@ -227,7 +230,7 @@ COVERED = {
             await asyncio.start_server(handle, port=0)  #+ asyncio.start_server: kaio.apply
             await loop.create_server(Echo, port=0)  #+ loop.create_server: SO_KEEPALIVE
             await loop.create_server(lambda: Echo(), port=0)  #+ loop.create_server: SO_KEEPALIVE
-            await loop.create_server(Ours, port=0)  #+ loop.create_server: its protocol is kaio's
+            await loop.create_server(Ours, port=0)  #+ loop.create_server: its protocol is a subclass of kaio's
             await loop.create_server(Bare, port=0)  #! loop.create_server
             await asyncio.start_server(print, port=0, keep_alive=True)  #+ asyncio.start_server: keep_alive=True
             server = await asyncio.start_server(print, port=0)  #+ asyncio.start_server: SO_KEEPALIVE
@@ -238,14 +241,29 @@ COVERED = {
         import kaio
         from kaio import serve
         async def main():
-            await kaio.connect("a", 1)  #+ kaio.connect: kaio gives it a policy
+            await kaio.connect("a", 1)  #+ kaio.connect: kaio sets its policy
             await kaio.connect("a", 1, keepalive="detect=30s")  #+ kaio.connect: keepalive='detect=30s'
             await kaio.connect("a", 1, keepalive="off")  #! kaio.connect: turned off here
             await kaio.open_connection("a", 1, keepalive=kaio.Keepalive.OFF)  #! kaio.open_connection: turned off here
-            async with serve(print, "0.0.0.0", 1) as server:  #+ kaio.serve: kaio gives it a policy
+            async with serve(print, "0.0.0.0", 1) as server:  #+ kaio.serve: kaio sets its policy
                 await server.serve_forever()
             async with serve(print, "unix:/run/a"):
                 ...
+    """,
+    "kaio's modules": """
+        import socket, kaio.net.client, kaio.kernel.sockets as ours
+        from kaio.net.server import serve as listen
+        from kaio.net import protocols
+        async def main(loop):
+            await kaio.net.client.connect("a", 1)  #+ kaio.connect: kaio sets its policy
+            listen(print, "0.0.0.0", 1, keepalive="off")  #! kaio.serve: turned off here
+            await loop.create_server(Ours, port=0)  #+ loop.create_server: its protocol is a subclass of kaio's
+        class Ours(protocols.KeepaliveProtocol):
+            def connect(self): self.connect()
+        a = socket.socket()  #+ socket.socket: passed to kaio.apply
+        ours.apply(a, "20s:10s:4")
+        b = socket.socket()  #! socket.socket: call kaio.apply
+        kaio.Connection.apply(b), kaio.other.thing(b), other.apply(b)
     """,
     "libraries": """
         import grpc, httpx, psycopg, redis, requests, urllib3, websockets, pymongo, aio_pika, nats, aiokafka
@@ -255,7 +273,7 @@ COVERED = {
         from socket import SOL_SOCKET, SO_KEEPALIVE
         redis.Redis("a", socket_keepalive=True)  #+ redis.Redis: socket_keepalive=True
         redis.Redis("a", socket_keepalive=False)  #! redis.Redis: pass socket_keepalive=True
-        redis.Redis("a", socket_keepalive=settings.on)  #+ redis.Redis: as `settings.on` says
+        redis.Redis("a", socket_keepalive=settings.on)  #+ redis.Redis: the value of `settings.on`
         settings = {"socket_keepalive": True, "socket_timeout": 5}
         redis.Redis("a", **settings)  #+ redis.Redis: socket_keepalive=True
         redis.Redis("a", **dict(socket_keepalive=False))  #! redis.Redis: pass socket_keepalive=True
@@ -279,13 +297,13 @@ COVERED = {
         requests.get("a")  #! requests.get
         session = requests.Session()  #+ requests.Session: adapter
         session.mount("https://", TCPKeepAliveAdapter(idle=20))
-        websockets.connect("ws://a")  #+ websockets.connect: pings of its own, every 20 s
+        websockets.connect("ws://a")  #+ websockets.connect: own pings, every 20 s
         connect("ws://a", ping_interval=None)  #! websockets.sync.client.connect: turned off
         pymongo.MongoClient()  #+ pymongo.MongoClient: 120 s
         aio_pika.connect_robust("amqp://a")  #+ aio_pika.connect_robust: heartbeats
         aio_pika.connect("amqp://a?heartbeat=0")  #! aio_pika.connect: heartbeat
         nats.connect("a")  #+ nats.connect: every 120 s
-        aiokafka.AIOKafkaProducer()  #! aiokafka.AIOKafkaProducer: no option
+        aiokafka.AIOKafkaProducer()  #! aiokafka.AIOKafkaProducer: no keepalive option
         mqtt.Client()  #+ paho.mqtt.client.Client: every 60 s
     """,
     "star": """
@@ -332,8 +350,8 @@ ON_KAIO_LOOP = """
 """
 
 
-def lay_out(top: Path, tree: dict[str, str]) -> None:
-    """Write the samples."""
+def write_files(top: Path, tree: dict[str, str]) -> None:
+    """Write the samples below a directory."""
     for name, text in tree.items():
         path = top / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,14 +359,14 @@ def lay_out(top: Path, tree: dict[str, str]) -> None:
 
 
 def dedented(text: str) -> str:
-    """The sample's own lines; the first one's indentation is taken from all."""
+    """The text without its first line's indentation."""
     lines = text.lstrip("\n").splitlines()
     margin = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
     return "\n".join(line[margin:] for line in lines) + "\n"
 
 
-def promised(top: Path, name: str) -> list[tuple[str, int, str, bool, str]]:
-    """What the comments of a sample say: path, line, call, covered, words of the reason."""
+def marked(top: Path, name: str) -> list[tuple[str, int, str, bool, str]]:
+    """The places that a sample's comments mark: path, line, call, covered, words of the reason."""
     found = []
     for number, line in enumerate((top / name).read_text().splitlines(), 1):
         comment = re.search(r"#([!+]) ([\w., ]+)(?:: (.*))?$", line)
@@ -359,23 +377,23 @@ def promised(top: Path, name: str) -> list[tuple[str, int, str, bool, str]]:
 
 
 def check(findings: list[Finding], expected: list[tuple[str, int, str, bool, str]]) -> None:
-    """What was found is what the comments say, and the reasons have their words."""
+    """Assert that the findings are the marked places, with the marked words in their reasons."""
     assert [(each.path, each.line, each.call, each.covered) for each in findings] == [each[:4] for each in expected]
     for finding, (*_, words) in zip(findings, expected, strict=True):
         assert words in finding.why, finding
 
 
-def test_twenty_places_in_a_tree_are_found_and_no_other(tmp_path: Path) -> None:
-    lay_out(tmp_path, TWENTY)
-    expected = [place for path in ("client.py", *PACKAGE) for place in promised(tmp_path, path)]
+def test_all_twenty_places_are_found_and_nothing_else(tmp_path: Path) -> None:
+    write_files(tmp_path, TWENTY)
+    expected = [place for path in ("client.py", *PACKAGE) for place in marked(tmp_path, path)]
     assert len(expected) == 20
     check(audit([tmp_path]), expected)
 
 
 @pytest.mark.parametrize("sample", COVERED)
-def test_what_sets_keepalive_is_seen(sample: str, tmp_path: Path) -> None:
-    lay_out(tmp_path, {"sample.py": COVERED[sample]})
-    check(audit([tmp_path]), promised(tmp_path, "sample.py"))
+def test_settings_are_recognised(sample: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {"sample.py": COVERED[sample]})
+    check(audit([tmp_path]), marked(tmp_path, "sample.py"))
 
 
 @pytest.mark.parametrize(
@@ -388,16 +406,17 @@ def test_what_sets_keepalive_is_seen(sample: str, tmp_path: Path) -> None:
         ("import kaio as k", "asyncio.Runner(loop_factory=k.loop_factory(keepalive='on')).run(main(None))"),
         ("import kaio", "asyncio.set_event_loop_policy(kaio.EventLoopPolicy())"),
         ("import kaio", "anyio.run(main, None, backend_options={'loop_factory': kaio.new_event_loop})"),
+        ("from kaio.loop import factories", "factories.run(main(None))"),
         ("import uvicorn", "uvicorn.run('app', loop='kaio:new_event_loop')  #+ uvicorn.run: kaio"),
     ],
 )
-def test_what_goes_through_kaios_loop_is_covered(imports: str, run: str, tmp_path: Path) -> None:
-    lay_out(tmp_path, {"sample.py": ON_KAIO_LOOP.format(imports=imports, run=run)})
-    check(audit([tmp_path]), promised(tmp_path, "sample.py"))
+def test_sockets_of_kaios_loop_are_covered(imports: str, run: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {"sample.py": ON_KAIO_LOOP.format(imports=imports, run=run)})
+    check(audit([tmp_path]), marked(tmp_path, "sample.py"))
 
 
 @pytest.mark.parametrize("imports", ["import kaio", "from kaio import run", "from other import kaio"])
-def test_an_import_of_kaio_covers_nothing(imports: str, tmp_path: Path) -> None:
+def test_importing_kaio_covers_nothing(imports: str, tmp_path: Path) -> None:
     path = tmp_path / "sample.py"
     path.write_text(f"{imports}\nimport asyncio\nasyncio.open_connection('a', 1)\ndef f(kaio): kaio.run(1)\n")
     (finding,) = audit([path])
@@ -409,19 +428,17 @@ def test_an_import_of_kaio_covers_nothing(imports: str, tmp_path: Path) -> None:
     [
         (b"import socket\nsocket.socket(\n", 2, "was never closed"),
         (b"print 'two'\n", 1, "Missing parentheses"),
-        (b"\xff\xfe", 1, "not read"),
+        (b"\xff\xfe", 1, "cannot be read"),
         (b"# coding: nonsense\n", 1, "unknown encoding"),
         (b"a = '\x00'\n", 1, "null bytes"),
-        (b"x = " + b"(" * 5000, 1, "not read"),
+        (b"x = " + b"(" * 5000, 1, "cannot be read"),
         (b"import socket\nx" + b".y()" * 600 + b"\nsocket.socket()\n", 3, "kaio.apply"),
         (b"def f(:\n", 1, "syntax error"),
     ],
     ids=["open", "python 2", "not text", "encoding", "null", "nested", "long chain", "no"],
 )
-def test_a_file_that_cannot_be_read_is_a_finding_of_its_own(
-    source: bytes, line: int, words: str, tmp_path: Path
-) -> None:
-    """And the rest of the tree is read all the same."""
+def test_an_unreadable_file_is_one_finding(source: bytes, line: int, words: str, tmp_path: Path) -> None:
+    """The other files are audited all the same."""
     (tmp_path / "bad.py").write_bytes(source)
     (tmp_path / "good.py").write_text("import socket\nsocket.socket()\n")
     *bad, good = audit([tmp_path])
@@ -431,8 +448,8 @@ def test_a_file_that_cannot_be_read_is_a_finding_of_its_own(
     assert "\n" not in bad[0].why
 
 
-def test_files_are_given_by_name_or_by_directory_and_read_once(tmp_path: Path) -> None:
-    lay_out(tmp_path, {".hidden/tool": "import socket\nsocket.socket()\n", "a.py": "", "b.py": ""})
+def test_each_file_is_audited_once_however_it_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path, {".hidden/tool": "import socket\nsocket.socket()\n", "a.py": "", "b.py": ""})
     (tmp_path / "link.py").symlink_to(tmp_path / ".hidden" / "tool")
     (tmp_path / "broken.py").symlink_to(tmp_path / "nowhere")
     named = audit([tmp_path / ".hidden" / "tool", str(tmp_path / ".hidden"), tmp_path])
@@ -442,18 +459,24 @@ def test_files_are_given_by_name_or_by_directory_and_read_once(tmp_path: Path) -
     ]
 
 
-def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         audit([tmp_path / "nowhere"])
 
 
-def test_deep_trees_need_no_deep_stack(tmp_path: Path) -> None:
-    """A sum of some thousand terms, as generated source has them, is that deep in the tree."""
+def test_deeply_nested_source_does_not_overflow_the_stack(tmp_path: Path) -> None:
+    """Generated source has sums of thousands of terms, each of which is a level of the tree."""
     (tmp_path / "a.py").write_text(f"import socket\nx = {'+'.join(['y'] * 2500)}\nsocket.socket()\n")
     assert [each.line for each in audit([tmp_path])] == [3]
 
 
-def test_nothing_is_imported_or_run(tmp_path: Path) -> None:
+def test_source_is_not_imported_or_executed(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import sys\nsys.modules['ran'] = sys\nraise SystemExit\n")
     assert audit([tmp_path]) == []
     assert "ran" not in sys.modules
+
+
+def test_the_names_of_kaio_are_public() -> None:
+    """A name that is moved or renamed does not stay behind in the audit."""
+    names = {name for name in TABLE if name.startswith("kaio.")} | TAKES_SOCKETS | LOOPS | PROTOCOLS
+    assert {name.removeprefix("kaio.") for name in names} <= set(kaio.__all__)

@@ -1,7 +1,8 @@
-"""The command line, one file a command.
+"""The command line, one module a command.
 
-Rules kept here: a command is imported when it is called, so that `kaio run` gives a program its loop and not our
-libraries; what a command does is in a module that knows no terminal; how it speaks is in `_output`.
+Rules kept here: a command is imported only when it is called, so that `kaio run` does not load the other commands'
+libraries into a program. The work is done by modules of `kaio.tools`, which know nothing of terminals; tables, JSON and
+exit codes are in `_output`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import click
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-# command: what `kaio --help` says of it, without importing it
+# command: its line in `kaio --help`, which is printed without importing it
 COMMANDS: Final = {
-    "attach": "Give a running process's sockets a policy, from outside.",
-    "audit": "See what is uncovered: in a running process, or in Python source.",
-    "check": "See a socket's keepalive off, set, and on; or a real connection's.",
-    "demo": "Watch two of four peers die, over loopback.",
-    "exec": "Start a program, and give all its sockets a policy from outside.",
-    "plan": "What a policy means: when a death is found, what it costs, what it outlasts.",
+    "attach": "Set a policy on the sockets of a running process, from outside.",
+    "audit": "Find TCP sockets without keepalive, in running processes or in Python source.",
+    "check": "Set keepalive on a test socket or a connection, and read it back from the kernel.",
+    "demo": "Watch four peers over loopback, two of which die.",
+    "exec": "Start a program, and set a policy on all its sockets from outside.",
+    "plan": "Explain a policy: when a death is detected, what probing costs, which middleboxes it outlasts.",
     "run": "Run a Python program on kaio's event loop.",
-    "system": "See and set the kernel's own defaults.",
-    "top": "Watch connections live: probes, silence, who is suspect.",
+    "system": "Show and set the kernel's keepalive defaults.",
+    "top": "Watch TCP connections live: probes, silence, health.",
 }
 
 
 class _Commands(click.Group):
-    """A group whose commands are modules of this package, with a command of the same name in each."""
+    """A group whose commands are the modules of this package; each defines a command of its own name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -48,11 +49,11 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def cli() -> None:
-    """Keepalive for asyncio, and for what runs already."""
+    """Keepalive for asyncio, and for programs that are already running."""
 
 
 def main() -> NoReturn:
-    """Run a command. A mistake of the user's is one line, and exit code 2."""
+    """Run a command. A usage error is one line on standard error, with exit code 2."""
     try:
         code = cli(prog_name="kaio", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as exc:

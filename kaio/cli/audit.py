@@ -1,4 +1,4 @@
-"""`kaio audit`: what is uncovered, in running processes or in Python source."""
+"""`kaio audit`: find TCP sockets without keepalive, in running processes or in Python source."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
-from kaio.errors import KaioError, format_address
-from kaio.kernel.tcpinfo import TcpState
-from kaio.tools.audit import audit as audit_sources
-from kaio.tools.plans import duration
-from kaio.tools.processes import ProcessSocket, sockets, survey, uncovered
-
+from ..errors import KaioError, format_address
+from ..kernel.tcpinfo import TcpState
+from ..tools.audit import audit as audit_source
+from ..tools.plans import duration
+from ..tools.processes import ProcessSocket, sockets, survey, uncovered
 from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table
 from .attach import other_end
 
@@ -27,23 +25,23 @@ COLUMNS = ("", "process", "fd", "local", "peer", "options", "idle", "in flight",
 
 @click.command()
 @click.argument("subjects", nargs=-1, metavar="[PID | PATH]...")
-@click.option("--all", "everything", is_flag=True, help="Every process that may be looked at.")
+@click.option("--all", "everything", is_flag=True, help="Every process that this user may inspect.")
 @json_option
 def audit(subjects: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    """See which TCP sockets of running processes are uncovered, or which places in Python source.
+    """Find TCP sockets without keepalive, in running processes or in Python source.
 
-    Of a process (a number): each socket, its options, and when a peer would be found dead: while the connection is
-    idle, while sent data is unacknowledged, while the peer's window is shut. Uncovered, and marked with "!", is what
-    takes more than an hour to find an idle peer dead. What kaio's monitor bounds within a process, the process itself
-    says. Of a file or directory: each place that makes a socket, a client
-    or a server, and whether keepalive is set there.
+    For a process (a number), list each socket with its options and the time until a dead peer is detected: while the
+    connection is idle, while sent data is unacknowledged, while the peer's window is shut. A socket is uncovered, and
+    marked with "!", if an idle peer's death takes more than an hour to detect. Bounds that kaio's monitor enforces
+    within the process are as the process reports them. For a file or directory, list each place that makes a socket, a
+    client or a server, and whether keepalive is set there.
 
-    Exits with 0 when all is covered, 1 when something is not.
+    Exits with 0 if everything is covered, 1 if something is not.
     """
     pids = [int(subject) for subject in subjects if subject.isascii() and subject.isdigit()]
     paths = [subject for subject in subjects if not (subject.isascii() and subject.isdigit())]
     if everything + bool(pids) + bool(paths) != 1:
-        fail("audit takes process numbers, or paths, or --all", MISTAKE)
+        fail("give process numbers, or paths, or --all", MISTAKE)
     if paths:
         sys.exit(_audit_paths(paths, as_json))
     try:
@@ -72,9 +70,9 @@ def _show(found: Sequence[ProcessSocket], refused: Sequence[str], as_json: bool)
         rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
         styles = ["red" if mark else "" for mark in marks]
         print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles)
-    click.echo(f"TCP sockets: {len(found)}, of them uncovered: {sum(marks)}")
+    click.echo(f"TCP sockets: {len(found)}, uncovered: {sum(marks)}")
     if refused:
-        click.echo(f"kaio: processes that may not be looked at: {len(refused)}; the first: {refused[0]}", err=True)
+        click.echo(f"kaio: processes that could not be inspected: {len(refused)}; the first: {refused[0]}", err=True)
     return NO if any(marks) else YES
 
 
@@ -97,25 +95,25 @@ def _row(found: ProcessSocket, program: str, mark: bool) -> tuple[str, ...]:
 
 
 def worst_case(found: ProcessSocket, mark: bool) -> str:
-    """What is worst about a socket, in words."""
+    """A socket's longest time until a death is detected, in words."""
     if not found.covered and not mark:
-        return "no peer yet" if found.tcp_state == TcpState.CLOSE else "the program covers what it accepts"
+        return "no peer yet" if found.tcp_state == TcpState.CLOSE else "accepted connections are covered"
     if math.isinf(found.idle_detection):
-        return "never found out while idle"
+        return "never detected while idle"
     if not found.covered and not found.one_lost_probe_kills:
-        return f"only after {_rounded(found.idle_detection)} while idle"
+        return f"detected only after {_rounded(found.idle_detection)} while idle"
     if found.one_lost_probe_kills:
-        return "a single lost probe ends it: the user timeout is too short"
+        return "one lost probe ends the connection: the user timeout is too short"
     in_flight = found.in_flight_detection
     if found.monitor_bound == in_flight:
-        return f"at most {_rounded(max(found.idle_detection, in_flight))}, data in flight by kaio's monitor"
+        return f"at most {_rounded(max(found.idle_detection, in_flight))}, data in flight bounded by kaio's monitor"
     if found.state.user_timeout is None:
         return f"about {_rounded(in_flight)} for data in flight"
     return f"at most {_rounded(max(found.idle_detection, in_flight))}"
 
 
 def _rounded(seconds: float) -> str:
-    """To the minute where it is many."""
+    """A duration, rounded to minutes from ten minutes up."""
     return duration(seconds if seconds < 600 or math.isinf(seconds) else round(seconds / 60) * 60)
 
 
@@ -127,7 +125,7 @@ def _program(pid: int) -> str:
         return ""
 
 
-def _document(found: ProcessSocket, mark: bool) -> dict[str, Any]:
+def _document(found: ProcessSocket, mark: bool) -> dict[str, object]:
     idle = found.idle_detection
     return {
         "pid": found.pid,
@@ -158,8 +156,8 @@ def _document(found: ProcessSocket, mark: bool) -> dict[str, Any]:
 def _audit_paths(paths: Sequence[str], as_json: bool) -> int:
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
-        fail(f"{missing[0]}: neither a process number nor a path that exists", MISTAKE)
-    findings = audit_sources(paths)
+        fail(f"{missing[0]}: neither a process number nor an existing path", MISTAKE)
+    findings = audit_source(paths)
     bare = sum(not finding.covered for finding in findings)
     if as_json:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings], "uncovered": bare})
@@ -168,5 +166,5 @@ def _audit_paths(paths: Sequence[str], as_json: bool) -> int:
         mark = " " if finding.covered else "!"
         call = f"{finding.call}: " if finding.call else ""
         click.echo(f"{mark} {finding.path}:{finding.line}: {call}{finding.why}")
-    click.echo(f"places: {len(findings)}, of them uncovered: {bare}")
+    click.echo(f"places: {len(findings)}, uncovered: {bare}")
     return NO if bare else YES

@@ -1,4 +1,4 @@
-"""`kaio check`: see a socket's options off, set and on; or a real connection's."""
+"""`kaio check`: set keepalive on a test socket or a connection, and read it back from the kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import socket
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import click
 
@@ -30,7 +30,7 @@ from ._output import CANNOT, MISTAKE, NO, fail, json_option, print_json, print_t
 
 __all__ = ["check"]
 
-# field: the option as tcp(7) has it; other systems have other names
+# field: the option's name in socket(7) and tcp(7); other systems have other names
 _OPTIONS: Final = {
     "enabled": "SO_KEEPALIVE",
     "idle": "TCP_KEEPIDLE",
@@ -41,23 +41,27 @@ _OPTIONS: Final = {
 
 
 class _Seen(NamedTuple):
-    """A connection, while it stood."""
+    """An established connection, as it was before it was closed."""
 
     peer: str
     state: SocketState
     health: Health | None
-    """None: this platform does not tell."""
+    """None: not available on this platform."""
 
 
 @click.command()
 @click.argument("address", metavar="[HOST:PORT]", required=False)
-@click.option("--keepalive", metavar="SPEC", help="The policy, such as 20s:10s:4 or detect=30s; else the default.")
+@click.option(
+    "--keepalive",
+    metavar="SPEC",
+    help="The policy, such as 20s:10s:4. Default: from the environment.",
+)
 @json_option
 def check(address: str | None, keepalive: str | None, as_json: bool) -> None:
-    """See that a fresh socket's keepalive is off, gets the policy, and is on: each option as the kernel gives it back.
+    """Show the keepalive options of a new socket, before and after a policy is set, as read back from the kernel.
 
-    With HOST:PORT, a connection is made too, and its options and its peer's health are shown. Exits with 1 when it
-    cannot be made.
+    With HOST:PORT, also connect there, and show the options of the connection and the health of its peer. Exits with 1
+    if the connection cannot be made.
     """
     try:
         policy = Keepalive.from_env() if keepalive is None else Keepalive.parse(keepalive)
@@ -65,7 +69,7 @@ def check(address: str | None, keepalive: str | None, as_json: bool) -> None:
     except (PolicyError, AddressError) as exc:
         fail(f"{exc}; such as `kaio check 127.0.0.1:9000 --keepalive 20s:10s:4`", MISTAKE)
     if where is not None and not isinstance(where, TcpAddress):
-        fail(f"address {address!r}: keepalive is of TCP only; such as `kaio check 127.0.0.1:9000`", MISTAKE)
+        fail(f"address {address!r}: keepalive needs TCP; such as `kaio check 127.0.0.1:9000`", MISTAKE)
     try:
         with socket.socket() as fresh:
             before = inspect(fresh)
@@ -94,7 +98,7 @@ async def _look(address: TcpAddress, policy: Keepalive) -> _Seen:
 
 
 def _reason(exc: OSError) -> str:
-    """The kernel's words: asyncio puts its own in their place, and the resolver has other numbers."""
+    """The kernel's text for an error: asyncio replaces it with its own. The resolver has its own error numbers."""
     if exc.errno is None or isinstance(exc, socket.gaierror):
         return exc.strerror or str(exc)
     return os.strerror(exc.errno)
@@ -113,9 +117,9 @@ def _show(policy: Keepalive, before: SocketState, after: SocketState, seen: _See
     rows = [(option, *(_value(state, field) for state in states)) for field, option in _OPTIONS.items()]
     print_table(columns, rows)
     if policy.enabled and policy.stalled == "keep" and (bound := _bound(policy, after)) is not None:
-        click.echo(f"Sent data may stay unacknowledged for {duration(bound)}; kaio sees to it, not TCP_USER_TIMEOUT.")
+        click.echo(f"Sent data may stay unacknowledged for {duration(bound)}; kaio enforces it, not TCP_USER_TIMEOUT.")
     if seen is not None:
-        click.echo(f"\n{_wellbeing(seen)}")
+        click.echo(f"\n{_health(seen)}")
 
 
 def _value(state: SocketState, field: str) -> str:
@@ -123,19 +127,19 @@ def _value(state: SocketState, field: str) -> str:
     if field == "enabled":
         return "ON" if value else "OFF"
     if value is None:
-        return "none" if field == "user_timeout" else "not told"
+        return "none" if field == "user_timeout" else "unknown"
     return f"{value:g}" if field == "count" else f"{value:g} s"
 
 
 def _bound(policy: Keepalive, after: SocketState) -> float | None:
-    """The user timeout, with the times that the system gave."""
+    """The user timeout, computed with the system's values where the policy has none."""
     return policy.filled(idle=after.idle, interval=after.interval, count=after.count).effective_user_timeout
 
 
-def _wellbeing(seen: _Seen) -> str:
+def _health(seen: _Seen) -> str:
     health = seen.health
     if health is None:
-        return f"{seen.peer}: connected; this platform tells no more"
+        return f"{seen.peer}: connected; this platform has no TCP_INFO"
     times = (("round trip", health.rtt), ("last heard", health.silence))
     details = [f"{name} {1000 * seconds:.3g} ms" for name, seconds in times if seconds is not None]
     return ", ".join([f"{seen.peer} is {health.state}", *details])
@@ -144,8 +148,8 @@ def _wellbeing(seen: _Seen) -> str:
 # -- for programs
 
 
-def _document(policy: Keepalive, before: SocketState, after: SocketState, seen: _Seen | None) -> dict[str, Any]:
-    """Times in seconds; null: none, or this platform does not tell."""
+def _document(policy: Keepalive, before: SocketState, after: SocketState, seen: _Seen | None) -> dict[str, object]:
+    """The result for --json. Times are in seconds; null: none, or not available on this platform."""
     connection = None
     if seen is not None:
         health = None if seen.health is None else dataclasses.asdict(seen.health)

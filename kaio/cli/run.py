@@ -1,30 +1,30 @@
-"""`kaio run`: any Python program, on loops whose sockets have keepalive.
+"""`kaio run`: run a Python program on kaio's event loop.
 
-Rules kept here: Python itself runs the program, in this very process and with the flags that this Python has, so that
-its arguments, `__main__`, exit codes, signals and tracebacks are its own.
+Rules kept here: this process is replaced by a Python that runs the program, with the interpreter options that were
+given to this one, so that arguments, `__main__`, exit codes, signals and tracebacks are as without kaio.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Final
+from typing import Final
 
 import click
 
-import kaio
-from kaio.errors import PolicyError
-from kaio.policy import as_policy, parse_time
-from kaio.tools.bootstrap import VARIABLE, Settings
+from .. import tools
+from ..errors import PolicyError
+from ..policy import as_policy, parse_time
+from ..tools.bootstrap import VARIABLE, Settings
 
 __all__ = ["run"]
 
-_FOLDER: Final = os.path.join(os.path.dirname(kaio.__file__), "tools", "_bootstrap")
+_FOLDER: Final = os.path.join(os.path.dirname(tools.__file__), "_bootstrap")
 _TAKING_A_VALUE: Final = frozenset({"--keepalive", "--loop", "--sweep"})
 
 
 class _Running(click.Command):
-    """A command whose arguments end where the program's begin, as Python's own do."""
+    """A command whose options end where the program begins, as those of the Python interpreter do."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         position = 0
@@ -36,19 +36,23 @@ class _Running(click.Command):
 
 @click.command(cls=_Running, options_metavar="[OPTIONS] (PROGRAM.py | -m MODULE) [ARGS]...")
 @click.option("--keepalive", metavar="SPEC", help="The policy, such as 20s:10s:4. Default: from the environment.")
-@click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), help="What asyncio.run makes. Default: as ever.")
-@click.option("--sweep", default="5s", show_default=True, metavar="TIME", help="How often to look for others' sockets.")
-@click.option("--report", is_flag=True, help="Say which sockets are covered, at exit and on SIGUSR1.")
+@click.option(
+    "--loop",
+    type=click.Choice(["uvloop", "asyncio"]),
+    help="The base loop. Default: the program's own.",
+)
+@click.option("--sweep", default="5s", show_default=True, metavar="TIME", help="How often to sweep; off: never.")
+@click.option("--report", is_flag=True, help="Print which sockets are covered, at exit and on SIGUSR1.")
 @click.pass_context
 def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str, report: bool) -> None:
     """Run a Python program on kaio's event loop.
 
-    asyncio.run, uvloop.run, servers' workers and multiprocessing's children all get it, and sockets that never touch a
-    loop are found by a sweep (--sweep off: never). KEEPALIVE=off in the environment turns it off.
+    asyncio.run, uvloop.run, the workers of servers and the children of multiprocessing use it. A sweep finds sockets
+    that are not used by a loop. KEEPALIVE=off in the environment turns everything off.
     """
     program: list[str] = ctx.obj
     if not program or program == ["-m"]:
-        raise click.UsageError("which program? kaio run app.py, or kaio run -m module")
+        raise click.UsageError("no program given: kaio run app.py, or kaio run -m module")
     try:
         policy = as_policy(keepalive)
         every = None if sweep == "off" else parse_time("sweep", sweep)
@@ -59,25 +63,25 @@ def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str,
     if loop == "uvloop":
         _require_uvloop()
     if sys.flags.ignore_environment or sys.flags.no_site:
-        raise click.UsageError("this Python ignores its environment (-E, -I or -S), by which the program is reached")
-    environment: dict[str, Any] = dict(os.environ)
+        raise click.UsageError("Python runs with -E, -I or -S, and ignores the environment that kaio run needs")
+    environment = dict(os.environ)
     environment[VARIABLE] = f"{sys.prefix}\n{Settings(str(policy), loop, every, report)}"
     if keepalive is not None:
-        environment["KAIO_KEEPALIVE"] = str(policy)  # what kaio's own functions take as their default
+        environment["KAIO_KEEPALIVE"] = str(policy)  # the default policy of kaio's own functions
     paths = [_FOLDER, *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *_flags(), *program], environment)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, [sys.executable, *_flags(), *program], environment)  # noqa: S606 - needs no shell
 
 
 def _flags() -> list[str]:
-    """The options that this Python was given: what stands before `-m kaio`, or before the script."""
+    """The interpreter options of this process: the arguments before `-m kaio`, or before the script."""
     before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
     return before[:-2] if before[-2:-1] == ["-m"] else before[:-1]
 
 
 def _require_uvloop() -> None:
     try:
-        import uvloop  # noqa: F401, PLC0415 - not everywhere
+        import uvloop  # noqa: F401, PLC0415 - not installed everywhere
     except ImportError:
         raise click.UsageError("uvloop is not installed; use --loop asyncio") from None

@@ -1,13 +1,18 @@
-"""Where Python source makes TCP sockets, clients and servers, and what sets keepalive there.
+"""The places in Python source that make TCP sockets, clients and servers, and what sets keepalive there.
 
-Rules kept here: source is only parsed, never imported or run, and only one file at a time is looked at. A name means
-what it was imported or assigned as where it is used, so that a parameter called `socket` is not the module. What cannot
-be told from the file counts as uncovered, what the author hands over in a variable as covered.
+Rules kept here: source is parsed, never imported or run, one file at a time. A name refers to what it was imported or
+assigned as where it is used, so that a parameter called `socket` is not the module. A place that cannot be judged from
+the file counts as uncovered; a setting that comes from a variable counts as on.
 
     _libraries    the calls that make connections, and what sets keepalive in each
-    _reader       the names of a file, and what each is bound to
-    _names        what the expressions of a file stand for
-    _judge        what covers each place
+    _kaio         kaio's own names
+    _scopes       scopes and bindings, and the bindings that reach a place
+    _reader       one pass through a file's tree, which collects them
+    _calls        the arguments of calls
+    _names        what the expressions of a file refer to
+    _values       the values of arguments
+    _evidence     what is done with each connection
+    _judge        the verdict on each place
 """
 
 from __future__ import annotations
@@ -26,33 +31,35 @@ __all__ = ["Finding", "audit"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """A place where source makes a TCP socket, a client or a server; or a file that could not be read."""
+    """A place that makes a TCP socket, a client or a server; or a file that could not be read."""
 
     path: str
     line: int
     call: str
-    """What is called, by its full name whatever it was imported as; empty when the file could not be read."""
+    """The full name of what is called, whatever it was imported as; empty when the file could not be read."""
     covered: bool
     why: str
-    """What sets keepalive here, or what to do."""
+    """What sets keepalive here, or what to do about it."""
 
 
 def audit(paths: Sequence[str | os.PathLike[str]]) -> list[Finding]:
-    """Look through files, and through the Python files of directories.
+    """Audit files, and the Python files of directories.
 
-    Hidden directories, virtual environments, `__pycache__` and `node_modules` are left out unless given by name. A file
-    that does not parse is a finding of its own, without a call. Raises FileNotFoundError for a path that is not there.
+    Hidden directories, virtual environments, `__pycache__` and `node_modules` are skipped unless named explicitly. A
+    file that cannot be read or parsed is one finding, with an empty `call`.
+
+    Raises FileNotFoundError for a path that does not exist.
     """
     return [finding for path in _files(paths) for finding in _audit_file(path)]
 
 
 # -- files
 
-_LEFT_OUT: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
+_SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 
 def _files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
-    """Each Python file once, under the name by which it was come upon first."""
+    """Each Python file once, under the first name it was found by."""
     seen: set[str] = set()
     for given in [os.fspath(path) for path in paths]:
         os.stat(given)
@@ -69,7 +76,7 @@ def _walk(top: str) -> Iterator[str]:
             name
             for name in below
             if not name.startswith(".")
-            and name not in _LEFT_OUT
+            and name not in _SKIPPED
             and not os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
         )
         yield from (os.path.join(directory, name) for name in sorted(names) if name.endswith((".py", ".pyw")))
@@ -80,12 +87,15 @@ def _audit_file(path: str) -> list[Finding]:
         with open(path, "rb") as file:
             source = file.read()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the source's style, which is not ours to judge
+            warnings.simplefilter("ignore")  # SyntaxWarnings about the audited source are of no interest here
             tree = ast.parse(source, path)
-        return [Finding(path, *place) for place in Judge(tree).places()]
     except SyntaxError as exc:
-        return [Finding(path, exc.lineno or 1, "", False, f"not read, syntax error: {exc.msg}")]
+        return [Finding(path, exc.lineno or 1, "", False, f"cannot be read, syntax error: {exc.msg}")]
     except OSError as exc:
-        return [Finding(path, 1, "", False, f"not read: {exc.strerror}")]
-    except (ValueError, RecursionError, MemoryError) as exc:  # null bytes, before Python 3.12; nested too deeply
-        return [Finding(path, 1, "", False, f"not read: {str(exc) or type(exc).__name__}")]
+        return [Finding(path, 1, "", False, f"cannot be read: {exc.strerror}")]
+    except (ValueError, RecursionError, MemoryError) as exc:  # null bytes before Python 3.12; nested too deeply
+        return [Finding(path, 1, "", False, f"cannot be read: {str(exc) or type(exc).__name__}")]
+    try:
+        return [Finding(path, *place) for place in Judge(tree).places()]
+    except RecursionError as exc:  # ast.unparse of a deeply nested expression
+        return [Finding(path, 1, "", False, f"cannot be read: {exc}")]

@@ -1,7 +1,7 @@
-"""What is known of the calls that make TCP connections: what sets keepalive in them, and what to do when nothing does.
+"""The library calls that make TCP connections: what sets keepalive in each, and what to do when nothing does.
 
-Rules kept here: data only. A row is for calls of other names in the same libraries; what a library does by itself was
-read in its source (the releases are named where they differ) and is said in the words that a finding has.
+Rules kept here: data only. A row lists calls that follow the same rule. What a library does by default was read in its
+source (releases are named where they differ); the texts are printed as they are.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ __all__ = ["TABLE", "Rule"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What is known of a call that makes connections."""
+    """How keepalive is set for a call that makes connections."""
 
     advice: str = ""
     """What to do when nothing sets keepalive; empty when something always does."""
     argument: str | None = None
-    """The argument that sets it; also looked for in the text of addresses (`redis://...?socket_keepalive=1`)."""
+    """The argument that sets it; also recognised in addresses (`redis://...?socket_keepalive=1`)."""
     position: int | None = None
-    """The argument's place, where it is not always given by name."""
+    """The argument's position, where it may be passed by position."""
     mentions: str | None = None
-    """What the argument's value must have in it."""
+    """The word that the argument's value must contain."""
     itself: str | None = None
-    """What sets keepalive where no argument is given."""
+    """What sets keepalive by default, without an argument."""
     elsewhere: frozenset[str] = frozenset()
-    """Arguments that bring a connection, a pool or a transport, which has a place of its own."""
+    """Arguments that pass an existing connection, pool or transport, which is a place of its own."""
     on_loop: bool = False
-    """Whether its sockets go through asyncio's loop, so that kaio's loop covers them."""
+    """Whether its sockets use asyncio's event loop, so that kaio's loop covers them."""
 
 
 _RUN: Final = "run on kaio's loop (kaio.run)"
 
 
 def _on_loop(rule: Rule) -> Rule:
-    """The same by way of asyncio's loop."""
+    """The same rule for a library that uses asyncio's event loop."""
     advice = f"{rule.advice}; or {_RUN}" if rule.advice else ""
     return replace(rule, advice=advice, on_loop=True)
 
 
 def _without(library: str, *elsewhere: str) -> Rule:
-    """A library of asyncio's that has no option for it."""
-    return Rule(advice=f"{library} has no option for it: {_RUN}", elsewhere=frozenset(elsewhere), on_loop=True)
+    """An asyncio library without an option for keepalive."""
+    return Rule(advice=f"{library} has no keepalive option: {_RUN}", elsewhere=frozenset(elsewhere), on_loop=True)
 
 
 def _asyncio(twin: str) -> Rule:
-    """`keep_alive` is the servers', of Python 3.13."""
+    """asyncio's own functions; `keep_alive` is an argument of its servers since Python 3.13."""
     advice = f"{_RUN}, or use {twin}"
     return Rule(advice=advice, argument="keep_alive", elsewhere=frozenset({"sock"}), on_loop=True)
 
 
 def _pings(itself: str, argument: str) -> Rule:
     return Rule(
-        advice=f"turned off here: leave out {argument}=",
+        advice=f"turned off here: remove {argument}=",
         argument=argument,
         itself=itself,
         elsewhere=frozenset({"sock"}),
@@ -63,13 +63,11 @@ def _pings(itself: str, argument: str) -> Rule:
 
 
 _SOCKET: Final = Rule(advice="call kaio.apply on the socket")
-_LISTENING: Final = Rule(advice="call kaio.apply on the socket, from which accepted ones inherit it on Linux")
-_SERVER: Final = Rule(advice="call kaio.apply on its .socket, from which accepted ones inherit it on Linux")
+_LISTENING: Final = Rule(advice="call kaio.apply on the socket; accepted sockets inherit it on Linux")
+_SERVER: Final = Rule(advice="call kaio.apply on its .socket; accepted sockets inherit it on Linux")
 _HTTP_CLIENT: Final = Rule(advice="call kaio.apply on its .sock after connect()")
-_URLOPEN: Final = Rule(advice="use a client that takes socket options, or call kaio.sweep() when it is open")
-_KAIO: Final = Rule(
-    advice="turned off here: leave out keepalive=", argument="keepalive", itself="kaio gives it a policy"
-)
+_URLOPEN: Final = Rule(advice="use a client that takes socket options, or call kaio.sweep() while it is open")
+_KAIO: Final = Rule(advice="turned off here: remove keepalive=", argument="keepalive", itself="kaio sets its policy")
 _BY_ITSELF: Final = Rule(itself="turned on by the library, with the system's times")
 _REDIS: Final = Rule(  # 7.4: off, 8.0: on
     advice="pass socket_keepalive=True: redis-py before 8.0 leaves it off",
@@ -77,24 +75,26 @@ _REDIS: Final = Rule(  # 7.4: off, 8.0: on
     elsewhere=frozenset({"connection_pool"}),
 )
 _LIBPQ: Final = Rule(
-    advice="turned off here: leave out keepalives=0",
+    advice="turned off here: remove keepalives=0",
     argument="keepalives",
-    itself="turned on by libpq, with the system's times where keepalives_idle= says nothing",
+    itself="turned on by libpq, with the system's times unless keepalives_idle= is set",
 )
 _MONGO: Final = Rule(itself="set by pymongo, to at most 120 s, 10 s and 9 probes")
 _HTTPX: Final = Rule(
     advice="pass a transport= with SO_KEEPALIVE in its socket_options=", elsewhere=frozenset({"transport"})
 )
-_OPTIONS: Final = Rule(advice="put SO_KEEPALIVE in socket_options=", argument="socket_options", mentions="SO_KEEPALIVE")
+_OPTIONS: Final = Rule(
+    advice="pass SO_KEEPALIVE in socket_options=", argument="socket_options", mentions="SO_KEEPALIVE"
+)
 _REQUESTS: Final = Rule(advice="mount requests_toolbelt's TCPKeepAliveAdapter on a Session")
 _GRPC: Final = Rule(
     advice='pass options=[("grpc.keepalive_time_ms", ...)]', argument="options", mentions="grpc.keepalive_time_ms"
 )
-_WEBSOCKETS: Final = _pings("sends pings of its own, every 20 s", "ping_interval")
-_NATS: Final = _pings("sends pings of its own, every 120 s", "ping_interval")
-_AMQP: Final = _pings("sends heartbeats of its own, every 30 s", "heartbeat")
-_PAHO: Final = Rule(itself="sends pings of its own, every 60 s where keepalive= of connect() says nothing")
-_AIOMQTT: Final = _pings("sends pings of its own, every 60 s", "keepalive")
+_WEBSOCKETS: Final = _pings("sends its own pings, every 20 s", "ping_interval")
+_NATS: Final = _pings("sends its own pings, every 120 s", "ping_interval")
+_AMQP: Final = _pings("sends its own heartbeats, every 30 s", "heartbeat")
+_PAHO: Final = Rule(itself="sends its own pings, every 60 s unless connect() is passed keepalive=")
+_AIOMQTT: Final = _pings("sends its own pings, every 60 s", "keepalive")
 _ASYNCSSH: Final = _pings("turned on by asyncssh, with the system's times", "tcp_keepalive")
 _UVICORN: Final = Rule(
     advice='pass loop="kaio:new_event_loop"', argument="loop", mentions="kaio", elsewhere=frozenset({"uds", "fd"})
@@ -182,4 +182,4 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
 TABLE: Final = {
     f"{module}.{name}": rule for rule, modules, names in _ROWS for module in modules.split() for name in names.split()
 }
-"""The rules by the full names of the calls; `loop` stands for any event loop of asyncio's."""
+"""The rules by the full names of the calls; `loop` stands for any asyncio event loop."""

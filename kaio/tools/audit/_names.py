@@ -1,8 +1,8 @@
-"""What the expressions of a Python file stand for: which library's function, or what a call has made.
+"""What the expressions of a Python file refer to: a library's function, or the result of a call.
 
-Rules kept here: a name means what it was imported or assigned as on the ways that lead to its place. What may be one
-thing or another is both; what cannot be told is nothing. Sockets are followed through assignments, attributes of self,
-arguments of the file's own functions and callbacks, but not out of functions that return them.
+Rules kept here: a name refers to whatever the bindings that reach its place refer to. An expression that may refer to
+several things refers to all of them; one that cannot be resolved refers to nothing. Sockets are followed through
+assignments, attributes of self, arguments of the file's own functions and callbacks, but not through return values.
 """
 
 from __future__ import annotations
@@ -12,44 +12,45 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from ._libraries import TABLE, Rule
-from ._reader import Arm, Binding, Definition, Function, Position, Scope, Where, dotted, parameters, start
+from ._calls import callbacks, existing_connection, last_name, match_parameters, method
+from ._kaio import canonical
+from ._libraries import TABLE
+from ._scopes import Binding, Definition, Function, Scope, Where, bindings, dotted, is_certain, parameters
 
-__all__ = ["Names", "Origin", "argument", "brought", "callbacks", "last_name"]
+__all__ = ["Names", "Origin"]
 
 
 class Origin(NamedTuple):
-    """What an expression stands for, as far as can be told."""
+    """One thing that an expression may refer to."""
 
     path: str
-    """A dotted name; with `()` behind it what a call of that returns."""
+    """The dotted name; followed by `()`, the result of calling it."""
     made: ast.Call | None = None
-    """The call that made it, or what it was taken from."""
+    """The call that made it, or that made the object it was taken from."""
     definition: Definition | None = None
-    """The function or class of this file that it is, or is made by."""
+    """The function or class of this file that it is, or that made it."""
 
 
 Origins: TypeAlias = frozenset[Origin]
 _UNKNOWN: Final[Origins] = frozenset()
 
-# What hands on the connection that it is given, what is given to a function, and what is taken from a connection.
+# Functions that return the connection that is passed to them; methods and attributes that return one of a connection's.
 _PASSING: Final = frozenset(
     {"wait_for", "shield", "ensure_future", "create_task", "gather", "run", "run_until_complete"}
     | {"closing", "aclosing", "enter_context", "enter_async_context", "wrap_socket"}
 )
 _TAKING: Final = frozenset({"get_extra_info", "extra", "accept", "dup", "__enter__", "__aenter__"})
-_CALLBACKS: Final = frozenset({"protocol_factory", "client_connected_cb", "handler"})
-_DEEPEST: Final = 50  # links of a chain that are followed; Python's own stack allows for some more
 _PARTS: Final = frozenset({"sock", "socket", "sockets", "transport"})
 _LOOP_MAKERS: Final = re.compile(r"(^|\.)(get_running_loop|get_event_loop|new_event_loop|get_loop)\(\)$")
 _LOOP_CLASSES: Final = re.compile(
     r"^(asyncio|uvloop|winloop)\.(\w+\.)*(\w*EventLoop|Loop)\(\)$|^kaio\.loop_factory\(\)\(\)$"
 )
 _LOOP_NAME: Final = re.compile(r"(^|_)(event_?)?loop$")
+_MAX_DEPTH: Final = 50  # nested expressions that are resolved; each takes several frames of Python's stack
 
 
 class Names:
-    """What the expressions of a file stand for."""
+    """Resolves the expressions of a file."""
 
     def __init__(
         self,
@@ -61,24 +62,24 @@ class Names:
         self._indirect = indirect
         self._known: dict[ast.AST, Origins] = {}
         self._depth = 0
-        self._given: dict[ast.arg, list[tuple[ast.expr, Where]]] = {}  # to parameters, by the file's own calls
-        given = [each for call, where in calls for each in self._gifts(call, where)]
-        for parameter, value, where in given:
-            self._given.setdefault(parameter, []).append((value, where))
-        self._known.clear()  # parameters were not known yet
+        self._arguments: dict[ast.arg, list[tuple[ast.expr, Where]]] = {}  # by parameter, from the file's own calls
+        found = [each for call, where in calls for each in self._find_arguments(call, where)]
+        for parameter, value, where in found:
+            self._arguments.setdefault(parameter, []).append((value, where))
+        self._known.clear()  # these were resolved without the arguments
 
     def of(self, node: ast.expr, where: Where) -> Origins:
-        """What an expression may stand for; nothing when that cannot be told."""
+        """All that an expression may refer to; empty when it cannot be resolved."""
         if node not in self._known:
-            if self._depth == _DEEPEST:
+            if self._depth == _MAX_DEPTH:
                 return _UNKNOWN
-            self._known[node] = _UNKNOWN  # until it is known: what refers to itself adds nothing
+            self._known[node] = _UNKNOWN  # while it is being resolved: a reference to itself adds nothing
             self._depth += 1
-            self._known[node] = self._look(node, where)
+            self._known[node] = self._resolve(node, where)
             self._depth -= 1
         return self._known[node]
 
-    def _look(self, node: ast.expr, where: Where) -> Origins:
+    def _resolve(self, node: ast.expr, where: Where) -> Origins:
         match node:
             case ast.Name():
                 return self._name(node, where)
@@ -104,17 +105,17 @@ class Names:
         return _UNKNOWN.union(*(self.of(node, where) for node in nodes))
 
     def made(self, node: ast.expr, where: Where) -> set[ast.Call]:
-        """The calls that may have made what an expression stands for, itself and not something of it."""
+        """The calls that may have made the object that an expression refers to."""
         return {each.made for each in self.of(node, where) if each.made is not None and each.path.endswith("()")}
 
     def values(self, node: ast.expr, where: Where) -> list[ast.expr]:
-        """What a name was assigned, where all of it is written out in this file."""
-        bindings = _bindings(node, where)
-        values = [binding.meaning for binding in bindings if isinstance(binding.meaning, ast.expr)]
-        return values if len(values) == len(bindings) else []
+        """The values that a name was assigned, when all of its bindings are assignments."""
+        found = bindings(node, where)
+        values = [binding.meaning for binding in found if isinstance(binding.meaning, ast.expr)]
+        return values if len(values) == len(found) else []
 
     def classes(self, callback: ast.expr, where: Where) -> Iterator[ast.ClassDef]:
-        """The classes of this file that a protocol factory makes."""
+        """The classes of this file whose instances a protocol factory returns."""
         for origin in self.of(callback, where):
             if isinstance(origin.definition, ast.ClassDef):
                 yield origin.definition
@@ -123,7 +124,7 @@ class Names:
                 yield from (each.definition for each in made if isinstance(each.definition, ast.ClassDef))
 
     def bases(self, definition: ast.ClassDef) -> set[str]:
-        """The names of a class's bases, and of theirs."""
+        """The names of a class's direct and indirect bases."""
         names: set[str] = set()
         seen: set[ast.AST] = set()
         todo = [definition]
@@ -137,15 +138,15 @@ class Names:
         return names
 
     def _name(self, node: ast.Name, where: Where) -> Origins:
-        bindings = _bindings(node, where)
-        if bindings:
-            return self._meanings(bindings)
+        found = bindings(node, where)
+        if found:
+            return self._meanings(found)
         stars = [star for scope in where.scope.chain() for star in scope.stars]
-        return frozenset(Origin(f"{star}.{node.id}") for star in stars)
+        return frozenset(Origin(canonical(f"{star}.{node.id}")) for star in stars)
 
     def _attribute(self, node: ast.Attribute, where: Where) -> Origins:
-        assigned = _bindings(node, where)
-        if any(_is_certain(binding, where) for binding in assigned):
+        assigned = bindings(node, where)
+        if any(is_certain(binding, where) for binding in assigned):
             return self._meanings(assigned)
         root, _, rest = (dotted(node) or "").partition(".")
         owner = where.scope.method_of(root)
@@ -159,15 +160,15 @@ class Names:
                 return self._meanings(own)
         if origin.made is not None and name in _PARTS:
             return frozenset({origin})
-        return frozenset({Origin(f"{origin.path}.{name}", origin.made)})
+        return frozenset({Origin(canonical(f"{origin.path}.{name}"), origin.made)})
 
-    def _meanings(self, bindings: Iterable[Binding]) -> Origins:
-        return _UNKNOWN.union(*map(self._meaning, bindings))
+    def _meanings(self, found: Iterable[Binding]) -> Origins:
+        return _UNKNOWN.union(*map(self._meaning, found))
 
     def _meaning(self, binding: Binding) -> Origins:
         meaning, where = binding.meaning, binding.where
         if isinstance(meaning, str):
-            return frozenset({Origin(meaning)})
+            return frozenset({Origin(canonical(meaning))})
         if isinstance(meaning, ast.arg):
             return self._parameter(meaning, where)
         if isinstance(meaning, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -175,19 +176,19 @@ class Names:
         return _UNKNOWN if meaning is None else self.of(meaning, where)
 
     def _parameter(self, parameter: ast.arg, where: Where) -> Origins:
-        """What a parameter's annotation says, and what the file's own calls give it."""
+        """What a parameter's annotation names, and what the file's own calls pass for it."""
         if parameter not in self._known:
             self._known[parameter] = _UNKNOWN
             annotation = parameter.annotation
             if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
                 annotation = _parsed(annotation)
-            said = () if annotation is None else self._types(annotation, where)
-            given = (self.of(value, there) for value, there in self._given.get(parameter, ()))
-            self._known[parameter] = frozenset(said).union(*given)
+            annotated = () if annotation is None else self._types(annotation, where)
+            passed = (self.of(value, there) for value, there in self._arguments.get(parameter, ()))
+            self._known[parameter] = frozenset(annotated).union(*passed)
         return self._known[parameter]
 
     def _types(self, annotation: ast.expr, where: Where) -> Iterator[Origin]:
-        """An instance of each class that is named in an annotation."""
+        """An instance of each class that an annotation names."""
         for node in ast.walk(annotation):
             if isinstance(node, (ast.Name, ast.Attribute)):
                 for origin in self.of(node, Where(where.scope)):
@@ -196,9 +197,9 @@ class Names:
     def _call(self, node: ast.Call, where: Where) -> Origins:
         place = self.place(node, where)
         if place is not None:
-            made_elsewhere = brought(node, TABLE[place])
-            if made_elsewhere is not None:
-                return self.of(made_elsewhere, where)
+            existing = existing_connection(node, TABLE[place])
+            if existing is not None:
+                return self.of(existing, where)
             definition = next((each.definition for each in self.of(node.func, where)), None)
             return frozenset({Origin(f"{place}()", node, definition)})
         if node in self._indirect and self.place(self._indirect[node], where) is not None:
@@ -216,27 +217,27 @@ class Names:
             for each in origins
         )
 
-    # -- what parameters are given
+    # -- the arguments that parameters receive
 
-    def _gifts(self, call: ast.Call, where: Where) -> Iterator[tuple[ast.arg, ast.expr, Where]]:
+    def _find_arguments(self, call: ast.Call, where: Where) -> Iterator[tuple[ast.arg, ast.expr, Where]]:
         for origin in self.of(call.func, where):
             function = origin.definition
             if isinstance(function, ast.ClassDef):
-                function = _method(function, "__init__")
+                function = method(function, "__init__")
             if isinstance(function, Function):
-                yield from ((each, value, where) for each, value in _match(call, function))
-        # A callback is given the connection: a protocol, a handler of streams, a handler of a listener's connections.
+                yield from ((each, value, where) for each, value in match_parameters(call, function))
+        # Callbacks receive the connection: protocols, handlers of streams, handlers of a listener's connections.
         source: ast.expr | None = call if self.place(call, where) else None
         if source is None and isinstance(call.func, ast.Attribute) and call.func.attr == "serve":
             source = call.func.value
         if source is not None:
             for callback in callbacks(call):
-                yield from ((each, source, where) for each in self._receivers(callback, where))
+                yield from ((each, source, where) for each in self._connection_parameters(callback, where))
 
-    def _receivers(self, callback: ast.expr, where: Where) -> Iterator[ast.arg]:
-        """The parameters by which a callback gets a connection."""
+    def _connection_parameters(self, callback: ast.expr, where: Where) -> Iterator[ast.arg]:
+        """The parameters of a callback that receive a connection."""
         for definition in self.classes(callback, where):
-            made = _method(definition, "connection_made")
+            made = method(definition, "connection_made")
             yield from parameters(made)[1:2] if made is not None else ()
         for origin in self.of(callback, where):
             if isinstance(origin.definition, Function):
@@ -245,7 +246,7 @@ class Names:
     # -- loops
 
     def place(self, call: ast.Call, where: Where) -> str | None:
-        """The name in the table of what is called, if it is there."""
+        """The name in the table of the function that is called; None when the table does not have it."""
         function = call.func
         if isinstance(function, ast.Attribute):
             name = f"loop.{function.attr}"
@@ -261,7 +262,7 @@ class Names:
         return None
 
     def is_loop(self, node: ast.expr, where: Where) -> bool:
-        """Whether something is an event loop, by what it is or, where that cannot be told, by its name."""
+        """Whether an expression is an event loop: by what it refers to, or else by its name."""
         paths = {origin.path for origin in self.of(node, where)}
         if any(_LOOP_MAKERS.search(path) or _LOOP_CLASSES.search(path) for path in paths):
             return True
@@ -272,87 +273,8 @@ class Names:
         return bool(_LOOP_NAME.search(last_name(node)))
 
 
-def last_name(node: ast.expr) -> str:
-    """The name that something goes by, without what it belongs to."""
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def callbacks(call: ast.Call) -> list[ast.expr]:
-    """What a call may be given to call with the connections that it makes."""
-    return [*call.args[:1], *(each.value for each in call.keywords if each.arg in _CALLBACKS)]
-
-
-def argument(call: ast.Call, position: int, *names: str) -> ast.expr | None:
-    """What a call is given by place or by name."""
-    if position < len(call.args):
-        return call.args[position]
-    return next((each.value for each in call.keywords if each.arg in names), None)
-
-
-def brought(call: ast.Call, rule: Rule) -> ast.expr | None:
-    """The argument that brings a connection which has a place of its own."""
-    for each in call.keywords:
-        if each.arg in rule.elsewhere and not (isinstance(each.value, ast.Constant) and each.value.value is None):
-            return each.value
-    return None
-
-
-def _bindings(node: ast.expr, where: Where) -> list[Binding]:
-    """The bindings that a name, or an attribute of one, may have where it stands."""
-    text = dotted(node)
-    for scope in where.scope.chain():
-        if text in scope.bindings:
-            return _reaching(scope.bindings[text], where if scope is where.scope else None, start(node))
-    return []
-
-
-def _reaching(bindings: Sequence[Binding], where: Where | None, position: Position) -> list[Binding]:
-    """The bindings that a name may have at a place of its own scope, or, without one, when the scope is done."""
-    if where is None:
-        where, live = Where(bindings[0].where.scope), list(bindings)
-    else:
-        possible = [binding for binding in bindings if not _exclude_each_other(binding.where.arms, where.arms)]
-        before = [binding for binding in possible if binding.end <= position]
-        live = before or possible  # what is bound below only was bound by a loop's last turn
-    certain = [number for number, binding in enumerate(live) if _is_certain(binding, where)]
-    return live[certain[-1] :] if certain else live
-
-
-def _is_certain(binding: Binding, where: Where) -> bool:
-    """Whether the way to a place leads past a binding that comes before it."""
-    arms = binding.where.arms
-    return where.arms[: len(arms)] == arms
-
-
-def _exclude_each_other(some: Sequence[Arm], others: Sequence[Arm]) -> bool:
-    """Whether two places are in different arms of one `if` or `match`."""
-    for (statement, block), (other, other_block) in zip(some, others, strict=False):
-        if statement is not other:
-            return False
-        if block != other_block:
-            return isinstance(statement, (ast.If, ast.Match))
-    return False
-
-
-def _method(definition: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    found = (each for each in definition.body if isinstance(each, ast.FunctionDef) and each.name == name)
-    return next(found, None)
-
-
 def _parsed(annotation: ast.Constant) -> ast.expr | None:
     try:
         return ast.parse(str(annotation.value), mode="eval").body
     except (SyntaxError, ValueError):
         return None
-
-
-def _match(call: ast.Call, function: Function) -> Iterator[tuple[ast.arg, ast.expr]]:
-    """A call's arguments and the parameters that take them."""
-    named = parameters(function)
-    bound = bool(named) and named[0].arg in ("self", "cls")
-    for parameter, value in zip(named[bound:], call.args, strict=False):
-        if isinstance(value, ast.Starred):
-            break
-        yield parameter, value
-    by_name = {each.arg: each for each in (*named, *function.args.kwonlyargs)}
-    yield from ((by_name[each.arg], each.value) for each in call.keywords if each.arg in by_name)

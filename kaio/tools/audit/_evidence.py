@@ -1,0 +1,112 @@
+"""What a file does with the connections it makes: options that are set on them, and functions they are passed to.
+
+Rules kept here: evidence belongs to the call that made the connection. Of several pieces, one that covers it wins.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ._calls import argument, values
+from ._kaio import TAKES_SOCKETS
+from ._names import Names
+from ._scopes import Where
+from ._values import Values
+
+__all__ = ["Evidence", "Verdict"]
+
+
+class Verdict(NamedTuple):
+    """Whether keepalive is set on a connection, and why."""
+
+    covered: bool
+    why: str
+
+
+class Evidence:
+    """What the calls of a file say about the connections that other calls make."""
+
+    def __init__(self, calls: Iterable[tuple[ast.Call, Where]], names: Names, values: Values) -> None:
+        self._names = names
+        self._values = values
+        self._verdicts: dict[ast.Call, Verdict] = {}
+        self.passed_to_asyncio: set[ast.Call] = set()
+        """The calls whose sockets are passed to asyncio or to a method of an event loop."""
+        for call, where in calls:
+            self._read(call, where)
+
+    def about(self, call: ast.Call) -> Verdict | None:
+        """What was found about the connection that a call makes."""
+        return self._verdicts.get(call)
+
+    def class_sets_it(self, call: ast.Call, where: Where) -> bool:
+        """Whether the call instantiates a class of this file whose source mentions SO_KEEPALIVE."""
+        definitions = {origin.definition for origin in self._names.of(call.func, where)}
+        return any("SO_KEEPALIVE" in ast.unparse(each) for each in definitions if isinstance(each, ast.ClassDef))
+
+    def _read(self, call: ast.Call, where: Where) -> None:
+        function = call.func
+        if isinstance(function, ast.Attribute):
+            self._add(function.value, where, self._method(function.attr, call, where))
+            if self._names.is_loop(function.value, where):
+                self._pass_to_asyncio(call, where)
+        for origin in self._names.of(function, where):
+            if origin.path.startswith("asyncio."):
+                self._pass_to_asyncio(call, where)
+            if origin.path in TAKES_SOCKETS:
+                self._pass_to_kaio(origin.path, call, where)
+
+    def _add(self, node: ast.expr, where: Where, verdict: Verdict | None) -> None:
+        if verdict is None:
+            return
+        for call in self._names.made(node, where):
+            known = self._verdicts.get(call)
+            if known is None or verdict.covered > known.covered:
+                self._verdicts[call] = verdict
+
+    # -- methods of a connection
+
+    def _method(self, name: str, call: ast.Call, where: Where) -> Verdict | None:
+        """What a method does for the object that it is called on."""
+        if name == "setsockopt":
+            return self._setsockopt(call, where)
+        if name == "ioctl" and "SIO_KEEPALIVE_VALS" in self._values.words(argument(call, 0), where):
+            return Verdict(True, f"SIO_KEEPALIVE_VALS is set on line {call.lineno}")
+        if name == "mount" and self._adapter_sets_it(argument(call, 1), where):
+            return Verdict(True, f"the adapter on line {call.lineno} sets it")
+        return None
+
+    def _setsockopt(self, call: ast.Call, where: Where) -> Verdict | None:
+        on = f"SO_KEEPALIVE is set on line {call.lineno}"
+        if len(call.args) == 1 and isinstance(call.args[0], ast.Starred):  # setsockopt(*option)
+            return Verdict(True, on) if "SO_KEEPALIVE" in self._values.words(call.args[0].value, where) else None
+        if len(call.args) != 3 or "SO_KEEPALIVE" not in self._values.words(call.args[1], where):
+            return None
+        level = self._values.words(call.args[0], where)
+        if level and not level & {"SOL_SOCKET"} and any(word.startswith(("SOL_", "IPPROTO_")) for word in level):
+            return None  # the same number is a different option at that level
+        value = self._values.is_on(call.args[2], where)
+        if value is None:
+            return Verdict(True, f"{on}, to the value of `{ast.unparse(call.args[2])}`")
+        return Verdict(value, on if value else f"SO_KEEPALIVE is turned off on line {call.lineno}")
+
+    def _adapter_sets_it(self, node: ast.expr | None, where: Where) -> bool:
+        for origin in self._names.of(node, where) if node is not None else ():
+            if origin.path.rpartition(".")[2] in ("TCPKeepAliveAdapter()", "SocketOptionsAdapter()"):
+                return True
+        return isinstance(node, ast.Call) and self.class_sets_it(node, where)
+
+    # -- functions that a connection is passed to
+
+    def _pass_to_asyncio(self, call: ast.Call, where: Where) -> None:
+        for value in values(call):
+            self.passed_to_asyncio |= self._names.made(value, where)
+
+    def _pass_to_kaio(self, path: str, call: ast.Call, where: Where) -> None:
+        policy = argument(call, 1 if path == "kaio.apply" else len(call.args), "policy", "keepalive")
+        if policy is not None and self._values.is_on(policy, where) is False:
+            return
+        for value in values(call):
+            self._add(value, where, Verdict(True, f"it is passed to {path} on line {call.lineno}"))
