@@ -184,8 +184,8 @@ def test_a_setting_goes_by_any_of_its_names(name: str) -> None:
         ("idle=", "idle", "", "whole number"),
         ("idle=1.5", "idle", "1.5", "whole number"),
         ("idle=" + "9" * 5000, "idle", "9" * 5000, "whole number"),
-        ("tcp_mem=1", "tcp_mem", "1", "known are idle, interval, count, retries2, syn_retries"),
-        ("net.ipv6.tcp_keepalive_time=1", "net.ipv6.tcp_keepalive_time", "1", "is not known"),
+        ("tcp_mem=1", "tcp_mem", "1", "the settings are idle, interval, count, retries2, syn_retries"),
+        ("net.ipv6.tcp_keepalive_time=1", "net.ipv6.tcp_keepalive_time", "1", "is not a setting"),
         ("idle", "setting", "idle", "name=value"),
         ("", "setting", "", "name=value"),
     ],
@@ -200,7 +200,7 @@ def test_what_cannot_be_is_refused_first(text: str, field: str, value: object, l
 
 def test_a_setting_stands_once() -> None:
     """Also when it goes by two names."""
-    with pytest.raises(kaio.PolicyError, match="stands twice"):
+    with pytest.raises(kaio.PolicyError, match="is given twice"):
         parse(["idle=5", "tcp_keepalive_time=6"])
 
 
@@ -311,7 +311,7 @@ def test_a_kernel_that_keeps_another_value_is_an_error(tmp_path: pathlib.Path) -
             change({"idle": 600, "count": 20}, proc=str(tmp_path))
     finally:
         filtered.write_text(f"0x{before.strip()}")
-    assert caught.value.strerror == "count=20: the kernel has 14 afterwards; count could not be put back"
+    assert caught.value.strerror == "count=20: the kernel reads back 14; count could not be restored"
     assert caught.value.filename == str(entries / "tcp_keepalive_probes")
     assert (entries / "tcp_keepalive_time").read_text().split() == ["7200"]
 
@@ -592,7 +592,7 @@ import kaio.tools.sysctls
 assert os.readlink("/proc/self/ns/mnt") != sys.argv[1], "these are the machine's own directories"
 random.seed(int(sys.argv[2]))
 fresh = kaio.tools.sysctls.read()
-places = [f"/{each}" for each in kaio.tools.sysctls._DIRECTORIES]
+places = [f"/{each}" for each in kaio.tools.sysctls._boot.DIRECTORIES]
 places = [each for each in places if os.path.ismount(each) or os.path.ismount(os.path.dirname(each))]
 assert "/etc/sysctl.d" in places
 names = ["10-a.conf", "50-b.conf", "60-kaio.conf", "7-c.conf", "99-z.conf", "99-z.bak", "x.conf"]
@@ -674,7 +674,7 @@ def only_line(done: Result, code: int) -> str:
     [
         (["set"], ["nothing to set", "`kaio system set idle=600 interval=60 count=20`"]),
         (["set", "idle=0"], ["idle=0", "from 1 to 32767", "`kaio system set "]),
-        (["set", "idle=600", "colour=red"], ["colour='red'", "known are idle, interval, count"]),
+        (["set", "idle=600", "colour=red"], ["colour='red'", "the settings are idle, interval, count"]),
         (["--json", "set", "idle=600"], ["--json goes after set"]),
     ],
 )
@@ -716,13 +716,13 @@ def test_nothing_to_load_is_told(host: Namespace, tmp_path: pathlib.Path) -> Non
     done = process(host, f"mount --bind {tmp_path} /etc/sysctl.d", *KAIO, "system", "load")
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("kaio: /etc/sysctl.d/60-kaio.conf: nothing was persisted")
+    assert line.startswith("kaio: /etc/sysctl.d/60-kaio.conf: no values are persisted")
     assert "--persist`" in line
 
 
 def test_without_procfs_it_is_said(tmp_path: pathlib.Path) -> None:
     """The entry is named."""
-    with pytest.raises(SysctlError, match="is procfs mounted") as caught:
+    with pytest.raises(SysctlError, match="procfs is not mounted") as caught:
         kaio.tools.sysctls.read(proc=str(tmp_path))
     assert caught.value.errno == errno.ENOENT
     assert caught.value.filename == f"{tmp_path}/net/ipv4/tcp_keepalive_time"
