@@ -738,3 +738,96 @@ async def test_no_handler_starts_once_wait_closed_has_returned() -> None:
         before = handled
         await asyncio.sleep(0.02)
         assert handled == before, number
+
+
+# -- the policy argument
+
+TOLD = "7s:3s:2"
+
+
+async def test_an_argument_is_taken_although_the_environment_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is read only where no policy was given: its mistakes are no others' business."""
+    monkeypatch.setenv("KAIO_KEEPALIVE", "20x")
+    expected = kaio.Keepalive.parse(TOLD)
+    listener = kaio.Listener("127.0.0.1:0", keepalive=TOLD)
+    assert listener.keepalive == expected
+    async with (
+        kaio.serve(echo, "127.0.0.1", 0, keepalive=TOLD) as handler_server,
+        kaio.serve(echo, listeners=[kaio.Listener("127.0.0.1:0")], keepalive=TOLD) as listener_server,
+        await kaio.create_server(Recorder, "127.0.0.1", 0, keepalive=TOLD) as protocol_server,
+        await kaio.start_server(_close, "127.0.0.1", 0, keepalive=TOLD) as stream_server,
+    ):
+        for server in (handler_server, listener_server, protocol_server, stream_server):
+            (sock,) = server.sockets
+            assert options(sock) == (1, 7, 3, 2)
+        where = handler_server.sockets[0].getsockname()
+        async with kaio.connect(*where, keepalive=TOLD) as connection:
+            assert kaio.inspect(connection).times == (7, 3, 2)
+        transport, _ = await kaio.create_connection(Recorder, *where, keepalive=TOLD)
+        assert kaio.inspect(transport).times == (7, 3, 2)
+        transport.abort()
+        _, writer = await kaio.open_connection(*where, keepalive=TOLD)
+        assert kaio.inspect(writer).times == (7, 3, 2)
+        assert kaio.apply(writer, TOLD).times == (7, 3, 2)
+        writer.close()
+    kaio.loop_factory(TOLD)().close()
+
+
+async def _close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def test_an_invalid_environment_is_refused_at_once_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the policy of whoever was given none."""
+    monkeypatch.setenv("KAIO_KEEPALIVE", "20x")
+    listener = kaio.Listener("127.0.0.1:0")
+    for call in (lambda: kaio.serve(echo, "127.0.0.1", 0), lambda: kaio.serve(echo, listeners=[listener])):
+        with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+            call()
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.connect("127.0.0.1", 1)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        await kaio.create_server(Recorder, "127.0.0.1", 0)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        _ = listener.keepalive
+    assert not listener.sockets
+
+
+async def test_an_argument_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes a policy where it enters. The environment is read once where there is no argument, else never."""
+    made: list[str] = []
+    parse, from_env, check = kaio.Keepalive.parse, kaio.Keepalive.from_env, kaio.Keepalive.__post_init__
+
+    def counted_parse(text: str) -> kaio.Keepalive:
+        made.append("parsed")
+        return parse(text)
+
+    def counted_from_env() -> kaio.Keepalive:
+        made.append("environment")
+        return from_env()
+
+    def counted_check(policy: kaio.Keepalive) -> None:
+        made.append("made")
+        check(policy)
+
+    monkeypatch.setattr(kaio.Keepalive, "parse", counted_parse)
+    monkeypatch.setattr(kaio.Keepalive, "from_env", counted_from_env)
+    monkeypatch.setattr(kaio.Keepalive, "__post_init__", counted_check)
+    for keepalive, expected in ((TOLD, ["parsed", "made"]), (None, ["environment", "made"])):
+        made.clear()
+        async with kaio.serve(echo, "127.0.0.1", 0, keepalive=keepalive) as server:
+            assert made == expected
+            made.clear()
+            async with kaio.connect(*server.sockets[0].getsockname(), keepalive=keepalive):
+                await until(lambda server=server: server.connections)  # type: ignore[misc]
+                assert made == expected
+        made.clear()
+        async with await kaio.create_server(Recorder, "127.0.0.1", 0, keepalive=keepalive) as server:
+            assert made == expected
+            made.clear()
+            transport, _ = await kaio.create_connection(Recorder, *server.sockets[0].getsockname(), keepalive=keepalive)
+            assert made == expected
+            transport.abort()
+        made.clear()
+        kaio.Listener("127.0.0.1:0", keepalive=keepalive)
+        assert made == (expected if keepalive else [])

@@ -28,17 +28,18 @@ from ..liveness.limits import limits_of
 from ..monitor.counters import Event
 from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
-from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg, as_policy
+from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg
 from .connection import Connection, StreamProtocol
 from .dialing import BoundedAttempts, bound_handshake, resolve, tls_arguments
-from .endpoints import REFUSED, Terms, known
-from .listeners import refuse_keepalive
+from .endpoints import REFUSED, PolicyChoice, Terms, choose_policy, known
 from .protocols import KeepaliveProtocol, Watched
 from .transports import WatchedTransport
 
 __all__ = ["Pending", "connect", "create_connection", "open_connection"]
 
 HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds, RFC 8305 section 5
+
+_TCP: Final = (socket.AF_INET, socket.AF_INET6)
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -115,7 +116,7 @@ def connect(
     else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
     """
     address = make_address(host, port)
-    policy = as_policy(keepalive) if isinstance(address, TcpAddress) else None
+    choice = choose_policy(keepalive, address=address)
     tls = tls_arguments(
         ssl,
         server_hostname,
@@ -123,8 +124,6 @@ def connect(
         ssl_handshake_timeout,
         ssl_shutdown_timeout,
     )
-    if isinstance(address, UnixAddress):
-        refuse_keepalive(address, keepalive)
 
     async def make() -> Connection:
         made: list[Connection] = []
@@ -136,13 +135,11 @@ def connect(
                 lambda: new(Terms(None, None)),
             )
         else:
-            assert policy is not None
             await _connect_tcp(
                 new,
                 address.host,
                 address.port,
-                policy,
-                explicit=keepalive is not None,
+                choice,
                 tls=tls,
                 local_addr=local_addr,
                 happy_eyeballs_delay=happy_eyeballs_delay,
@@ -177,30 +174,25 @@ async def create_connection(
     given the policy, and must be connected. Without `keepalive`, the factory's own `keepalive` attribute counts, so
     pass the protocol class itself where you can. Raises what `connect` raises, and ValueError as asyncio does.
     """
-    source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
-    explicit = keepalive is not None
-    policy = as_policy(keepalive if explicit else source)
+    address = None if sock is None or sock.family in _TCP else UnixAddress(str(sock.getsockname()))
+    choice = choose_policy(keepalive, factory=protocol_factory, address=address)
     tls = tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
     if (sock is None) == (host is None and port is None):
         raise ValueError("give either host and port, or sock")
     new = attaching(protocol_factory)
     if sock is not None:
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            now = known(policy, apply_or_warn(sock, policy, explicit=explicit))
-            terms = Terms(policy, limits_of(now), source, explicit)
+        terms = Terms(None, None)
+        if choice.policy is not None:
+            now = known(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
+            terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
             tls = bound_handshake(tls, _bound(now))
-        else:
-            refuse_keepalive(UnixAddress(str(sock.getsockname())), keepalive)
-            terms = Terms(None, None)
         made = await _over(sock, lambda: new(terms), tls)
     else:
         made = await _connect_tcp(
             new,
             host,
             port,
-            policy,
-            source=source,
-            explicit=explicit,
+            choice,
             tls=tls,
             family=family,
             proto=proto,
@@ -280,10 +272,8 @@ async def _connect_tcp(
     new: Callable[[Terms], P],
     host: str | None,
     port: int | str | None,
-    policy: Keepalive,
+    choice: PolicyChoice,
     *,
-    source: KeepaliveArg = None,
-    explicit: bool,
     tls: dict[str, Any],
     family: int = 0,
     proto: int = 0,
@@ -297,13 +287,14 @@ async def _connect_tcp(
     infos = await _resolve(loop, host, port, family, proto, flags)
     local = None if local_addr is None else await _resolve(loop, *local_addr, family, proto, flags)
     attempts = BoundedAttempts(bare(loop))
-    now = policy
+    assert choice.policy is not None
+    now = policy = choice.policy
 
     def make_socket(info: Any) -> socket.socket:
         nonlocal now
         sock = socket.socket(info[0], info[1], info[2])
         try:
-            now = known(policy, apply_or_warn(sock, policy, explicit=explicit))  # the same each time
+            now = known(policy, apply_or_warn(sock, policy, explicit=choice.explicit))  # the same each time
             attempts.bound = bound = _bound(now)
             attempts.bound_by_kernel = bound is not None and platform.set_user_timeout(sock, bound)
         except BaseException:
@@ -329,7 +320,7 @@ async def _connect_tcp(
             raise
         raise _never_reached(told, infos, loop.time() - began, policy, this_host=told in attempts.from_here) from told
     try:
-        terms = Terms(policy, limits_of(now), source, explicit)
+        terms = Terms(policy, limits_of(now), choice.source, choice.explicit)
         transport, protocol = await _over(sock, lambda: new(terms), bound_handshake(tls, attempts.bound))
     except OSError as exc:
         if isinstance(exc, ssl_module.SSLError) or (exc.errno not in DEATHS and exc.errno not in NO_WAY):

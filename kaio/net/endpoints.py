@@ -13,12 +13,58 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..addresses import Address, TcpAddress
+from ..errors import PolicyError
 from ..liveness.limits import Limits, limits_of
 from ..monitor.counters import Counters
 from ..monitor.monitor import Monitor
-from ..policy import Keepalive, KeepaliveArg, SocketState
+from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 
-__all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]
+__all__ = [
+    "REFUSED",
+    "Endpoint",
+    "Handshake",
+    "PolicyChoice",
+    "Terms",
+    "choose_policy",
+    "known",
+    "refuse_keepalive",
+    "watched_by",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyChoice:
+    """A policy, and who chose it."""
+
+    policy: Keepalive | None
+    """None: for an address that is not TCP."""
+    source: KeepaliveArg = None
+    """The protocol class's `keepalive` that `policy` was made from."""
+    explicit: bool = False
+    """Whether a `keepalive=` argument chose it."""
+
+
+def choose_policy(keepalive: KeepaliveArg, *, factory: object = None, address: Address | None = None) -> PolicyChoice:
+    """Parse a `keepalive=` argument: the one place at which an argument becomes a policy.
+
+    The argument wins over the `keepalive` attribute of the protocol factory, and that over the environment, which is
+    read only when neither is given. For an address that is not TCP there is no policy; asking for one is a
+    `PolicyError`.
+    """
+    if address is not None and not isinstance(address, TcpAddress):
+        refuse_keepalive(address, keepalive)
+        return PolicyChoice(None)
+    if keepalive is not None:
+        return PolicyChoice(as_policy(keepalive), explicit=True)
+    source: KeepaliveArg = getattr(factory, "keepalive", None)
+    return PolicyChoice(as_policy(source), source)
+
+
+def refuse_keepalive(address: Address, keepalive: KeepaliveArg) -> None:
+    """Raise `PolicyError` when keepalive is asked for at an address that is not TCP."""
+    if keepalive is not None and as_policy(keepalive).enabled:
+        raise PolicyError("keepalive", str(keepalive), f"must be left out: {address} is not TCP, which alone has it")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +89,7 @@ class Endpoint:
     __slots__ = (
         "admitting",
         "by_hand",
+        "choice",
         "counters",
         "handshakes",
         "live",
@@ -54,8 +101,8 @@ class Endpoint:
         "terms",
     )
 
-    def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
-        self.take(policy, None, source=source, explicit=explicit)
+    def __init__(self, choice: PolicyChoice) -> None:
+        self.take(choice)
         self.make: Callable[[Terms], asyncio.BaseProtocol] | None = None  # makes protocols; None: it accepts no more
         self.counters: Counters | None = None  # the server's
         self.loop: asyncio.AbstractEventLoop | None = None  # that accepts
@@ -67,12 +114,11 @@ class Endpoint:
         self.handshakes: set[int] = set()  # those under way where the loop accepts: see `Handshake`
         self.on_empty: Callable[[], None] | None = None  # called when the last of all these has ended
 
-    def take(
-        self, policy: Keepalive | None, state: SocketState | None, *, source: KeepaliveArg = None, explicit: bool
-    ) -> None:
-        """From now on connections start with this policy; `state` is what the kernel made of it."""
-        limits = None if policy is None else watched_by(policy, state)
-        self.terms: Terms = Terms(policy, limits, source, explicit, self)
+    def take(self, choice: PolicyChoice, state: SocketState | None = None) -> None:
+        """Let new connections start with this policy. `state` is what the kernel has on the listening socket."""
+        self.choice: PolicyChoice = choice
+        limits = None if choice.policy is None else watched_by(choice.policy, state)
+        self.terms: Terms = Terms(choice.policy, limits, choice.source, choice.explicit, self)
 
     def refuse(self) -> None:
         """Turn away what was accepted and does not stand yet. Handshakes of the loop's own end when they can."""
@@ -125,7 +171,7 @@ def known(policy: Keepalive, state: SocketState | None) -> Keepalive:
     return policy
 
 
-REFUSED: Final = Terms(None, None, endpoint=Endpoint(None))
+REFUSED: Final = Terms(None, None, endpoint=Endpoint(PolicyChoice(None)))
 """The terms of a connection that nobody waits for any more: its transport is aborted as soon as there is one."""
 assert REFUSED.endpoint is not None
 REFUSED.endpoint.refusing = True

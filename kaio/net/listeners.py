@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from ..addresses import Address, TcpAddress, UnixAddress, parse_address
-from ..errors import AddressError, KaioError, KeepaliveError, PolicyError
+from ..errors import AddressError, KaioError, KeepaliveError
 from ..kernel.descriptors import is_listening
 from ..kernel.options import platform
 from ..kernel.sockets import apply, apply_or_warn
@@ -34,7 +34,7 @@ from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from .dialing import resolve
-from .endpoints import Endpoint, Handshake, Terms
+from .endpoints import Endpoint, Handshake, PolicyChoice, Terms, choose_policy
 from .protocols import Watched
 
 __all__ = ["Listener"]
@@ -87,8 +87,10 @@ class Listener:
             self._address = parse_address(address)
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(f"ssl must be an SSLContext or None, got {ssl!r}")
-        self._explicit = keepalive is not None
-        self._endpoint = Endpoint(_listener_policy(self._address, keepalive), explicit=self._explicit)
+        self._choice: PolicyChoice | None = None  # None: the server's
+        if keepalive is not None or isinstance(self._address, UnixAddress):
+            self._choice = choose_policy(keepalive, address=self._address)
+        self._endpoint = Endpoint(self._choice or PolicyChoice(None))
         self._ssl = ssl
         self._backlog = backlog
         self._reuse_address = os.name == "posix" if reuse_address is None else reuse_address
@@ -124,16 +126,20 @@ class Listener:
     def keepalive(self) -> Keepalive | None:
         """The policy that new connections get; None for a Unix socket.
 
+        Until the listener has a server, the environment's when it was given none.
         Setting it is for new connections, and for those that wait to be accepted; the present ones keep theirs. Raises
         `PolicyError`, `KeepaliveError`; then nothing has changed.
         """
-        return self._endpoint.terms.policy
+        policy = self._endpoint.terms.policy
+        if policy is None and isinstance(self._address, TcpAddress):
+            return choose_policy(None).policy
+        return policy
 
     @keepalive.setter
     def keepalive(self, keepalive: KeepaliveArg) -> None:
-        policy = _listener_policy(self._address, as_policy(keepalive))
-        before = self._endpoint.terms.policy
-        if policy is None or before is None:
+        choice = choose_policy(as_policy(keepalive), address=self._address)
+        policy, before = choice.policy, self._endpoint.terms.policy
+        if policy is None:
             return
         done: list[socket.socket] = []
         state = None
@@ -145,8 +151,8 @@ class Listener:
             for sock in done:
                 apply(sock, before)
             raise
-        self._explicit = True
-        self._endpoint.take(policy, state, explicit=True)
+        self._choice = choice
+        self._endpoint.take(choice, state)
         if self._endpoint.make is not None:
             for sock in self._sockets:
                 self._drain(sock)
@@ -175,25 +181,18 @@ class Listener:
 
     # -- for the server
 
-    def default_to(self, keepalive: KeepaliveArg, *, explicit: bool) -> None:
-        """Take a policy from the server or the protocol class, unless the listener has its own."""
-        if self._explicit or not isinstance(self._address, TcpAddress):
-            return
-        source = None if explicit else keepalive
-        self._endpoint.take(as_policy(keepalive), None, source=source, explicit=explicit)
-
-    def claim(self, owner: object) -> Endpoint:
+    def claim(self, owner: object, default: PolicyChoice | None) -> Endpoint:
         """Belong to a server until it lets go, and return what its connections will have in common.
 
-        Raises RuntimeError when it belongs to one already.
+        `default` is for a listener that has no policy of its own. Raises RuntimeError when it belongs to a server
+        already.
         """
         if self._owner is not None:
             why = "was given twice" if self._owner is owner else "is in use by another server already"
             raise RuntimeError(f"{self!r} {why}")
         self._owner = owner
-        terms = self._endpoint.terms
-        # One of its own: the connections of the server before may still be open.
-        self._endpoint = Endpoint(terms.policy, source=terms.source, explicit=terms.explicit)
+        # A new one: the connections of the server before may still be open.
+        self._endpoint = Endpoint(self._choice or default or choose_policy(None))
         return self._endpoint
 
     def release(self, owner: object) -> None:
@@ -225,11 +224,10 @@ class Listener:
                 self._bind_unix(address.path)
             else:
                 self._bind_tcp(address, infos)
-            terms = self._endpoint.terms
+            choice = self._endpoint.choice
             for sock in self._sockets:
-                if terms.policy is not None:
-                    state = apply_or_warn(sock, terms.policy, explicit=terms.explicit)
-                    self._endpoint.take(terms.policy, state, source=terms.source, explicit=terms.explicit)
+                if choice.policy is not None:
+                    self._endpoint.take(choice, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
         except BaseException:
             self.close()
             raise
@@ -465,20 +463,6 @@ class _TurnAway(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         transport.abort()
-
-
-def _listener_policy(address: Address, keepalive: KeepaliveArg) -> Keepalive | None:
-    """The policy of a listener; None for a Unix socket."""
-    if isinstance(address, TcpAddress):
-        return as_policy(keepalive)
-    refuse_keepalive(address, keepalive)
-    return None
-
-
-def refuse_keepalive(address: Address, keepalive: KeepaliveArg) -> None:
-    """Raise PolicyError when a policy is asked for where there can be none."""
-    if keepalive is not None and as_policy(keepalive).enabled:
-        raise PolicyError("keepalive", str(keepalive), f"must be left out: {address} is not TCP, which alone has it")
 
 
 def _loop_accepts(loop: asyncio.AbstractEventLoop) -> bool:

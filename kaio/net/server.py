@@ -17,12 +17,12 @@ from typing import Any, Final
 
 from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
-from ..addresses import Address, TcpAddress, make_address, tcp_address
+from ..addresses import Address, make_address, tcp_address
 from ..monitor.counters import Counters
-from ..policy import KeepaliveArg, as_policy
+from ..policy import KeepaliveArg
 from .client import Pending, StreamsProtocol, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol, finish
-from .endpoints import Endpoint
+from .endpoints import Endpoint, PolicyChoice, choose_policy
 from .listeners import Listener, ProtocolFactory
 from .protocols import Watched
 from .transports import KeepaliveTransport
@@ -52,6 +52,7 @@ class Server:
         *,
         handler: Handler | None = None,
         close_timeout: float = CLOSE_TIMEOUT,
+        policy: PolicyChoice | None = None,
     ) -> None:
         self._listeners = tuple(listeners)
         self._factory = factory
@@ -67,7 +68,7 @@ class Server:
         self._endpoints: list[Endpoint] = []  # one for each listener
         try:
             for listener in self._listeners:
-                endpoint = listener.claim(self)
+                endpoint = listener.claim(self, policy)
                 endpoint.on_empty = self._check_ended
                 endpoint.counters = self._counters
                 self._endpoints.append(endpoint)
@@ -318,16 +319,13 @@ def serve(
         for each in given:
             if not isinstance(each, Listener):
                 raise TypeError(f"listeners= takes kaio.Listener objects, got {each!r}")
-        own: KeepaliveArg = None
+        choice = choose_policy(keepalive, factory=protocol)
     else:
         if host is None and port is None:
             raise ValueError("give host and port, an address, or listeners=")
         address = make_address(host, port)
-        own = None if isinstance(address, TcpAddress) else keepalive
-        given = [Listener(address, keepalive=own, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
-    explicit = keepalive is not None
-    default: KeepaliveArg = keepalive if explicit else getattr(protocol, "keepalive", None)
-    as_policy(default)  # a mistake shows here, not when the server starts
+        choice = choose_policy(keepalive, factory=protocol, address=address)
+        given = [Listener(address, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
 
     async def make() -> Server:
         server = Server(
@@ -335,9 +333,8 @@ def serve(
             protocol,  # type: ignore[arg-type]
             handler=None if protocol is not None else handler,  # type: ignore[arg-type]
             close_timeout=close_timeout,
+            policy=choice,
         )
-        for listener in given:
-            listener.default_to(default, explicit=explicit)
         await server.start_serving()
         return server
 
@@ -367,7 +364,6 @@ async def create_server(
     connections are not in `connections`. Raises OSError, `PolicyError`, `AddressError`, ValueError as asyncio does.
     """
     options: dict[str, Any] = {
-        "keepalive": keepalive,
         "ssl": ssl,
         "backlog": backlog,
         "reuse_address": reuse_address,
@@ -382,11 +378,9 @@ async def create_server(
     else:
         hosts: Sequence[str | None] = [host] if host is None or isinstance(host, str) else host
         listeners = [Listener(tcp_address(each, port or 0), **options) for each in dict.fromkeys(hosts)]
-    source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
-    if keepalive is None:
-        for listener in listeners:
-            listener.default_to(source, explicit=False)
-    server = Server(listeners, protocol_factory)
+    # One that is handed over may be a Unix socket.
+    choice = choose_policy(keepalive, factory=protocol_factory, address=listeners[0].address if sock else None)
+    server = Server(listeners, protocol_factory, policy=choice)
     if start_serving:
         await server.start_serving()
     else:
