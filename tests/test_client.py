@@ -37,11 +37,11 @@ async def test_a_refusal_is_no_dead_peer() -> None:
 async def test_happy_eyeballs_takes_the_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name with two addresses, and a server on one of them is enough."""
 
-    async def resolve(loop: Any, host: Any, port: Any, *rest: Any) -> list[Any]:
+    async def resolve(loop: Any, host: Any, port: Any, **rest: Any) -> list[Any]:
         kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
         return [(socket.AF_INET6, *kind, ("::1", port, 0, 0)), (socket.AF_INET, *kind, ("127.0.0.1", port))]
 
-    monkeypatch.setattr("kaio.net.client._resolve", resolve)
+    monkeypatch.setattr("kaio.net.dialing.resolve", resolve)
     for host in ("127.0.0.1", "::1"):
         server = await kaio.serve(echo, host, 0)
         async with server, kaio.connect("localhost", server.sockets[0].getsockname()[1]) as client:

@@ -12,12 +12,8 @@ import errno
 import os
 import socket
 import ssl as ssl_module
-import warnings
-from collections.abc import Awaitable, Callable, Generator
-from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar
-
-import aiohappyeyeballs
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 from ..addresses import Address, TcpAddress, UnixAddress, make_address
 from ..errors import Cause, DeadPeerError, KeepaliveError
@@ -29,64 +25,33 @@ from ..monitor.counters import Event
 from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg
+from .asyncio_streams import StreamsProtocol
+from .attachment import attached_transport, attaching, refuse
 from .connection import Connection, StreamProtocol
-from .dialing import BoundedAttempts, bound_handshake, resolve, tls_arguments
-from .endpoints import REFUSED, PolicyChoice, Terms, choose_policy, known
-from .protocols import KeepaliveProtocol, Watched
-from .transports import WatchedTransport
+from .dialing import (
+    AddrInfo,
+    BoundedAttempts,
+    DialOptions,
+    Route,
+    TlsArguments,
+    bound_handshake,
+    detach_if_closed,
+    dial,
+    find_route,
+    summarize,
+    tls_arguments,
+)
+from .endpoints import PolicyChoice, Terms, choose_policy, known
+from .pending import Pending
+from .transports import KeepaliveTransport
 
-__all__ = ["Pending", "connect", "create_connection", "open_connection"]
+__all__ = ["connect", "create_connection", "open_connection"]
 
 HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds, RFC 8305 section 5
 
 _TCP: Final = (socket.AF_INET, socket.AF_INET6)
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
-
-
-class _AsyncCloseable(Protocol):
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None, /
-    ) -> bool | None: ...
-
-
-C = TypeVar("C", bound=_AsyncCloseable)
-
-
-class Pending(Generic[C]):
-    """What `connect` and `serve` return: await it for the thing, or use it with `async with` to have it closed."""
-
-    def __init__(self, make: Callable[[], Awaitable[C]]) -> None:
-        self._make = make
-        self._made: C | None = None
-        self._used = False
-
-    def __await__(self) -> Generator[Any, Any, C]:
-        self._used = True
-        return self._make().__await__()
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"there is no {name!r} yet: write `await kaio...(...)`, or `async with`")
-
-    def __del__(self) -> None:
-        if not self._used:
-            warnings.warn("connect() or serve() was never awaited", RuntimeWarning, source=self, stacklevel=2)
-
-    async def __aenter__(self) -> C:
-        if self._made is not None:
-            raise RuntimeError("this has been entered already")
-        self._used = True
-        self._made = await self._make()
-        await self._made.__aenter__()
-        return self._made
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._made is not None
-        return await self._made.__aexit__(kind, exc, trace)
 
 
 def connect(
@@ -130,7 +95,7 @@ def connect(
         new = attaching(lambda: StreamProtocol(made.append))
         if isinstance(address, UnixAddress):
             loop, path = asyncio.get_running_loop(), address.path
-            await _stand(
+            await _make_transport(
                 lambda factory: loop.create_unix_connection(factory, path, **tls),
                 lambda: new(Terms(None, None)),
             )
@@ -141,8 +106,9 @@ def connect(
                 address.port,
                 choice,
                 tls=tls,
-                local_addr=local_addr,
-                happy_eyeballs_delay=happy_eyeballs_delay,
+                options=DialOptions(
+                    proto=socket.IPPROTO_TCP, local_addr=local_addr, happy_eyeballs_delay=happy_eyeballs_delay
+                ),
             )
         return made[0]
 
@@ -186,7 +152,7 @@ async def create_connection(
             now = known(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
             terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
             tls = bound_handshake(tls, _bound(now))
-        made = await _over(sock, lambda: new(terms), tls)
+        made = await _wrap_socket(sock, lambda: new(terms), tls)
     else:
         made = await _connect_tcp(
             new,
@@ -194,15 +160,18 @@ async def create_connection(
             port,
             choice,
             tls=tls,
-            family=family,
-            proto=proto,
-            flags=flags,
-            local_addr=local_addr,
-            happy_eyeballs_delay=happy_eyeballs_delay,
-            interleave=interleave,
+            options=DialOptions(
+                family=family,
+                proto=proto or socket.IPPROTO_TCP,
+                flags=flags,
+                local_addr=local_addr,
+                happy_eyeballs_delay=happy_eyeballs_delay,
+                interleave=interleave,
+            ),
             all_errors=all_errors,
         )
-    return our_transport(*made), made[1]
+    transport, protocol = made
+    return attached_transport(protocol) or transport, protocol
 
 
 async def open_connection(
@@ -216,53 +185,7 @@ async def open_connection(
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     protocol = StreamsProtocol(reader, loop=loop)
     await create_connection(lambda: protocol, host, port, **kwargs)
-    inner = protocol.inner
-    return reader, asyncio.StreamWriter(inner, protocol, reader, loop)
-
-
-class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
-    """The protocol of asyncio's streams. They get the loop's own transport, so that `StreamWriter.start_tls` works."""
-
-    inner: asyncio.Transport
-
-    def connection_made(self, transport: Any) -> None:
-        self.inner = transport.loop_transport
-        transport.expect_layer()  # the reader pauses the inner transport past ours, and start_tls puts a layer over it
-        super().connection_made(self.inner)  # type: ignore[arg-type,unused-ignore]
-
-
-# -- what the servers use too
-
-
-def attaching(factory: Callable[[], P]) -> Callable[[Terms], P]:
-    """A factory whose protocols know what their connections start with."""
-
-    kind: Any = factory
-    if isinstance(kind, type) and issubclass(kind, Watched):
-
-        def make_new(terms: Terms) -> P:  # a new object, which has no connection yet
-            protocol: Any = factory()
-            protocol._kaio = terms
-            return protocol  # type: ignore[no-any-return]
-
-        return make_new
-
-    def make(terms: Terms) -> P:
-        protocol = factory()
-        if isinstance(protocol, Watched):
-            present = getattr(protocol, "_kaio", None)
-            if isinstance(present, WatchedTransport) and not present.ended:
-                raise RuntimeError(f"{protocol!r} has a connection already: the factory must make a protocol for each")
-            protocol._kaio = terms
-        return protocol
-
-    return make
-
-
-def our_transport(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
-    """The transport that the protocol was given, which is ours if the protocol is."""
-    ours = protocol._kaio if isinstance(protocol, Watched) else None
-    return ours if isinstance(ours, WatchedTransport) else transport
+    return reader, asyncio.StreamWriter(protocol.loop_transport, protocol, reader, loop)
 
 
 # -- connecting
@@ -274,23 +197,17 @@ async def _connect_tcp(
     port: int | str | None,
     choice: PolicyChoice,
     *,
-    tls: dict[str, Any],
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    local_addr: tuple[str, int] | None = None,
-    happy_eyeballs_delay: float | None = None,
-    interleave: int | None = None,
+    tls: TlsArguments,
+    options: DialOptions,
     all_errors: bool = False,
 ) -> tuple[asyncio.Transport, P]:
     loop = asyncio.get_running_loop()
-    infos = await _resolve(loop, host, port, family, proto, flags)
-    local = None if local_addr is None else await _resolve(loop, *local_addr, family, proto, flags)
+    route = await find_route(loop, host, port, options)
     attempts = BoundedAttempts(bare(loop))
     assert choice.policy is not None
     now = policy = choice.policy
 
-    def make_socket(info: Any) -> socket.socket:
+    def make_socket(info: AddrInfo) -> socket.socket:
         nonlocal now
         sock = socket.socket(info[0], info[1], info[2])
         try:
@@ -304,49 +221,39 @@ async def _connect_tcp(
 
     began = loop.time()
     try:
-        sock = await aiohappyeyeballs.start_connection(
-            infos,
-            local_addr_infos=local,
-            happy_eyeballs_delay=happy_eyeballs_delay,
-            interleave=interleave,
-            loop=attempts,  # type: ignore[arg-type]
-            socket_factory=make_socket,
-        )
-    except OSError:
+        sock = await dial(attempts, route, options, make_socket)
+    except OSError as exc:
         if all_errors and attempts.errors:
-            raise ExceptionGroup("create_connection failed", attempts.errors) from None
-        told = _what_tells(attempts.errors, attempts.from_here)
-        if told is None:
+            raise summarize(exc, attempts.errors, all_errors=True) from None
+        unanswered = _unanswered(attempts.errors, attempts.from_here)
+        if unanswered is None:
             raise
-        raise _never_reached(told, infos, loop.time() - began, policy, this_host=told in attempts.from_here) from told
+        silence, this_host = loop.time() - began, unanswered in attempts.from_here
+        raise _report_unreachable(unanswered, route, silence, policy, this_host=this_host) from unanswered
     try:
         terms = Terms(policy, limits_of(now), choice.source, choice.explicit)
-        transport, protocol = await _over(sock, lambda: new(terms), bound_handshake(tls, attempts.bound))
+        transport, protocol = await _wrap_socket(sock, lambda: new(terms), bound_handshake(tls, attempts.bound))
     except OSError as exc:
         if isinstance(exc, ssl_module.SSLError) or (exc.errno not in DEATHS and exc.errno not in NO_WAY):
             raise
-        raise _never_reached(exc, infos, loop.time() - began, policy) from exc
-    if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
-        # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may be
-        # another's by the time that the object would close it once more.
-        sock.detach()
-    elif attempts.bound_by_kernel and not transport.is_closing():
-        _end_connect_bound(sock, our_transport(transport, protocol), policy)
+        raise _report_unreachable(exc, route, loop.time() - began, policy) from exc
+    if not detach_if_closed(sock, transport) and attempts.bound_by_kernel:
+        _end_connect_bound(sock, attached_transport(protocol), policy)
     return transport, protocol
 
 
-async def _over(sock: socket.socket, new: Callable[[], P], tls: dict[str, Any]) -> tuple[asyncio.Transport, P]:
-    """A transport and a protocol over a connected socket."""
+async def _wrap_socket(sock: socket.socket, new: Callable[[], P], tls: TlsArguments) -> tuple[asyncio.Transport, P]:
+    """Make a transport and a protocol over a connected socket."""
     loop = bare(asyncio.get_running_loop())
-    return await _stand(lambda factory: loop.create_connection(factory, sock=sock, **tls), new, sock)
+    return await _make_transport(lambda factory: loop.create_connection(factory, sock=sock, **tls), new, sock)
 
 
-async def _stand(
+async def _make_transport(
     create: Callable[[Callable[[], P]], Awaitable[tuple[asyncio.Transport, P]]],
     new: Callable[[], P],
     sock: socket.socket | None = None,
 ) -> tuple[asyncio.Transport, P]:
-    """Let the loop make a connection; when that fails or is cancelled, nothing of it is left."""
+    """Let the loop make a transport; when that fails or is cancelled, leave nothing open."""
     made: list[P] = []
 
     def factory() -> P:
@@ -357,31 +264,30 @@ async def _stand(
         return await create(factory)
     except BaseException:
         if made:
-            _abandon(made[0], sock)
+            _discard(made[0], sock)
         raise
 
 
-def _abandon(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None:
-    """Nobody waits for this connection any more, and its loop may not know that."""
-    transport = protocol._kaio if isinstance(protocol, Watched) else None
-    if isinstance(transport, WatchedTransport):
+def _discard(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None:
+    """End a connection whose creation has failed or was cancelled, of which the loop may not know."""
+    transport = attached_transport(protocol)
+    if transport is not None:
         # Cancelled in the turn in which connection_made was called. asyncio closes it in good order, which may take TLS
         # half a minute. uvloop has closed its handle, so that abort() does nothing, and calls no connection_lost.
         transport.abort()
         if not transport.is_closing():
             asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
         return
-    if isinstance(protocol, Watched):
-        protocol._kaio = REFUSED
+    refuse(protocol)
     if sock is not None and sock.fileno() >= 0:
         # asyncio's TLS layer does not hear of a close() before its handshake has begun, and would go on with it.
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _end_connect_bound(sock: socket.socket, transport: asyncio.Transport, policy: Keepalive) -> None:
-    """The handshake is over: what remains of the user timeout is what the policy of now leaves to the kernel."""
-    if isinstance(transport, WatchedTransport) and transport.keepalive is not None:
+def _end_connect_bound(sock: socket.socket, transport: KeepaliveTransport | None, policy: Keepalive) -> None:
+    """Give the socket the user timeout of its policy in place of the handshake's."""
+    if transport is not None and transport.keepalive is not None:  # connection_made may have changed it
         policy = transport.keepalive
     try:
         platform.set_user_timeout(sock, target_state(policy, sock).user_timeout)
@@ -395,17 +301,8 @@ def _bound(policy: Keepalive) -> float | None:
     return None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
 
 
-async def _resolve(
-    loop: asyncio.AbstractEventLoop, host: str | None, port: int | str | None, family: int, proto: int, flags: int
-) -> list[Any]:
-    infos = await resolve(loop, host, port, family=family, proto=proto or socket.IPPROTO_TCP, flags=flags)
-    if not infos:
-        raise OSError(f"getaddrinfo() returned nothing for {host}:{port}")
-    return infos
-
-
-def _what_tells(errors: list[OSError], from_here: list[OSError]) -> OSError | None:
-    """Which error tells that connect() was answered by nobody; None when it was, if only with a refusal.
+def _unanswered(errors: list[OSError], from_here: list[OSError]) -> OSError | None:
+    """The error to report when no attempt was answered; None when one was, if only with a refusal.
 
     `from_here` are the errors that connect() itself gave, before anything had left this host.
     """
@@ -415,11 +312,13 @@ def _what_tells(errors: list[OSError], from_here: list[OSError]) -> OSError | No
     return next((error for error in errors if isinstance(error, TimeoutError)), errors[0])
 
 
-def _never_reached(
-    exc: OSError, infos: list[Any], silence: float, policy: Keepalive, *, this_host: bool = False
+def _report_unreachable(
+    exc: OSError, route: Route, silence: float, policy: Keepalive, *, this_host: bool = False
 ) -> DeadPeerError:
-    """The error for a peer that was never reached, which is counted."""
+    """Count and log a peer that did not answer, and return the error to raise."""
     cause = Cause.CONNECTING if isinstance(exc, TimeoutError) else Cause.UNREACHABLE
-    error = dead_peer(exc, cause, None, peername=infos[0][4], policy=policy, silence=silence, this_host=this_host)
+    error = dead_peer(
+        exc, cause, None, peername=route.remote[0][4], policy=policy, silence=silence, this_host=this_host
+    )
     get_monitor().emit(Event("dead", None, None, error))
     return error

@@ -22,7 +22,7 @@ import socket
 import ssl as ssl_module
 import stat
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 from ..addresses import Address, TcpAddress, UnixAddress, parse_address
@@ -33,9 +33,9 @@ from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
 from ..policy import Keepalive, KeepaliveArg, as_policy
+from .attachment import AttachingFactory, ProtocolFactory, attach_handshake
 from .dialing import resolve
-from .endpoints import Endpoint, Handshake, PolicyChoice, Terms, choose_policy
-from .protocols import Watched
+from .endpoints import Endpoint, PolicyChoice, Terms, choose_policy
 
 __all__ = ["Listener"]
 
@@ -44,9 +44,6 @@ logger: Final = logging.getLogger("kaio")
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LONGEST_QUEUE: Final = 65536  # net.core.somaxconn is rarely more
 _RETRY: Final = 0.25  # seconds between attempts to accept while descriptors are used up
-
-ProtocolFactory = Callable[[], asyncio.BaseProtocol]
-AttachingFactory = Callable[[Terms], asyncio.BaseProtocol]  # whose protocols know what they start with
 
 
 class Listener:
@@ -348,8 +345,8 @@ class Listener:
             except Exception:  # uvloop would stop listening
                 logger.exception("%s: a connection could not be set up", self._address)
                 return _TurnAway()
-            if shakes_hands and isinstance(protocol, Watched):
-                protocol._kaio = Handshake(endpoint.terms)
+            if shakes_hands:
+                attach_handshake(protocol, endpoint.terms)
             return protocol
 
         return factory

@@ -20,10 +20,12 @@ from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 from ..addresses import Address, make_address, tcp_address
 from ..monitor.counters import Counters
 from ..policy import KeepaliveArg
-from .client import Pending, StreamsProtocol, attaching
+from .asyncio_streams import StreamsProtocol
+from .attachment import ProtocolFactory, attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol, finish
 from .endpoints import Endpoint, PolicyChoice, choose_policy
-from .listeners import Listener, ProtocolFactory
+from .listeners import Listener
+from .pending import Pending
 from .protocols import Watched
 from .transports import KeepaliveTransport
 
