@@ -41,7 +41,7 @@ from .dialing import (
     summarize,
     tls_arguments,
 )
-from .endpoints import PolicyChoice, Terms, choose_policy, known
+from .endpoints import PolicyChoice, Terms, choose_policy, with_system_times
 from .pending import Pending
 from .transports import KeepaliveTransport
 
@@ -149,7 +149,7 @@ async def create_connection(
     if sock is not None:
         terms = Terms(None, None)
         if choice.policy is not None:
-            now = known(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
+            now = with_system_times(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
             terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
             tls = bound_handshake(tls, _bound(now))
         made = await _wrap_socket(sock, lambda: new(terms), tls)
@@ -211,7 +211,7 @@ async def _connect_tcp(
         nonlocal now
         sock = socket.socket(info[0], info[1], info[2])
         try:
-            now = known(policy, apply_or_warn(sock, policy, explicit=choice.explicit))  # the same each time
+            now = with_system_times(policy, apply_or_warn(sock, policy, explicit=choice.explicit))  # the same each time
             attempts.bound = bound = _bound(now)
             attempts.bound_by_kernel = bound is not None and platform.set_user_timeout(sock, bound)
         except BaseException:

@@ -27,9 +27,9 @@ __all__ = [
     "PolicyChoice",
     "Terms",
     "choose_policy",
-    "known",
     "refuse_keepalive",
     "watched_by",
+    "with_system_times",
 ]
 
 
@@ -87,7 +87,6 @@ class Endpoint:
     """What the connections that one listener accepted for one server have in common."""
 
     __slots__ = (
-        "admitting",
         "by_hand",
         "choice",
         "counters",
@@ -98,11 +97,12 @@ class Endpoint:
         "monitor",
         "on_empty",
         "refusing",
+        "setup_tasks",
         "terms",
     )
 
     def __init__(self, choice: PolicyChoice) -> None:
-        self.take(choice)
+        self.set_policy(choice)
         self.make: Callable[[Terms], asyncio.BaseProtocol] | None = None  # makes protocols; None: it accepts no more
         self.counters: Counters | None = None  # the server's
         self.loop: asyncio.AbstractEventLoop | None = None  # that accepts
@@ -110,11 +110,11 @@ class Endpoint:
         self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
         self.refusing: bool = False  # whether what still comes is turned away: its server has been left
         self.live: set[Any] = set()  # those that are open, as the user knows them
-        self.admitting: set[asyncio.Task[None]] = set()  # that make the transports of accepted sockets
+        self.setup_tasks: set[asyncio.Task[None]] = set()  # make the transports of accepted sockets
         self.handshakes: set[int] = set()  # those under way where the loop accepts: see `Handshake`
         self.on_empty: Callable[[], None] | None = None  # called when the last of all these has ended
 
-    def take(self, choice: PolicyChoice, state: SocketState | None = None) -> None:
+    def set_policy(self, choice: PolicyChoice, state: SocketState | None = None) -> None:
         """Let new connections start with this policy. `state` is what the kernel has on the listening socket."""
         self.choice: PolicyChoice = choice
         limits = None if choice.policy is None else watched_by(choice.policy, state)
@@ -123,12 +123,12 @@ class Endpoint:
     def refuse(self) -> None:
         """Turn away what was accepted and does not stand yet. Handshakes of the loop's own end when they can."""
         self.refusing = True
-        for task in self.admitting:
+        for task in self.setup_tasks:
             task.cancel()
 
     def is_empty(self) -> bool:
         """Whether nothing is open, and nothing will be of what was accepted."""
-        return not (self.live or self.admitting or (self.handshakes and not self.refusing))
+        return not (self.live or self.setup_tasks or (self.handshakes and not self.refusing))
 
     def check_empty(self) -> None:
         """Something has ended: say so if it was the last."""
@@ -161,10 +161,10 @@ class Handshake:
 
 def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
     """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
-    return limits_of(known(policy, state))
+    return limits_of(with_system_times(policy, state))
 
 
-def known(policy: Keepalive, state: SocketState | None) -> Keepalive:
+def with_system_times(policy: Keepalive, state: SocketState | None) -> Keepalive:
     """A policy with the kernel's values where it leaves times to the system."""
     if policy.detection_time is None and state is not None and state.enabled:
         return policy.filled(idle=state.idle, interval=state.interval, count=state.count)

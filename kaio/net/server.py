@@ -70,7 +70,7 @@ class Server:
         self._endpoints: list[Endpoint] = []  # one for each listener
         try:
             for listener in self._listeners:
-                endpoint = listener.claim(self, policy)
+                endpoint = listener.acquire(self, policy)
                 endpoint.on_empty = self._check_ended
                 endpoint.counters = self._counters
                 self._endpoints.append(endpoint)
