@@ -203,7 +203,7 @@ async def test_connecting_that_is_cancelled_in_connection_made_ends_with_connect
     for context, tls in ((None, None), (server_tls, client_tls)):
         async with kaio.serve(_Patient, "127.0.0.1", 0, ssl=context) as server:
             protocol = Cancelling()
-            connecting = kaio.create_connection(lambda p=protocol: p, *server.listeners[0].address, ssl=tls)  # type: ignore[misc]
+            connecting = kaio.create_connection(lambda p=protocol: p, *server.listeners[0].address, ssl=tls)
             tasks.append(asyncio.ensure_future(connecting))
             with pytest.raises(asyncio.CancelledError):
                 await tasks[-1]

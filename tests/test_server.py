@@ -242,10 +242,10 @@ async def test_serve_forever_ends_by_cancel_and_by_close() -> None:
         await forever
     await server.wait_closed()
 
-    async with kaio.serve(echo, "127.0.0.1", 0) as server:
-        forever = asyncio.create_task(server.serve_forever())
+    async with kaio.serve(echo, "127.0.0.1", 0) as closed:
+        forever = asyncio.create_task(closed.serve_forever())
         await asyncio.sleep(0)
-        server.close()
+        closed.close()
         await forever
 
 
@@ -781,9 +781,10 @@ async def test_an_invalid_environment_is_refused_at_once_where_it_is_read(monkey
     """It is the policy of whoever was given none."""
     monkeypatch.setenv("KAIO_KEEPALIVE", "20x")
     listener = kaio.Listener("127.0.0.1:0")
-    for call in (lambda: kaio.serve(echo, "127.0.0.1", 0), lambda: kaio.serve(echo, listeners=[listener])):
-        with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
-            call()
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.serve(echo, "127.0.0.1", 0)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.serve(echo, listeners=[listener])
     with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
         kaio.connect("127.0.0.1", 1)
     with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
@@ -822,10 +823,11 @@ async def test_an_argument_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> No
                 await until(lambda server=server: server.connections)  # type: ignore[misc]
                 assert made == expected
         made.clear()
-        async with await kaio.create_server(Recorder, "127.0.0.1", 0, keepalive=keepalive) as server:
+        async with await kaio.create_server(Recorder, "127.0.0.1", 0, keepalive=keepalive) as created:
             assert made == expected
             made.clear()
-            transport, _ = await kaio.create_connection(Recorder, *server.sockets[0].getsockname(), keepalive=keepalive)
+            where = created.sockets[0].getsockname()
+            transport, _ = await kaio.create_connection(Recorder, *where, keepalive=keepalive)
             assert made == expected
             transport.abort()
         made.clear()

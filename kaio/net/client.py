@@ -1,7 +1,8 @@
-"""Connecting: `connect`, and the twins of asyncio's `create_connection` and `open_connection`.
+"""Connecting: `connect`, and asyncio's `create_connection` and `open_connection` with a policy.
 
-Rules kept here: options are set before connect(), so that the user timeout bounds the handshake too; on every loop,
-because kaio makes the sockets itself. A peer that does not answer is a `DeadPeerError`, one that refuses is not.
+Rules kept here: options are set before connect(), so that the user timeout bounds the handshake too. kaio makes the
+sockets itself, because no loop lets options be set that early. A peer that does not answer is a `DeadPeerError`; one
+that refuses is not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypedDict, TypeVar, Unpack, overload
 
 from ..addresses import Address, TcpAddress, UnixAddress, make_address
 from ..errors import Cause, DeadPeerError, KeepaliveError
@@ -43,6 +44,7 @@ from .dialing import (
 )
 from .endpoints import PolicyChoice, Terms, choose_policy, with_system_times
 from .pending import Pending
+from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
 from .transports import KeepaliveTransport
 
 __all__ = ["connect", "create_connection", "open_connection"]
@@ -52,6 +54,7 @@ HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds, RFC 8305 section 5
 _TCP: Final = (socket.AF_INET, socket.AF_INET6)
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+W = TypeVar("W", bound=KeepaliveProtocol | BufferedKeepaliveProtocol)
 
 
 def connect(
@@ -66,19 +69,19 @@ def connect(
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
 ) -> Pending[Connection]:
-    """Connect, and have the connection as a stream: `await connect(...)`, or `async with connect(...) as conn`.
+    """Open a connection as a stream: `await connect(...)`, or `async with connect(...) as connection`.
 
-    Takes a host and a port, or an address as one ("db.example:5432", "[::1]:5432", "unix:/run/db.sock", a path object,
-    what `Listener.address` gives). The TLS
-    arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one address after the other).
+    Takes a host and a port, or both as one ("db.example:5432", "[::1]:5432", "unix:/run/db.sock", a path object, a
+    `Listener.address`). The TLS arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one
+    address after the other).
 
-    The policy's user timeout bounds each attempt to connect, and the TLS handshake, whatever `stalled` says. A peer
-    that died during the handshake is a `DeadPeerError`; one that is alive and says nothing of TLS is asyncio's
-    ConnectionAbortedError, after `ssl_handshake_timeout` seconds (None: the user timeout, an eighth of it and half a
-    second, so that the kernel reports a death first; at most asyncio's 60 s).
+    The policy's user timeout bounds each attempt to connect, and the TLS handshake, also with stalled="keep". A peer
+    that dies during the handshake is a `DeadPeerError`. One that is alive and does not speak TLS is asyncio's
+    ConnectionAbortedError after `ssl_handshake_timeout` seconds. None stands for nine eighths of the user timeout and
+    half a second, so that the kernel reports a dead peer first; at most asyncio's 60 s.
 
-    Raises `DeadPeerError` when no address answers (cause CONNECTING) or can be reached (UNREACHABLE); OSError for what
-    else goes wrong, such as ConnectionRefusedError; `PolicyError`, `AddressError` at once.
+    Raises `DeadPeerError` when no address answers (cause CONNECTING) or none can be reached (UNREACHABLE); other
+    OSErrors as they are, such as ConnectionRefusedError; `PolicyError`, `AddressError`, ValueError at once.
     """
     address = make_address(host, port)
     choice = choose_policy(keepalive, address=address)
@@ -115,6 +118,42 @@ def connect(
     return Pending(make)
 
 
+class _ConnectionOptions(TypedDict, total=False):
+    """The arguments of `create_connection` for its overloads."""
+
+    keepalive: KeepaliveArg
+    ssl: ssl_module.SSLContext | bool | None
+    family: int
+    proto: int
+    flags: int
+    sock: socket.socket | None
+    local_addr: tuple[str, int] | None
+    server_hostname: str | None
+    ssl_handshake_timeout: float | None
+    ssl_shutdown_timeout: float | None
+    happy_eyeballs_delay: float | None
+    interleave: int | None
+    all_errors: bool
+
+
+@overload
+async def create_connection(
+    protocol_factory: Callable[[], W],
+    host: str | None = None,
+    port: int | str | None = None,
+    **options: Unpack[_ConnectionOptions],
+) -> tuple[KeepaliveTransport, W]: ...
+
+
+@overload
+async def create_connection(
+    protocol_factory: Callable[[], P],
+    host: str | None = None,
+    port: int | str | None = None,
+    **options: Unpack[_ConnectionOptions],
+) -> tuple[asyncio.Transport, P]: ...
+
+
 async def create_connection(
     protocol_factory: Callable[[], P],
     host: str | None = None,
@@ -134,11 +173,11 @@ async def create_connection(
     interleave: int | None = None,
     all_errors: bool = False,
 ) -> tuple[asyncio.Transport, P]:
-    """asyncio's `loop.create_connection` with a policy.
+    """Open a connection as asyncio's `loop.create_connection` does, with a policy.
 
-    The transport is a `KeepaliveTransport` when the protocol is a `KeepaliveProtocol`. A `sock` that is handed over is
-    given the policy, and must be connected. Without `keepalive`, the factory's own `keepalive` attribute counts, so
-    pass the protocol class itself where you can. Raises what `connect` raises, and ValueError as asyncio does.
+    The transport is a `KeepaliveTransport` when the protocol is a `KeepaliveProtocol`. A `sock` must be connected, and
+    gets the policy. Without `keepalive`, the factory's own `keepalive` attribute is the policy: pass the protocol class
+    itself where you can. Raises what `connect` raises, and ValueError as asyncio does.
     """
     address = None if sock is None or sock.family in _TCP else UnixAddress(str(sock.getsockname()))
     choice = choose_policy(keepalive, factory=protocol_factory, address=address)
@@ -175,16 +214,49 @@ async def create_connection(
 
 
 async def open_connection(
-    host: str | None = None, port: int | str | None = None, *, limit: int = 65536, **kwargs: Any
+    host: str | None = None,
+    port: int | str | None = None,
+    *,
+    limit: int = 65536,
+    keepalive: KeepaliveArg = None,
+    ssl: ssl_module.SSLContext | bool | None = None,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    sock: socket.socket | None = None,
+    local_addr: tuple[str, int] | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    happy_eyeballs_delay: float | None = None,
+    interleave: int | None = None,
+    all_errors: bool = False,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """asyncio's `open_connection` with a policy: takes what `create_connection` takes, `keepalive=` with it.
+    """Open a connection as asyncio's `open_connection` does, with a policy; the arguments are `create_connection`'s.
 
-    A dead peer is raised by the reader and the writer as `DeadPeerError`.
+    The reader and the writer raise `DeadPeerError` when the peer is dead.
     """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     protocol = StreamsProtocol(reader, loop=loop)
-    await create_connection(lambda: protocol, host, port, **kwargs)
+    await create_connection(
+        lambda: protocol,
+        host,
+        port,
+        keepalive=keepalive,
+        ssl=ssl,
+        family=family,
+        proto=proto,
+        flags=flags,
+        sock=sock,
+        local_addr=local_addr,
+        server_hostname=server_hostname,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+        happy_eyeballs_delay=happy_eyeballs_delay,
+        interleave=interleave,
+        all_errors=all_errors,
+    )
     return reader, asyncio.StreamWriter(protocol.loop_transport, protocol, reader, loop)
 
 

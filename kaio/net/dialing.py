@@ -88,7 +88,7 @@ def bound_handshake(tls: TlsArguments, bound: float | None) -> TlsArguments:
     This is for a peer whose kernel answers while its program does not. A dead peer is reported by the kernel, whose
     timers fire up to an eighth late (kernel/time/timer.c), so that the handshake gets an eighth and half a second more.
     """
-    if not tls or tls["ssl_handshake_timeout"] is not None or bound is None:
+    if not tls or tls.get("ssl_handshake_timeout") is not None or bound is None:
         return tls
     return {**tls, "ssl_handshake_timeout": min(bound * 1.125 + 0.5, _HANDSHAKE)}
 
