@@ -459,7 +459,7 @@ class _CoveringOther(Covering):
         reuse_address: bool | None = None,
         reuse_port: bool | None = None,
     ) -> socket.socket:
-        """uvloop would bind to a link-local address without its scope."""
+        """Bind to a link-local address with its scope, which uvloop loses."""
         route = await find_route(self, host, port, DialOptions(family=family, flags=flags))
         family, kind, proto, _, address = route.remote[0]
         sock = socket.socket(family, kind, proto)

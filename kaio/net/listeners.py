@@ -31,17 +31,18 @@ logger: Final = logging.getLogger("kaio")
 
 
 class Listener:
-    """An address to accept connections on, with the policy that they get.
+    """An address to accept connections on, and the policy that they get.
 
     `address` is text such as "0.0.0.0:9000", "[::]:9443", ":9000" (every interface, IPv4 and IPv6),
     "unix:/run/app.sock", a path object, a `TcpAddress` or `UnixAddress`; or a socket, bound or already listening, which
-    then belongs to the listener. `keepalive` takes what every `keepalive=` takes; a Unix socket has none, and giving
-    one is a `PolicyError`. A listener belongs to one server at a time.
+    the listener closes. `keepalive` takes what every `keepalive=` takes; None is the server's. A Unix socket has no
+    policy, and giving it one is a `PolicyError`. A listener belongs to one server at a time.
 
-    `ssl` is an SSLContext; `backlog` the length of the queue (the system caps it: net.core.somaxconn); `reuse_port` and
-    `reuse_address` are asyncio's; `dualstack_ipv6` lets an IPv6 address take IPv4 too, as in `socket.create_server`.
+    `ssl` is an SSLContext; `backlog` the length of the queue (net.core.somaxconn at most); `reuse_port` and
+    `reuse_address` are asyncio's; `dualstack_ipv6` lets an IPv6 address accept IPv4 too, as in `socket.create_server`.
 
-    Raises `AddressError`, `PolicyError`; what the system says to binding comes as OSError when the server starts.
+    Raises `AddressError`, `PolicyError`, TypeError. An address that cannot be bound is an OSError when the server
+    starts.
     """
 
     def __init__(
@@ -81,18 +82,18 @@ class Listener:
             self._choice = choose_policy(keepalive, address=where)
         self._endpoint = Endpoint(self._choice or PolicyChoice(None))
         self._acceptor: Acceptor | None = None  # None: it does not listen
-        self._server: object = None  # that it belongs to
+        self._server: object = None  # the one that it belongs to
 
     # -- what a user sees
 
     @property
     def address(self) -> Address:
-        """Where it listens; a port given as 0 is the one that the system chose once the server has started."""
+        """The address to listen on. Once the server has started, port 0 is replaced by the port that was bound."""
         return self._binding.address
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """The listening sockets; empty before the start and after the close."""
+        """The listening sockets; empty before the server starts and after it is closed."""
         return tuple(self._binding.sockets)
 
     @property
