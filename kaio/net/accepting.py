@@ -24,8 +24,7 @@ from ..errors import KaioError
 from ..kernel.options import platform
 from ..kernel.sockets import apply_or_warn
 from ..monitor.error_watch import bare
-from .attachment import ProtocolFactory, attach_handshake
-from .endpoints import Endpoint, Terms
+from .endpoints import Endpoint, Handshake, ProtocolFactory, Terms
 from .exhaustion import Exhaustion
 
 __all__ = ["AcceptLoop", "AcceptTls", "Acceptor", "LoopServers", "make_acceptor"]
@@ -203,13 +202,10 @@ class LoopServers(Acceptor):
             if len(live) >= exhaustion.count_at:
                 exhaustion.count(len(live), loop.time())
             try:
-                protocol = make(endpoint.terms)
+                return make(Handshake(endpoint.terms) if has_tls else endpoint.terms)
             except Exception:  # uvloop would stop listening
                 logger.exception("%s: the protocol factory failed for an accepted connection", self._address)
                 return _Aborting()
-            if has_tls:
-                attach_handshake(protocol, endpoint.terms)
-            return protocol
 
         return factory
 

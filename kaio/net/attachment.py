@@ -13,24 +13,21 @@ from .endpoints import REFUSED, Handshake, Terms
 from .protocols import Watched
 from .transports import WatchedTransport
 
-__all__ = ["AttachingFactory", "ProtocolFactory", "attach_handshake", "attached_transport", "attaching", "refuse"]
+__all__ = ["attached_transport", "attaching", "refuse"]
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
-ProtocolFactory = Callable[[], asyncio.BaseProtocol]
-AttachingFactory = Callable[[Terms], asyncio.BaseProtocol]
 
-
-def attaching(factory: Callable[[], P]) -> Callable[[Terms], P]:
+def attaching(factory: Callable[[], P]) -> Callable[[Terms | Handshake], P]:
     """Make a protocol factory one that takes terms, and attaches them to each protocol that it makes."""
 
-    def make_new(terms: Terms) -> P:
+    def make_new(terms: Terms | Handshake) -> P:
         protocol = factory()
         assert isinstance(protocol, Watched)
         protocol._kaio = terms
         return protocol
 
-    def make(terms: Terms) -> P:
+    def make(terms: Terms | Handshake) -> P:
         protocol = factory()
         if isinstance(protocol, Watched):
             present = getattr(protocol, "_kaio", None)
@@ -41,12 +38,6 @@ def attaching(factory: Callable[[], P]) -> Callable[[Terms], P]:
 
     # A class makes a new object each time, which has no connection yet.
     return make_new if isinstance(factory, type) and issubclass(factory, Watched) else make
-
-
-def attach_handshake(protocol: asyncio.BaseProtocol, terms: Terms) -> None:
-    """Let a protocol hold a TLS handshake: it is under way until the protocol has its transport, or is dropped."""
-    if isinstance(protocol, Watched):
-        protocol._kaio = Handshake(terms)
 
 
 def attached_transport(protocol: asyncio.BaseProtocol) -> WatchedTransport | None:

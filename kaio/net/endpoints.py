@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..addresses import Address, TcpAddress
 from ..errors import PolicyError
@@ -22,9 +22,11 @@ from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 
 __all__ = [
     "REFUSED",
+    "AttachingFactory",
     "Endpoint",
     "Handshake",
     "PolicyChoice",
+    "ProtocolFactory",
     "Terms",
     "choose_policy",
     "refuse_keepalive",
@@ -105,7 +107,7 @@ class Endpoint:
 
     def __init__(self, choice: PolicyChoice) -> None:
         self.set_policy(choice)
-        self.make: Callable[[Terms], asyncio.BaseProtocol] | None = None  # makes protocols; None: it does not accept
+        self.make: AttachingFactory | None = None  # None: it does not accept
         self.counters: Counters | None = None  # the server's
         self.loop: asyncio.AbstractEventLoop | None = None  # the loop on which connections are accepted
         self.monitor: Monitor | None = None  # the loop's
@@ -172,6 +174,10 @@ def with_system_times(policy: Keepalive, state: SocketState | None) -> Keepalive
         return policy.filled(idle=state.idle, interval=state.interval, count=state.count)
     return policy
 
+
+ProtocolFactory: TypeAlias = Callable[[], asyncio.BaseProtocol]
+AttachingFactory: TypeAlias = Callable[[Terms | Handshake], asyncio.BaseProtocol]
+"""Makes a protocol and attaches to it the terms of its connection, or its TLS handshake."""
 
 REFUSED: Final = Terms(None, None, endpoint=Endpoint(PolicyChoice(None)))
 """The terms of a connection whose creation was cancelled: it is aborted in connection_made."""

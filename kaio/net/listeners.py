@@ -21,9 +21,8 @@ from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.monitor import get_monitor
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from .accepting import Acceptor, AcceptTls, make_acceptor
-from .attachment import AttachingFactory
 from .binding import Binding, address_of
-from .endpoints import Endpoint, PolicyChoice, choose_policy
+from .endpoints import AttachingFactory, Endpoint, PolicyChoice, choose_policy
 
 __all__ = ["Listener"]
 

@@ -22,9 +22,9 @@ from ..addresses import Address, make_address, tcp_address
 from ..monitor.counters import Counters
 from ..policy import KeepaliveArg
 from .asyncio_streams import StreamsProtocol
-from .attachment import ProtocolFactory, attaching
+from .attachment import attaching
 from .connection import CLOSE_TIMEOUT, Connection, StreamProtocol, finish
-from .endpoints import Endpoint, PolicyChoice, choose_policy
+from .endpoints import Endpoint, PolicyChoice, ProtocolFactory, choose_policy
 from .listeners import Listener
 from .pending import Pending
 from .protocols import Watched
