@@ -31,6 +31,7 @@ from ..monitor.wheel import TURN
 from ..net.dialing import (
     Attempts,
     DialOptions,
+    connect_bound,
     detach_if_closed,
     dial,
     find_route,
@@ -41,7 +42,7 @@ from ..net.dialing import (
     tls_arguments,
 )
 from ..net.protocols import Watched
-from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
+from ..policy import Keepalive, SocketState, as_policy
 from .foreign import DescriptorLink, TransportLink, state_of
 
 __all__ = ["Covering", "loop_class", "take_over"]
@@ -61,8 +62,7 @@ class _Cover:
         self._loop = weakref.ref(loop)
         self.policy: Keepalive = policy
         self.active: bool = policy.enabled
-        bound = policy.effective_user_timeout if policy.enabled else None
-        self.connect_bound: float | None = None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
+        self.connect_bound = connect_bound(policy)
         self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
         self._transports: Any = None  # the loop's own table of them: descriptor -> weak reference
         self._descriptors: list[tuple[Descriptor, SocketState]] = []  # met, and not yet known to the monitor
@@ -415,7 +415,9 @@ class _CoveringOther(Covering):
         cover.stir()
         return made
 
-    async def _dial(self, host: Any, port: Any, options: DialOptions, *, all_errors: bool) -> socket.socket:
+    async def _dial(
+        self, host: str | None, port: int | str | None, options: DialOptions, *, all_errors: bool
+    ) -> socket.socket:
         """Connect by this loop's `sock_connect`: the base would make the socket where no option can be set."""
         route = await find_route(self, host, port, options)
         attempts = Attempts(self)
@@ -427,7 +429,9 @@ class _CoveringOther(Covering):
         finally:
             attempts.errors = []  # they hold this frame, by their tracebacks
 
-    async def _make_transport(self, sock: socket.socket, protocol: Any, options: dict[str, Any]) -> Any:
+    async def _make_transport(
+        self, sock: socket.socket, protocol: asyncio.BaseProtocol, options: dict[str, Any]
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         """Let the base make a transport over a connected socket."""
         try:
             transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **options)
@@ -453,7 +457,7 @@ class _CoveringOther(Covering):
     async def _bind(
         self,
         host: str,
-        port: Any,
+        port: int | str | None,
         family: int = 0,
         flags: int = socket.AI_PASSIVE,
         reuse_address: bool | None = None,

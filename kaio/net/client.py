@@ -25,7 +25,7 @@ from ..liveness.limits import limits_of
 from ..monitor.counters import Event
 from ..monitor.error_watch import bare
 from ..monitor.monitor import get_monitor
-from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, KeepaliveArg
+from ..policy import Keepalive, KeepaliveArg
 from .asyncio_streams import StreamsProtocol
 from .attachment import attached_transport, attaching, refuse
 from .connection import Connection, StreamProtocol
@@ -36,6 +36,7 @@ from .dialing import (
     Route,
     TlsArguments,
     bound_handshake,
+    connect_bound,
     detach_if_closed,
     dial,
     find_route,
@@ -190,7 +191,7 @@ async def create_connection(
         if choice.policy is not None:
             now = with_system_times(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
             terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
-            tls = bound_handshake(tls, _bound(now))
+            tls = bound_handshake(tls, connect_bound(now))
         made = await _wrap_socket(sock, lambda: new(terms), tls)
     else:
         made = await _connect_tcp(
@@ -284,7 +285,7 @@ async def _connect_tcp(
         sock = socket.socket(info[0], info[1], info[2])
         try:
             now = with_system_times(policy, apply_or_warn(sock, policy, explicit=choice.explicit))  # the same each time
-            attempts.bound = bound = _bound(now)
+            attempts.bound = bound = connect_bound(now)
             attempts.bound_by_kernel = bound is not None and platform.set_user_timeout(sock, bound)
         except BaseException:
             sock.close()
@@ -365,12 +366,6 @@ def _end_connect_bound(sock: socket.socket, transport: KeepaliveTransport | None
         platform.set_user_timeout(sock, target_state(policy, sock).user_timeout)
     except KeepaliveError as exc:  # it has ended already
         logger.debug("%s", exc)
-
-
-def _bound(policy: Keepalive) -> float | None:
-    """Seconds for one attempt to connect, and for the TLS handshake; None: no bound but the system's."""
-    bound = policy.effective_user_timeout if policy.enabled else None
-    return None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
 
 
 def _unanswered(errors: list[OSError], from_here: list[OSError]) -> OSError | None:

@@ -1,8 +1,7 @@
 """Connecting a TCP socket, for kaio's own clients and for other libraries on kaio's loop: addresses, attempts, TLS.
 
 Rules kept here: TLS arguments are checked before there is a socket that could be left open. The error of each attempt
-is kept, because happy eyeballs raises one of them only. Nothing here knows of policies or protocols: options are set
-by whoever makes the socket.
+is kept, because happy eyeballs raises one of them only. Options are set by whoever makes the socket.
 """
 
 from __future__ import annotations
@@ -17,14 +16,18 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypedDict
 
 import aiohappyeyeballs
 
+from ..policy import MAX_USER_TIMEOUT_MS, Keepalive
+
 __all__ = [
     "AddrInfo",
     "Attempts",
     "BoundedAttempts",
     "DialOptions",
     "Route",
+    "SocketAddress",
     "TlsArguments",
     "bound_handshake",
+    "connect_bound",
     "detach_if_closed",
     "dial",
     "find_route",
@@ -38,6 +41,8 @@ __all__ = [
 
 AddrInfo: TypeAlias = aiohappyeyeballs.AddrInfoType
 """What getaddrinfo gives for one address."""
+SocketAddress: TypeAlias = tuple[Any, ...] | str
+"""What connect() takes: a host and a port, and two numbers more for IPv6; or the path of a Unix socket."""
 
 _HANDSHAKE: Final = 60.0  # seconds that asyncio and uvloop give a TLS handshake
 _ETIMEDOUT: Final = 110 if os.name == "posix" else 10060
@@ -166,6 +171,12 @@ def loses_scope(loop: asyncio.AbstractEventLoop) -> bool:
 # -- attempts
 
 
+def connect_bound(policy: Keepalive) -> float | None:
+    """Seconds for one attempt to connect, and for the TLS handshake; None: no bound but the system's."""
+    bound = policy.effective_user_timeout if policy.enabled else None
+    return None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
+
+
 async def dial(
     attempts: Attempts,
     route: Route,
@@ -193,7 +204,7 @@ class Attempts:
         self._loop = loop
         self.errors: list[OSError] = []
 
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+    async def sock_connect(self, sock: socket.socket, address: SocketAddress) -> None:
         """Connect as the loop's `sock_connect` does."""
         try:
             await self._connect(sock, address)
@@ -204,7 +215,7 @@ class Attempts:
             self.errors.append(exc)
             raise
 
-    async def _connect(self, sock: socket.socket, address: Any) -> None:
+    async def _connect(self, sock: socket.socket, address: SocketAddress) -> None:
         await sock_connect(self._loop, sock, address)
 
     def __getattr__(self, name: str) -> object:
@@ -220,7 +231,7 @@ class BoundedAttempts(Attempts):
         self.bound_by_kernel: bool = False  # else by a timer here
         self.from_here: list[OSError] = []  # the errors that this host gave before it sent anything
 
-    async def _connect(self, sock: socket.socket, address: Any) -> None:
+    async def _connect(self, sock: socket.socket, address: SocketAddress) -> None:
         try:
             sock.connect(address)
         except (BlockingIOError, InterruptedError):
@@ -237,7 +248,7 @@ class BoundedAttempts(Attempts):
                 await super()._connect(sock, address)
 
 
-async def sock_connect(loop: Any, sock: socket.socket, address: Any) -> None:
+async def sock_connect(loop: Any, sock: socket.socket, address: SocketAddress) -> None:
     """Connect as the loop's `sock_connect` does. uvloop's looks the address up again, and loses its scope by that."""
     scoped = isinstance(address, tuple) and len(address) == 4 and address[3]
     if not scoped or not loses_scope(asyncio.get_running_loop()):
