@@ -792,6 +792,12 @@ async def test_an_invalid_environment_is_refused_at_once_where_it_is_read(monkey
     with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
         _ = listener.keepalive
     assert not listener.sockets
+    assert "invalid" in repr(listener)
+    told = kaio.Listener("127.0.0.1:0", keepalive=TOLD)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.Server([told, listener], Recorder)
+    async with kaio.serve(echo, listeners=[told, listener], keepalive=TOLD) as server:
+        assert [each.keepalive for each in server.listeners] == [kaio.Keepalive.parse(TOLD)] * 2
 
 
 async def test_an_argument_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ class Server(Generic[C_co]):
                 endpoint.on_empty = self._check_ended
                 endpoint.counters = self._counters
                 self._endpoints.append(endpoint)
-        except RuntimeError:
+        except BaseException:
             for listener in self._listeners:
                 listener.release(self)
             raise
