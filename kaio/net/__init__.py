@@ -7,7 +7,7 @@ transports       a transport that knows whether its peer is still there
 protocols        the callbacks: peer_suspect, peer_recovered, peer_dead
 connection       the stream
 attachment       what kaio attaches to a protocol: its terms, then its transport
-mypy_bases       the bases of kaio's protocols, as mypy sees them
+_mypy_bases      the bases of kaio's protocols, as mypy sees them
 asyncio_streams  asyncio's reader and writer
 dialing          resolving, attempts, TLS arguments: shared by all that connect
 pending          the result of connect and serve, to be awaited or entered

@@ -16,7 +16,7 @@ from typing import Final
 
 from ..addresses import Address, TcpAddress, UnixAddress
 from ..errors import AddressError
-from .dialing import AddrInfo, resolve
+from .dialing import AddrInfo, TcpSocketAddress, resolve
 
 __all__ = ["Binding", "address_of"]
 
@@ -86,7 +86,7 @@ class Binding:
                     raise
         self.address = TcpAddress(address.host, self.sockets[0].getsockname()[1])
 
-    def _bind_all(self, wanted: list[tuple[int, tuple]], port: int) -> None:  # type: ignore[type-arg]
+    def _bind_all(self, wanted: list[tuple[int, TcpSocketAddress]], port: int) -> None:
         for family, where in wanted:
             try:
                 # With its protocol said: asyncio sets TCP_NODELAY only where it is.

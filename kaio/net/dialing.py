@@ -25,6 +25,7 @@ __all__ = [
     "DialOptions",
     "Route",
     "SocketAddress",
+    "TcpSocketAddress",
     "TlsArguments",
     "bound_handshake",
     "connect_bound",
@@ -39,10 +40,12 @@ __all__ = [
     "tls_arguments",
 ]
 
-AddrInfo: TypeAlias = aiohappyeyeballs.AddrInfoType
-"""What getaddrinfo gives for one address."""
-SocketAddress: TypeAlias = tuple[Any, ...] | str
-"""What connect() takes: a host and a port, and two numbers more for IPv6; or the path of a Unix socket."""
+TcpSocketAddress: TypeAlias = tuple[Any, ...]
+"""A host and a port, and two numbers more for IPv6."""
+SocketAddress: TypeAlias = TcpSocketAddress | str
+"""What connect() takes: a TCP address, or the path of a Unix socket."""
+AddrInfo: TypeAlias = tuple[int, int, int, str, TcpSocketAddress]
+"""What getaddrinfo gives for one address: family, type, protocol, canonical name, address."""
 
 _HANDSHAKE: Final = 60.0  # seconds that asyncio and uvloop give a TLS handshake
 _ETIMEDOUT: Final = 110 if os.name == "posix" else 10060

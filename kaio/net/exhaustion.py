@@ -30,8 +30,8 @@ class Exhaustion:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self.is_active = False  # it was logged, and has not ended
-        self.count_at = 0  # connections from which on free descriptors are to be counted
+        self.is_active: bool = False  # it was logged, and has not ended
+        self.count_at: int = 0  # connections from which on free descriptors are to be counted
         self._count_after = 0.0  # and the loop's time before which they are not
 
     # -- where kaio accepts

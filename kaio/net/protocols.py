@@ -26,7 +26,7 @@ from .transports import WatchedTransport
 MYPY = False  # mypy takes it for true, by its name
 if MYPY:
     assert os.name == "mypy"  # by which pyright knows that the next line is not for it
-    from .mypy_bases import BufferedProtocol, Protocol
+    from ._mypy_bases import BufferedProtocol, Protocol
 else:
     from asyncio import BufferedProtocol, Protocol
 
