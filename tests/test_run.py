@@ -341,7 +341,7 @@ print(found(), len(os.listdir("/proc/self/task")))
 
 
 def test_a_thread_may_fork_while_the_main_thread_waits_for_it() -> None:
-    """What is to be done after a fork in the main thread is for Python's main loop there, which may not be back soon."""
+    """What follows a fork in the main thread waits for that thread to run Python code again, which may take long."""
     write(
         "app.py",
         FORK
@@ -703,12 +703,12 @@ def test_a_report_may_be_asked_for_while_the_program_itself_writes() -> None:
 @pytest.mark.parametrize(
     ("command", "environment", "word"),
     [
-        ("", {}, "which program"),
-        ("-m", {}, "which program"),
+        ("", {}, "no program given"),
+        ("-m", {}, "no program given"),
         ("--keepalive 1s:1s app.py", {}, "keepalive"),
         ("--keepalive 1s:1s:200 app.py", {}, "count"),
         ("--keepalive", {}, "keepalive"),
-        ("--keepalive app.py", {}, "which program"),
+        ("--keepalive app.py", {}, "no program given"),
         ("--sweep soon app.py", {}, "sweep"),
         ("--sweep 0 app.py", {}, "sweep"),
         ("--sweep 2h app.py", {}, "sweep"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from ...errors import KaioError, PolicyError
-from ...policy import MAX_COUNT, MAX_SECONDS
+from ...policy.fields import MAX_COUNT, MAX_SECONDS
 
 __all__ = ["PROC", "SETTINGS", "Setting", "SysctlError", "check", "field_of", "parse", "path_of", "require_linux"]
 
