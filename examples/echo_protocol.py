@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import Any
 
 import kaio
 
@@ -17,8 +16,8 @@ class Echo(kaio.KeepaliveProtocol):
 
     keepalive = kaio.Keepalive.detect(within=10)  # for all connections of this class, unless an argument says otherwise
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport: kaio.KeepaliveTransport = transport
+    def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
+        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)

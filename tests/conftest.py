@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import inspect
 import os
@@ -94,12 +95,33 @@ def _no_complaints(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first, as many with each worker: they wait side by side."""
-    slow = [item for item in items if item.get_closest_marker("slow") is not None]
-    fast = [item for item in items if item.get_closest_marker("slow") is None]
+    """The slow tests first, as many with each worker: they wait side by side. Those that run alone come last."""
+    parts: dict[str, list[pytest.Item]] = {"slow": [], "fast": [], "alone": []}
+    for item in items:
+        parts[next((name for name in ("alone", "slow") if item.get_closest_marker(name) is not None), "fast")].append(
+            item
+        )
     # pytest-xdist gives each worker as long a row of them, one behind the other.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    items[:] = [item for worker in range(workers) for part in (slow, fast) for item in part[worker::workers]]
+    rows = [parts[name][worker::workers] for worker in range(workers) for name in ("slow", "fast")]
+    items[:] = [item for row in (*rows, parts["alone"]) for item in row]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # faulthandler_timeout does not count the time of waiting
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Run a test that is marked `alone` while no other worker runs one.
+
+    Any other test holds a lock with others, and this one holds it for itself. It waits for a moment in which nothing
+    else runs, and so for the end of the run; hence the order above.
+    """
+    if not hasattr(item.config, "workerinput"):  # without pytest-xdist every test is alone
+        return (yield)
+    with open(__file__, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH if item.get_closest_marker("alone") is None else fcntl.LOCK_EX)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also of a process that a test forked and that has not ended
 
 
 @pytest.hookimpl(wrapper=True)

@@ -122,7 +122,7 @@ class Peers:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers", "installed")
-def test_a_dead_peer_is_found_in_time_whatever_the_program_is_written_in(tmp_path: Path) -> None:
+def test_dead_peers_are_detected_in_time_in_every_language(tmp_path: Path) -> None:
     """redis-server, C that is linked statically, JavaScript, Python: idle, with data in flight, and the living live."""
     with contextlib.ExitStack() as stack:
         running = {
@@ -151,8 +151,8 @@ def test_a_dead_peer_is_found_in_time_whatever_the_program_is_written_in(tmp_pat
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_program_that_sets_times_on_what_it_accepts_is_left_to_itself(tmp_path: Path) -> None:
-    """Redis has 300/100/3 for its clients: theirs is no mixture with ours, also where they inherit from a listener."""
+def test_a_listening_socket_is_left_alone_if_the_program_sets_times_on_accepted_connections(tmp_path: Path) -> None:
+    """Redis sets 300/100/3: its clients' options are never mixed with the policy's, not even inherited ones."""
     own = SocketState(enabled=True, idle=300, interval=100, count=3)
     with programs.redis(tmp_path) as redis, Attachment(redis.pid, QUICK) as attachment:
         assert {change.outcome for change in attachment.look()} == {Outcome.SET}  # a listener, and no client yet
@@ -174,8 +174,8 @@ def test_a_program_that_sets_times_on_what_it_accepts_is_left_to_itself(tmp_path
         until(lambda: any(found.peer for found in sockets(redis.pid)))
         kept = attach(redis.pid, QUICK)
         assert {(change.outcome, change.why) for change in kept} == {
-            (Outcome.KEPT, "it has times of its own"),
-            (Outcome.KEPT, "what it accepts is given times by the program"),
+            (Outcome.KEPT, "the program has set its own times"),
+            (Outcome.KEPT, "the program sets times on accepted connections"),
         }
         assert {change.outcome for change in attach(redis.pid, QUICK, force=True)} == {Outcome.SET}
         assert set(states(redis.pid).values()) == {HAS_QUICK}
@@ -192,8 +192,8 @@ it = [each.fileno() for each in (listener, off, on, own)]
 """
 
 
-def test_what_the_program_chose_stands_unless_forced(other: Puppet) -> None:
-    """Off and on alone get the policy, own times stay as a whole; a dry run changes nothing."""
+def test_times_set_by_the_program_are_kept_unless_forced(other: Puppet) -> None:
+    """SO_KEEPALIVE off, or on without times, gets the policy; own times are kept; a dry run changes nothing."""
     listener, off, on, own = other(SEVERAL)
     before = states(other.pid)
     changes = attach(other.pid, dry_run=True)
@@ -223,8 +223,8 @@ def test_what_the_program_chose_stands_unless_forced(other: Puppet) -> None:
         ("on", SocketState(enabled=True, idle=7200, interval=75, count=9)),
     ],
 )
-def test_the_user_timeout_is_the_kernels(other: Puppet, policy: str, expected: SocketState) -> None:
-    """Whatever `stalled` says, since nobody else is there; and what a policy leaves to the system is the system's."""
+def test_the_kernel_enforces_the_user_timeout(other: Puppet, policy: str, expected: SocketState) -> None:
+    """Whatever `stalled` says, because no monitor runs there; None in a policy leaves the system's value."""
     other("s = socket.socket()")
     (change,) = attach(other.pid, policy)
     assert (change.after, change.outcome) == (expected, Outcome.SET)
@@ -232,12 +232,12 @@ def test_the_user_timeout_is_the_kernels(other: Puppet, policy: str, expected: S
 
 
 @pytest.mark.skipif(not programs.MPTCP, reason="this kernel has no MPTCP")
-def test_multipath_tcp_gets_what_it_takes(other: Puppet) -> None:
-    """It has no user timeout; that is said."""
+def test_multipath_tcp_gets_no_user_timeout(other: Puppet) -> None:
+    """The change says that it has none."""
     other(f"s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, {programs.MPTCP})")
     (change,) = attach(other.pid)
     assert change.after == SocketState(enabled=True, idle=20, interval=10, count=4)
-    assert (change.outcome, change.why) == (Outcome.SET, "MPTCP has no user timeout")
+    assert (change.outcome, change.why) == (Outcome.SET, "Multipath TCP has no user timeout")
 
 
 REFUSE = """
@@ -257,8 +257,8 @@ cli(["attach", sys.argv[1]], prog_name="kaio")
 """
 
 
-def test_what_the_kernel_refuses_is_told(other: Puppet) -> None:
-    """Of each socket, and by the exit code; the others are gone on with."""
+def test_a_policy_that_the_kernel_rejects_is_reported(other: Puppet) -> None:
+    """For each socket, and by the exit code; the other sockets are still set."""
     other("s, t = socket.socket(), socket.socket()")
     number = {"x86_64": 54, "aarch64": 208}[platform.machine()]
     command = [sys.executable, "-c", REFUSE, str(other.pid), str(number)]
@@ -271,8 +271,8 @@ def test_what_the_kernel_refuses_is_told(other: Puppet) -> None:
     assert {state.enabled for state in states(other.pid).values()} == {False}
 
 
-def test_a_policy_that_cannot_be_is_refused_before_anything_changes(other: Puppet) -> None:
-    """Also one that is too long for the kernel only because it has to do without the monitor."""
+def test_an_invalid_policy_is_rejected_before_anything_changes(other: Puppet) -> None:
+    """Also one whose user timeout is too long for the kernel, but not for the monitor."""
     other("s = socket.socket()")
     with pytest.raises(PolicyError, match="idle"):
         attach(other.pid, "0s:1s:1")
@@ -284,8 +284,8 @@ def test_a_policy_that_cannot_be_is_refused_before_anything_changes(other: Puppe
 # -- again and again
 
 
-def test_what_comes_later_is_set_and_what_the_program_changes_stands(other: Puppet) -> None:
-    """Each socket once; of a mixture of its times with our user timeout, ours is taken away."""
+def test_new_sockets_are_set_and_later_changes_by_the_program_are_kept(other: Puppet) -> None:
+    """Each socket is set once; if the program sets times later, kaio's user timeout is removed."""
     fd = other("s = socket.socket(); it = s.fileno()")
     with Attachment(other.pid) as attachment:
         assert outcomes(attachment.look()) == {fd: Outcome.SET}
@@ -307,12 +307,12 @@ def test_what_comes_later_is_set_and_what_the_program_changes_stands(other: Pupp
     assert set(outcomes(attach(other.pid)).values()) == {Outcome.SAME, Outcome.SET}
 
 
-def test_what_waited_to_be_accepted_is_set_once_it_is(other: Puppet) -> None:
-    """The kernel gave it what the listener had when it was made."""
+def test_connections_in_the_accept_queue_are_set_once_accepted(other: Puppet) -> None:
+    """They have the options that the listening socket had when they were made."""
     address = other("listener = socket.create_server(('127.0.0.1', 0)); it = listener.getsockname()")
     with socket.create_connection(tuple(address)), Attachment(other.pid) as attachment:
         (change,) = attachment.look()
-        assert change.why == "1 that wait to be accepted keep what they have"
+        assert change.why == "1 connections in the accept queue keep their options"
         accepted = other("accepted = listener.accept()[0]; it = accepted.fileno()")
         assert not states(other.pid)[accepted].enabled
         assert outcomes(attachment.look()) == {accepted: Outcome.SET}
@@ -332,8 +332,8 @@ child()
 """
 
 
-def test_child_processes_are_taken_in_when_asked_for(other: Puppet) -> None:
-    """And stay, also when their parent ends before them."""
+def test_child_processes_are_included_on_request(other: Puppet) -> None:
+    """And are followed even after their parent has exited."""
     with Attachment(other.pid, QUICK, children=True) as attachment, Attachment(other.pid) as alone:
         assert attachment.look() == []
         other(FORK)
@@ -378,7 +378,7 @@ def window_is_shut(pid: int, fd: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
-def test_a_peer_that_is_stalled_and_answers_is_spared_as_long_as_somebody_looks(other: Puppet) -> None:
+def test_the_user_timeout_is_removed_while_a_peer_is_stalled_and_answers(other: Puppet) -> None:
     """It lives, and has its bound again once it reads; one that no longer answers is dropped all the same.
 
     Where nobody looks again, who takes nothing for the user timeout is dropped, unless it was stalled at first sight.
@@ -400,7 +400,7 @@ def test_a_peer_that_is_stalled_and_answers_is_spared_as_long_as_somebody_looks(
         unwatched(FILL.format(name="stalled"))
         until(lambda: window_is_shut(unwatched.pid, stalled))
         first, second = attach(unwatched.pid, QUICK)
-        assert (first.socket.fd, first.why) == (stalled, "stalled now: no user timeout")
+        assert (first.socket.fd, first.why) == (stalled, "no user timeout while the peer is stalled")
         assert (second.outcome, second.after) == (Outcome.SET, HAS_QUICK)
         assert first.after == SocketState(enabled=True, idle=1, interval=1, count=2)
         unwatched(FILL.format(name="dropped"))
@@ -422,8 +422,8 @@ def test_a_peer_that_is_stalled_and_answers_is_spared_as_long_as_somebody_looks(
         until(lambda: one(other.pid, silent).tcp_state == TcpState.CLOSE, look)
         assert 3 < time.monotonic() - began < 10
         until(lambda: time.monotonic() - began > 7, look)
-        lifted = (Outcome.LIFTED, "stalled, and answers")
-        assert story[silent] == [lifted, (Outcome.RESTORED, "stalled, and no longer answers")]
+        lifted = (Outcome.LIFTED, "the peer is stalled, and answers")
+        assert story[silent] == [lifted, (Outcome.RESTORED, "the peer is stalled, and stopped answering")]
         assert story[spared] == [lifted]
         assert one(other.pid, spared).peer is not None
         assert [one(unwatched.pid, fd).peer is None for fd in (stalled, dropped)] == [False, True]
@@ -436,7 +436,7 @@ def test_a_peer_that_is_stalled_and_answers_is_spared_as_long_as_somebody_looks(
             look()
 
         until(lambda: len(story[spared]) > 1, drain)
-        assert story[spared][1] == (Outcome.RESTORED, "it takes data again")
+        assert story[spared][1] == (Outcome.RESTORED, "the peer accepts data again")
         assert one(other.pid, spared).state.user_timeout == patient.detection_time
 
 
@@ -448,8 +448,8 @@ def kaio(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments, prog_name="kaio")
 
 
-def test_the_command_says_what_became_of_each_socket(other: Puppet) -> None:
-    """A line each; JSON; a dry run; nothing there."""
+def test_the_command_prints_the_change_to_each_socket(other: Puppet) -> None:
+    """One line each; JSON; a dry run; a process without sockets."""
     result = kaio("attach", str(other.pid))
     assert (result.exit_code, result.output) == (0, f"process {other.pid} has no TCP sockets\n")
     listener, off, on, own = other(SEVERAL)
@@ -457,7 +457,7 @@ def test_the_command_says_what_became_of_each_socket(other: Puppet) -> None:
     assert planned.exit_code == 0
     assert [line.split()[1] for line in planned.output.splitlines()] == ["fd", *map(str, (listener, off, on, own))]
     assert planned.output.count("would be set") == 3
-    assert "kept: it has times of its own" in planned.output
+    assert "kept: the program has set its own times" in planned.output
     assert not states(other.pid)[off].enabled
     document = json.loads(kaio("attach", str(other.pid), "--keepalive", "1s:1s:2", "--json").stdout)
     rows = {row["fd"]: row for row in document["sockets"]}
@@ -476,16 +476,16 @@ def test_the_command_says_what_became_of_each_socket(other: Puppet) -> None:
         (["attach", "1", "--watch", "none"], 2, "kaio: --watch none: must be a time such as 1s, 500ms, 2m\n"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments: list[str], code: int, complaint: str) -> None:
-    """And nothing is done."""
+def test_usage_errors_are_one_line(arguments: list[str], code: int, complaint: str) -> None:
+    """And nothing is changed."""
     result = kaio(*arguments)
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.startswith(complaint)
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_watching_goes_on_until_the_process_ends(other: Puppet) -> None:
-    """A line for each socket that comes, and 0 at the end."""
+def test_watch_runs_until_the_process_exits(other: Puppet) -> None:
+    """It prints a line for each new socket, and exits with 0."""
     other("s = socket.socket()")
     command = [sys.executable, "-m", "kaio", "attach", str(other.pid), "--watch", "50ms", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
@@ -521,7 +521,7 @@ def execute(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
         (["--keepalive", "1s", "--", "true"], 2, "kaio: keepalive='1s': must be"),
     ],
 )
-def test_its_end_is_the_programs_end(arguments: list[str], code: int, complaint: str) -> None:
+def test_exec_exits_as_the_program_does(arguments: list[str], code: int, complaint: str) -> None:
     """Exit code or signal."""
     done = execute(*arguments)
     assert done.returncode == code
@@ -531,7 +531,7 @@ def test_its_end_is_the_programs_end(arguments: list[str], code: int, complaint:
 
 
 def test_the_program_has_its_input_output_arguments_and_signals() -> None:
-    """As if it had been started without."""
+    """As if it had been started without kaio."""
     look = "import signal, sys; print(sys.stdin.read(), sys.argv[1:], signal.pthread_sigmask(0, []))"
     done = execute("--", sys.executable, "-c", look, "--json", "--", "-x", input="in")
     assert done.stdout == "in ['--json', '--', '-x'] set()\n"
@@ -552,7 +552,7 @@ sys.exit(5)
 
 
 def test_signals_reach_the_program_once() -> None:
-    """Those that the command is sent, and the program's end is its end."""
+    """Signals to the command are forwarded, and the command exits as the program does."""
     command = [sys.executable, "-m", "kaio", "exec", "--", sys.executable, "-c", COUNT, "3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -564,7 +564,7 @@ def test_signals_reach_the_program_once() -> None:
 
 
 def test_a_key_on_the_terminal_reaches_the_program_once() -> None:
-    """The terminal sends it to both; only what comes from elsewhere is passed on."""
+    """The terminal signals both; only signals from other processes are forwarded."""
     terminal, line = pty.openpty()
     exec_ = [sys.executable, "-m", "kaio", "exec", "--", sys.executable, "-c", COUNT, "1"]
     with subprocess.Popen(["setsid", "--ctty", *exec_], stdin=line, stdout=line, stderr=line) as process:
@@ -581,7 +581,7 @@ def test_a_key_on_the_terminal_reaches_the_program_once() -> None:
 
 
 def test_the_programs_sockets_and_its_childrens_get_the_policy() -> None:
-    """Also those that come later; what the program chose stands."""
+    """Also later ones; times set by the program are kept."""
     puppet_program = [sys.executable, str(programs.HERE / "puppet.py")]
     command = [sys.executable, "-m", "kaio", "exec", "--watch", "50ms", "--keepalive", "1s:1s:2", "--", *puppet_program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -605,8 +605,8 @@ it = own.fileno(), plain.fileno()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming other users needs root")
-def test_a_program_that_may_not_be_looked_at_runs_all_the_same() -> None:
-    """It is said once, on standard error."""
+def test_a_program_that_cannot_be_inspected_still_runs() -> None:
+    """The reason is printed once, on standard error."""
     become = (
         "import locale, os, sys, pwd, kaio.cli.exec\n"
         "from kaio.cli import cli\n"
@@ -620,4 +620,4 @@ def test_a_program_that_may_not_be_looked_at_runs_all_the_same() -> None:
         command = [sys.executable, "-c", become, sleep]
         done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
     assert done.returncode == 0
-    assert re.fullmatch(r"kaio: process \d+: it does not let itself be looked at \(not dumpable: .*\n", done.stderr)
+    assert re.fullmatch(r"kaio: process \d+: it is not dumpable \(.*\n", done.stderr)

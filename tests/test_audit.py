@@ -114,6 +114,7 @@ def test_each_of_a_thousand_sockets_is_judged_by_its_options(other: Puppet) -> N
         }
         assert row["options"] == expected
         assert one.state.enabled == bool(keepalive)
+        assert one.peer is not None
         assert (one.local[1], one.peer[1]) == (local, peer)
         assert row["local"].endswith(f":{local}")
         assert row["peer"].endswith(f":{peer}")
@@ -314,7 +315,7 @@ def test_audit_and_plan_agree_on_sockets_found_by_a_sweep(policy: str) -> None:
         wanted = planned(policy)
         if policy == "20s:10s:4,user_timeout=2m":
             plan = CliRunner().invoke(cli, ["plan", policy]).output
-            assert "takes the place of the count: idle peers are found dead after 2 min." in plan
+            assert "replaces the count: dead idle peers are detected after 2 min." in plan
             wanted["idle"] = 120
         audit_until(pid, {port: wanted}, monitored=False)
 

@@ -22,8 +22,8 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def test_a_refusal_is_no_dead_peer() -> None:
-    """Somebody answered: ConnectionRefusedError."""
+async def test_a_refusal_is_not_a_dead_peer() -> None:
+    """The host has answered: ConnectionRefusedError."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         host, port = bound.getsockname()
@@ -35,13 +35,13 @@ async def test_a_refusal_is_no_dead_peer() -> None:
 
 
 async def test_happy_eyeballs_takes_the_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name with two addresses, and a server on one of them is enough."""
+    """A name has two addresses, and a server listens on one of them."""
 
-    async def resolve(loop: Any, host: Any, port: Any, *rest: Any) -> list[Any]:
+    async def resolve(loop: Any, host: Any, port: Any, **rest: Any) -> list[Any]:
         kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
         return [(socket.AF_INET6, *kind, ("::1", port, 0, 0)), (socket.AF_INET, *kind, ("127.0.0.1", port))]
 
-    monkeypatch.setattr("kaio.net.client._resolve", resolve)
+    monkeypatch.setattr("kaio.net.dialing.resolve", resolve)
     for host in ("127.0.0.1", "::1"):
         server = await kaio.serve(echo, host, 0)
         async with server, kaio.connect("localhost", server.sockets[0].getsockname()[1]) as client:
@@ -50,7 +50,7 @@ async def test_happy_eyeballs_takes_the_address_that_answers(monkeypatch: pytest
 
 
 class Suspicious(Recorder):
-    """Writes down when its peer is suspect."""
+    """Records when its peer is suspect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class Suspicious(Recorder):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
-async def test_times_left_to_the_system_are_watched_with_the_kernels() -> None:
-    """By each way to connect: the peer is suspect after its first probe, and data in flight is bounded."""
+async def test_times_left_to_the_system_are_read_from_the_kernel() -> None:
+    """By each function that connects, the monitor knows them: the peer is suspect after its first probe."""
     policy = "1s:1s:"
     with socket.socket() as fresh:
         system = kaio.inspect(fresh).count
@@ -90,8 +90,8 @@ async def test_times_left_to_the_system_are_watched_with_the_kernels() -> None:
                 stream.abort()
 
 
-async def test_the_user_timeout_is_only_for_the_handshake_unless_the_policy_drops() -> None:
-    """stalled="keep" leaves no TCP_USER_TIMEOUT on the connection; "drop" has it."""
+async def test_tcp_user_timeout_stays_after_connect_with_stalled_drop_only() -> None:
+    """With stalled="keep" it is set for the handshake and removed."""
     async with kaio.serve(echo, "127.0.0.1", 0) as server:
         address = str(server.listeners[0].address)
         for policy, expected in (
@@ -109,7 +109,7 @@ async def test_the_user_timeout_is_only_for_the_handshake_unless_the_policy_drop
 
 
 async def test_arguments_are_checked_before_there_is_a_socket() -> None:
-    """asyncio's own rules and kaio's, with nothing left open."""
+    """asyncio's rules and kaio's; nothing is left open."""
     before = descriptors()
     sync: list[tuple[Any, type[BaseException]]] = [
         (lambda: kaio.connect("no-port"), kaio.AddressError),
@@ -136,8 +136,8 @@ async def test_arguments_are_checked_before_there_is_a_socket() -> None:
     assert descriptors() == before
 
 
-async def test_connecting_that_is_cancelled_leaves_nothing_open(client_tls: Any) -> None:
-    """Cancelled at every turn of the loop, plain and TLS, while the server accepts or does not."""
+async def test_a_cancelled_connect_leaves_nothing_open(client_tls: Any) -> None:
+    """Cancelled after each number of the loop's iterations, with and without TLS."""
     async with kaio.serve(echo, "127.0.0.1", 0) as server:
         host, port = server.listeners[0].address  # type: ignore[misc]
         await asyncio.sleep(0.01)
@@ -157,8 +157,8 @@ async def test_connecting_that_is_cancelled_leaves_nothing_open(client_tls: Any)
 
 
 @pytest.mark.parametrize("way", ["connect", "create_connection", "open_connection"])
-async def test_connecting_that_is_cancelled_late_is_not_watched(way: str, server_tls: Any, client_tls: Any) -> None:
-    """After each turn of the loop until it stands: nobody counts it, and its server sees the end."""
+async def test_a_connect_that_is_cancelled_late_is_not_watched(way: str, server_tls: Any, client_tls: Any) -> None:
+    """After each number of iterations until it is made: it is not counted, and its server sees its end."""
     counters = kaio.get_monitor().counters
 
     async def make(host: Any, port: Any, tls: Any) -> Any:
@@ -169,7 +169,7 @@ async def test_connecting_that_is_cancelled_late_is_not_watched(way: str, server
         return (await kaio.open_connection(host, port, ssl=tls))[1].close
 
     for context, tls in ((None, None), (server_tls, client_tls)):
-        # A server that never says good-bye: what is left of a connection is not helped by its peer.
+        # A server that closes no connection: one that is left open here stays open.
         async with kaio.serve(_Patient, "127.0.0.1", 0, ssl=context) as server:
             host, port = server.listeners[0].address  # type: ignore[misc]
             for turns in range(200):
@@ -185,14 +185,14 @@ async def test_connecting_that_is_cancelled_late_is_not_watched(way: str, server
                 if done:
                     break
             else:
-                pytest.fail("it never stood")
+                pytest.fail("it was never made")
     gc.collect()  # and nothing of it warns
 
 
-async def test_connecting_that_is_cancelled_in_connection_made_ends_with_connection_lost(
+async def test_a_connect_that_is_cancelled_in_connection_made_calls_connection_lost(
     server_tls: Any, client_tls: Any
 ) -> None:
-    """As on every other way: once made, once lost."""
+    """Each is called once."""
     tasks: list[asyncio.Task[Any]] = []
 
     class Cancelling(Recorder):
@@ -203,7 +203,7 @@ async def test_connecting_that_is_cancelled_in_connection_made_ends_with_connect
     for context, tls in ((None, None), (server_tls, client_tls)):
         async with kaio.serve(_Patient, "127.0.0.1", 0, ssl=context) as server:
             protocol = Cancelling()
-            connecting = kaio.create_connection(lambda p=protocol: p, *server.listeners[0].address, ssl=tls)  # type: ignore[misc]
+            connecting = kaio.create_connection(lambda p=protocol: p, *server.listeners[0].address, ssl=tls)
             tasks.append(asyncio.ensure_future(connecting))
             with pytest.raises(asyncio.CancelledError):
                 await tasks[-1]
@@ -221,8 +221,8 @@ async def _connect(host: Any, port: Any, tls: Any) -> kaio.Connection:
     return await kaio.connect(host, port, ssl=tls)
 
 
-async def test_a_connected_socket_that_is_handed_over_gets_the_policy() -> None:
-    """TCP with the policy, a Unix pair without, and a clear error where one was asked for."""
+async def test_a_connected_socket_gets_the_policy() -> None:
+    """A TCP socket does; asking for a policy on a Unix socket is a `PolicyError`."""
     async with kaio.serve(echo, "127.0.0.1", 0) as server:
         sock = socket.create_connection(tuple(server.listeners[0].address))  # type: ignore[arg-type]
         transport, protocol = await kaio.create_connection(Recorder, sock=sock, keepalive="5s:2s:3")
@@ -241,8 +241,8 @@ async def test_a_connected_socket_that_is_handed_over_gets_the_policy() -> None:
         await protocol.lost
 
 
-async def test_plain_protocols_are_covered_too() -> None:
-    """A protocol that is none of kaio's has sockets with the policy, on both sides, and the loop's own transport."""
+async def test_the_sockets_of_plain_protocols_get_the_policy() -> None:
+    """On both sides; the protocol gets the loop's own transport."""
     made: list[asyncio.Transport] = []
 
     class Plain(asyncio.Protocol):
@@ -259,7 +259,7 @@ async def test_plain_protocols_are_covered_too() -> None:
 
 
 async def test_local_address_and_all_errors() -> None:
-    """asyncio's local_addr and all_errors mean what they mean there."""
+    """They work as in asyncio."""
     async with kaio.serve(echo, "127.0.0.1", 0) as server:
         host, port = server.listeners[0].address  # type: ignore[misc]
         async with kaio.connect(host, port, local_addr=("127.0.0.2", 0)) as client:
@@ -271,7 +271,7 @@ async def test_local_address_and_all_errors() -> None:
 
 
 async def test_the_longest_policy_can_connect() -> None:
-    """Its detection time is beyond what the kernel takes as a user timeout."""
+    """Its detection time exceeds the largest TCP_USER_TIMEOUT."""
     async with (
         kaio.serve(echo, "127.0.0.1", 0) as server,
         kaio.connect(server.listeners[0].address, keepalive=kaio.Keepalive(32767, 32767, 127)) as client,
@@ -281,8 +281,8 @@ async def test_the_longest_policy_can_connect() -> None:
 
 
 @pytest.mark.slow
-async def test_a_peer_that_is_mute_in_the_tls_handshake_is_bounded_by_the_user_timeout(client_tls: Any) -> None:
-    """Its kernel answers and its program does not: asyncio's own error, soon; what the caller chose stands."""
+async def test_the_user_timeout_bounds_the_tls_handshake(client_tls: Any) -> None:
+    """The peer's kernel answers and its program does not: asyncio's error. ssl_handshake_timeout wins."""
     loop = asyncio.get_running_loop()
     quick = kaio.Keepalive(1, 1, 2)
 

@@ -8,6 +8,8 @@ import dataclasses
 import errno
 import functools
 import gc
+import http.client
+import json
 import logging
 import os
 import socket
@@ -18,6 +20,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio.abc
@@ -56,6 +59,7 @@ OWN_BASES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "own uvloop": lambda: OwnUvloop("own"),
 }
 ALL_BASES = BASES | OWN_BASES
+POLICIES = hasattr(asyncio, "set_event_loop_policy")  # Python 3.16 has none
 
 POLICY = kaio.Keepalive(7, 3, 5)
 
@@ -1801,14 +1805,22 @@ def test_a_closed_loop_is_collected_and_its_descriptors_are_back(base: str, left
 @pytest.mark.parametrize("keepalive", ["1s:1s", "0s:1s:1", "20s:10s:4,user_timeout=1s", 7])
 def test_a_bad_policy_is_refused_at_once(keepalive: Any) -> None:
     """Before there is a loop, by every function that takes one."""
-    for refuse in (kaio.loop_factory, kaio.EventLoopPolicy, kaio.install, kaio.sweep):
+    before = asyncio.new_event_loop, asyncio.SelectorEventLoop.__init__
+    functions: list[Callable[[Any], object]] = [kaio.loop_factory, kaio.install, kaio.sweep]
+    if POLICIES:
+        functions.append(kaio.EventLoopPolicy)
+    for refuse in functions:
         with pytest.raises(kaio.PolicyError):
             refuse(keepalive)
     main = asyncio.sleep(0)
     with pytest.raises(kaio.PolicyError):
         kaio.run(main, keepalive=keepalive)
     main.close()
-    assert type(asyncio.get_event_loop_policy()).__module__.startswith("asyncio")
+    assert (asyncio.new_event_loop, asyncio.SelectorEventLoop.__init__) == before
+    if POLICIES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            assert type(asyncio.get_event_loop_policy()).__module__.startswith("asyncio")
 
 
 def test_a_base_whose_loops_cannot_be_covered_is_refused() -> None:
@@ -1895,37 +1907,148 @@ with asyncio.Runner(loop_factory=kaio.new_event_loop) as runner:
     "install": """
 kaio.install("7s:3s:5")
 asyncio.run(main())
+assert kinds == [uvloop.Loop]
 kaio.install("7s:3s:5", base=asyncio.SelectorEventLoop)
 asyncio.run(main())
 loop = asyncio.new_event_loop()
 loop.run_until_complete(main())
 loop.close()
+assert kinds[1:] == [asyncio.SelectorEventLoop] * 2
 """,
     "install over whatever asyncio makes": """
 kaio.install("7s:3s:5", base=asyncio.new_event_loop)  # the default where there is no uvloop
 asyncio.run(main())
+kaio.install("7s:3s:5", base=asyncio.new_event_loop)  # over itself
+asyncio.run(main())
+assert kinds == [asyncio.SelectorEventLoop] * 2
 """,
-    "EventLoopPolicy": """
-asyncio.set_event_loop_policy(kaio.EventLoopPolicy("7s:3s:5"))
+    "install, and whoever makes the loop": """
+kaio.install("7s:3s:5")
+asyncio.run(main())
+uvloop.run(main())
+anyio.run(main)
+anyio.run(main, backend_options={"use_uvloop": True})
+for factory in (None, asyncio.SelectorEventLoop, uvloop.new_event_loop, uvloop.Loop, OwnLoop):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+for make in (asyncio.SelectorEventLoop, uvloop.new_event_loop, uvloop.Loop, OwnLoop):
+    loop = make()
+    loop.run_until_complete(main())
+    loop.close()
+assert kinds.count(asyncio.SelectorEventLoop) == 4, kinds
+kaio.run(main(), keepalive="7s:3s:5")
+""",
+    "install twice: the last one counts for the loops that come": """
+kaio.install("9s:3s:5")
+before = [asyncio.new_event_loop(), uvloop.new_event_loop(), asyncio.SelectorEventLoop()]
+kaio.install("7s:3s:5")
+after = [asyncio.new_event_loop(), uvloop.new_event_loop(), asyncio.SelectorEventLoop()]
+for loop in after:
+    loop.run_until_complete(main())
+wanted = "9s:3s:5"
+for loop in before:
+    loop.run_until_complete(main())
+for loop in before + after:
+    loop.close()
+kaio.install("off")
+wanted = "off"
+asyncio.run(main())
+uvloop.run(main())
+asyncio.SelectorEventLoop().close()
+kaio.install("7s:3s:5")
+wanted = "7s:3s:5"
+uvloop.run(main())
+""",
+    "install where there are no policies": """
+take_policies_away()
+assert not hasattr(kaio, "EventLoopPolicy")
+kaio.install("7s:3s:5", base=asyncio.SelectorEventLoop)
+asyncio.run(main())
+asyncio.new_event_loop().close()
+assert kinds == [asyncio.SelectorEventLoop]
+kaio.install("7s:3s:5")
+asyncio.run(main())
+uvloop.run(main())
+with asyncio.Runner() as runner:
+    runner.run(main())
+assert kinds[1:] == [uvloop.Loop] * 3
+kaio.install("7s:3s:5", base=asyncio.new_event_loop)
+asyncio.run(main())
+kaio.run(main(), keepalive="7s:3s:5", base=asyncio.SelectorEventLoop)
+""",
+    "kaio run where there are no policies": """
+from kaio.tools.bootstrap import Settings, begin
+
+take_policies_away()
+begin(str(Settings("7s:3s:5", sweep=None)))
+asyncio.run(main())
+begin(str(Settings("7s:3s:5", sweep=None, loop="uvloop")))
+asyncio.run(main())
+begin(str(Settings("7s:3s:5", sweep=None, loop="asyncio")))
+asyncio.run(main())
+assert kinds == [asyncio.SelectorEventLoop, uvloop.Loop, asyncio.SelectorEventLoop]
+""",
+}
+if POLICIES:
+    PROGRAMS |= {
+        "install, and a loop by a policy": """
+kaio.install("7s:3s:5")
+with deprecated():
+    loop = asyncio.get_event_loop_policy().new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+with deprecated():
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+asyncio.run(main())
+assert kinds == [uvloop.Loop, asyncio.SelectorEventLoop]
+""",
+        "EventLoopPolicy": """
+with deprecated():
+    asyncio.set_event_loop_policy(kaio.EventLoopPolicy("7s:3s:5"))
 asyncio.run(main())
 loop = asyncio.new_event_loop()
 asyncio.set_event_loop(loop)
 loop.run_until_complete(main())
 loop.close()
+wanted = "off"
+uvloop.run(main())  # no policy's business
 """,
-}
+    }
 PROLOGUE = """
-import asyncio, os, kaio
+import anyio, asyncio, contextlib, os, uvloop, warnings, kaio
 
-assert type(asyncio.get_event_loop_policy()).__module__.startswith("asyncio")
-made, debug = 0, False
+made, debug, wanted = 0, False, "7s:3s:5"
+kinds = []  # of loops
+
+class OwnLoop(asyncio.SelectorEventLoop):
+    pass
+
+@contextlib.contextmanager
+def deprecated():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+def take_policies_away():  # as Python 3.16 does
+    for module in (asyncio, asyncio.events, asyncio.unix_events):
+        vars(module).pop("__getattr__", None)  # warns of policies
+        for name in [name for name in vars(module) if "polic" in name.lower()]:
+            delattr(module, name)
+    asyncio.events.set_event_loop = asyncio.set_event_loop = lambda loop: None
+    asyncio.events.new_event_loop = asyncio.new_event_loop = asyncio.SelectorEventLoop
+
+if hasattr(asyncio, "get_event_loop_policy"):
+    with deprecated():
+        assert type(asyncio.get_event_loop_policy()).__module__.startswith("asyncio")
 
 async def main():
     global made
     made += 1
+    loop = asyncio.get_running_loop()
+    kinds.append(next(kind for kind in (uvloop.Loop, asyncio.SelectorEventLoop) if isinstance(loop, kind)))
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    assert str(kaio.inspect(writer)) == "7s:3s:5", kaio.inspect(writer)
+    assert str(kaio.inspect(writer)) == wanted, kaio.inspect(writer)
     assert await reader.read() == b""
     writer.close()
     await writer.wait_closed()
@@ -1937,7 +2060,25 @@ async def main():
 
 @pytest.mark.parametrize("way", PROGRAMS)
 def test_programs_get_such_a_loop_without_a_warning(way: str) -> None:
-    """In a process of their own, with every warning an error; importing kaio alone sets no policy."""
+    """In a process of their own, with every warning an error; importing kaio alone sets no event loop policy."""
     program = f"{PROLOGUE}\n{PROGRAMS[way]}\nassert made"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=40)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio", "uvloop"])
+def test_what_uvicorn_accepts_has_the_policy_after_install(loop: str) -> None:
+    """uvicorn.run names uvloop's loops or asyncio's, and asks neither a policy nor asyncio.new_event_loop for one."""
+    program = str(Path(__file__).parent / "programs" / "loops_uvicorn.py")
+    with subprocess.Popen([sys.executable, program, loop, "7s:3s:5"], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            said = next(line for line in server.stderr if "running on http" in line)
+            port = int(said.partition("127.0.0.1:")[2].split()[0])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/")
+            answer = json.loads(connection.getresponse().read())
+            connection.close()
+        finally:
+            server.terminate()
+    assert answer == {"uvloop": loop != "asyncio", "options": [1, 7, 3, 5]}

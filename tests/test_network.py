@@ -25,11 +25,11 @@ LOSSY = 60.0  # seconds of a network that loses packets
 
 
 class Heard(Recorder):
-    """A recorder that knows what it has heard so far, and can ask for an echo."""
+    """A recorder that keeps what it has received, and can ask for an echo."""
 
     @property
     def heard(self) -> bytes:
-        """All data that came."""
+        """All data that was received."""
         return b"".join(data for name, data in self.events if name == "data")
 
     async def ask(self, message: bytes) -> None:
@@ -40,13 +40,13 @@ class Heard(Recorder):
 
     @property
     def info(self) -> kaio.TcpInfo:
-        """The kernel's view of a connection that stands."""
+        """TCP_INFO of an open connection."""
         assert not self.lost.done(), f"lost: {self.events[-1][1]!r}"
         return self.transport.health().info
 
 
 class Echo(Heard):
-    """The server's side: sends back what comes."""
+    """The server's side: sends back what it receives."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -55,7 +55,7 @@ class Echo(Heard):
 
 @contextlib.asynccontextmanager
 async def serving(network: Routed, keepalive: str | kaio.Keepalive) -> AsyncIterator[dict[bytes, Echo]]:
-    """A kaio server on the server host; its protocols by the first thing that they heard."""
+    """A kaio server on the server host; its protocols by the first data that they received."""
     made: dict[bytes, Echo] = {}
 
     class Named(Echo):
@@ -80,7 +80,7 @@ async def connected(
 
 
 def listening(host: Namespace) -> socket.socket:
-    """A listener on a host that knows nothing of kaio."""
+    """A listening socket of a host without kaio."""
     with host.entered():
         listener = socket.create_server(("", PORT))
     listener.setblocking(False)
@@ -88,7 +88,7 @@ def listening(host: Namespace) -> socket.socket:
 
 
 def check_death(recorder: Recorder, cause: kaio.Cause, number: int) -> kaio.DeadPeerError:
-    """The death was told once, in order, with one error, and why."""
+    """Check that the death was reported once, to each callback with the same error, and with its cause."""
     assert recorder.names[-2:] == ["dead", "lost"]
     assert recorder.names.count("dead") == recorder.names.count("lost") == 1
     error = recorder.events[-1][1]
@@ -98,7 +98,7 @@ def check_death(recorder: Recorder, cause: kaio.Cause, number: int) -> kaio.Dead
     return error
 
 
-def test_a_thread_leaves_a_namespace_in_any_case(network: Routed) -> None:
+def test_a_thread_leaves_a_namespace_when_the_block_raises(network: Routed) -> None:
     """Sockets that are made afterwards are in the host's own network."""
 
     def here() -> int:
@@ -114,8 +114,8 @@ def test_a_thread_leaves_a_namespace_in_any_case(network: Routed) -> None:
 # -- the HOWTO's second task: connections that a middlebox would forget
 
 
-async def test_probes_keep_a_nat_from_forgetting_a_silent_connection(network: Routed) -> None:
-    """Both connections say nothing for three times as long as the NAT remembers; only the one with probes survives."""
+async def test_probes_keep_a_nat_entry_of_an_idle_connection(network: Routed) -> None:
+    """Two connections are idle for three times the NAT's timeout; only the one with probes survives."""
     network.masquerade(forget_after=4)
     async with serving(network, "off") as served:
         kept = await connected(network, kaio.Keepalive.hold(against=4))
@@ -150,9 +150,9 @@ async def test_probes_keep_a_nat_from_forgetting_a_silent_connection(network: Ro
 # -- a live peer behind a bad network
 
 
-async def test_loss_and_an_outage_that_heals_are_no_death(network: Routed) -> None:
-    """Two connections' network loses 30 % of the packets, both ways, for a minute, while one is idle and one talks;
-    another's is gone until the last probe but one.
+async def test_packet_loss_and_a_short_outage_are_not_a_death(network: Routed) -> None:
+    """Two connections, of which one is idle, lose 30 % of their packets in both directions for a minute; a third one
+    loses all until its last probe but one.
 
     The loss follows a fixed pattern, in which at most five probes in a row are lost, or their answers: left to chance,
     it would be all eight in one run of a hundred.
@@ -219,7 +219,7 @@ async def test_loss_and_an_outage_that_heals_are_no_death(network: Routed) -> No
 
 
 async def test_a_cut_cable_is_a_dead_peer_at_both_ends(network: Routed) -> None:
-    """To the client all is silence; the server's own interface is down. Both connections are idle."""
+    """The client receives nothing; the server's own interface is down. Both connections are idle."""
     policy = kaio.Keepalive(1, 1, 2)
     loop = asyncio.get_running_loop()
     async with serving(network, policy) as served:
@@ -251,7 +251,7 @@ async def test_a_cut_cable_is_a_dead_peer_at_both_ends(network: Routed) -> None:
         await stream.aclose()
 
 
-# What becomes of the route to the server; what the client is told, and by when, for data that it has sent.
+# The kind of route that replaces the route to the server: cause, errno, and the latest time for data in flight.
 ROUTES = {
     "blackhole": (kaio.Cause.UNACKNOWLEDGED, errno.ETIMEDOUT, 4.0),
     "prohibit": (kaio.Cause.UNREACHABLE, errno.EHOSTUNREACH, 4.0),
@@ -262,8 +262,8 @@ ROUTES = {
 }
 
 
-async def test_what_a_router_answers_names_the_cause(network: Routed) -> None:
-    """The router's route is gone while data is in flight. It says so by ICMP, unless the route is a black hole.
+async def test_the_routers_icmp_answer_determines_the_cause(network: Routed) -> None:
+    """The router's route is replaced while data is in flight. It answers with ICMP, unless the route is a blackhole.
 
     Each connection has a client address of its own: Linux sends one address five such answers, then one a second (the
     sysctls net.ipv4.route.error_burst and error_cost), and the first is lost on a socket that is busy sending.
@@ -297,7 +297,7 @@ async def test_what_a_router_answers_names_the_cause(network: Routed) -> None:
 
 
 async def test_a_rebooted_peer_answers_the_first_probe_with_a_reset(network: Routed) -> None:
-    """The host is back before the first probe, even its service is; only the connection is not. That is no death."""
+    """The host and its service are back before the first probe, without the connection: a reset, not a death."""
     policy = kaio.Keepalive(2, 1, 8)
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as sockets:

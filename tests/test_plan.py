@@ -65,7 +65,7 @@ def host() -> Iterator[Namespace]:
         ("off", (NEVER, NEVER), (924.6, 924.6), (924.6, 924.6), (131, 131), (NEVER, NEVER)),
     ],
 )
-def test_when_a_death_is_found(
+def test_when_a_death_is_detected(
     spec: str,
     idle: tuple[float, float],
     unacknowledged: tuple[float, float],
@@ -92,7 +92,7 @@ def test_what_happens_until_then() -> None:
         assert fate.steps[-1] == (60, "dead")
 
 
-def test_equal_waits_are_told_once() -> None:
+def test_equal_waits_are_one_step() -> None:
     """Two minutes apart, up to the end, however far that is."""
     longest = Keepalive(20, 10, 4, user_timeout=2_000_000, stalled="drop")
     steps = fates(longest, LINUX)[1].steps
@@ -102,7 +102,7 @@ def test_equal_waits_are_told_once() -> None:
 
 
 @pytest.mark.parametrize("spec", ["on", "30m::10", "::"])
-def test_times_of_the_system_are_asked_for_first(spec: str) -> None:
+def test_a_policy_that_leaves_times_to_the_system_is_rejected(spec: str) -> None:
     """Arithmetic needs all three."""
     for question in (lambda p: fates(p, LINUX), lambda p: cost(p, 1), lambda p: outlasts(p, 350)):
         with pytest.raises(kaio.PolicyError, match="left to the system"):
@@ -131,7 +131,7 @@ def test_what_probes_cost(spec: str, connections: int, probes: float, octets: fl
 
 
 @pytest.mark.parametrize("against", [3, 4, 5, 7, 10, 59.5, 60, 240, 350, 600, 900, 7440, 65534, 432_000])
-def test_hold_outlasts_what_it_is_for(against: float) -> None:
+def test_hold_outlasts_its_own_timeout(against: float) -> None:
     """The rule is that of `Keepalive.hold`."""
     assert outlasts(Keepalive.hold(against), against)
 
@@ -148,7 +148,7 @@ def test_hold_outlasts_what_it_is_for(against: float) -> None:
     ],
 )
 def test_the_second_probe_must_come_in_time(spec: str, latest: float | None) -> None:
-    """An eighth late at worst; strictly before the box forgets."""
+    """An eighth late at worst; strictly before the middlebox's timeout."""
     policy = Keepalive.parse(spec)
     assert second_probe(policy) == latest
     if latest is None:
@@ -159,7 +159,7 @@ def test_the_second_probe_must_come_in_time(spec: str, latest: float | None) -> 
 
 
 def test_each_middlebox_has_its_source() -> None:
-    """They stand in the order of their times, each once, and each with an address."""
+    """They are sorted by timeout, without repetition, each with an address."""
     assert [box.forgets_after for box in MIDDLEBOXES] == sorted(box.forgets_after for box in MIDDLEBOXES)
     assert len({box.name for box in MIDDLEBOXES}) == len(MIDDLEBOXES)
     assert all(box.source.startswith("https://") for box in MIDDLEBOXES)
@@ -274,13 +274,13 @@ def plan(*arguments: str, code: int = 0) -> str:
     return done.stdout
 
 
-def test_tells_a_policy_in_plain_lines() -> None:
-    """All states, the cost, the boxes."""
+def test_explains_a_policy_in_plain_lines() -> None:
+    """All states, the cost, the middleboxes."""
     lines = plan("20s:10s:4", "--connections", "10000").splitlines()
-    assert lines[0] == "20s:10s:4: a dead idle peer is found after 1 min."
+    assert lines[0] == "20s:10s:4: a dead idle peer is detected after 1 min."
     for line in (
-        "sent data unacknowledged  1 min                15 min 24.6 s",
-        "reading paused            1 min                never",
+        "sent data unacknowledged  1 min                  15 min 24.6 s",
+        "reading paused            1 min                  never",
         "  idle: probes at 20, 30, 40, 50 s, then dead",
         "  connecting: SYN again at 1, 2, 3, 4, 5, 7, 11, 19, 35 s, then dead",
     ):
@@ -288,15 +288,15 @@ def test_tells_a_policy_in_plain_lines() -> None:
     cells = {line.split("  ")[0]: line for line in lines}
     assert "500 probes and 52,000 bytes a second" in next(line for line in lines if "10,000 idle" in line)
     assert "  yes  " in cells["AWS Network Load Balancer"]
-    assert "  no help: data only  " in cells["AWS Classic Load Balancer"]
+    assert "  no: data only  " in cells["AWS Classic Load Balancer"]
 
 
-def test_tells_what_off_and_odd_policies_mean() -> None:
-    """Never found; an interval that is longer than the idle time; a stalled peer that is dropped."""
-    assert plan("off").startswith("off: a dead idle peer is never found.")
+def test_explains_off_and_unusual_policies() -> None:
+    """Never detected; an interval that is longer than the idle time; a stalled peer that is dropped."""
+    assert plan("off").startswith("off: a dead idle peer is never detected.")
     assert "No probes, no cost." in plan("off")
-    assert "all comes 3 s later" in plan("1:4:2")
-    assert "takes no data for 1 min, is dropped too" in plan("20:10:4,stalled=drop")
+    assert "everything happens 3 s later" in plan("1:4:2")
+    assert "accepts no data for 1 min is dropped too" in plan("20:10:4,stalled=drop")
     assert "16, 17, ..." not in plan("1:1:127")
     assert "probes at 1, 2, 3, 4, 5, 6, 7, ..., 126, 127 s" in plan("1:1:127")
 
@@ -315,22 +315,22 @@ def test_what_is_left_to_the_system_is_the_systems(host: Namespace) -> None:
 @pytest.mark.parametrize(
     ("spec", "code", "words"),
     [
-        ("hold=350s", 0, "175s:87s:4 outlasts a box that forgets after 5 min 50 s."),
+        ("hold=350s", 0, "175s:87s:4 outlasts a middlebox with a timeout of 5 min 50 s."),
         ("20s:10s:4", 0, "outlasts"),
-        ("300:75:9", 1, "may come as late as 7 min 1.875 s; `kaio plan hold=350s`, which is 175s:87s:4, does."),
+        ("300:75:9", 1, "may be sent as late as 7 min 1.875 s; `kaio plan hold=350s`, which is 175s:87s:4, does."),
         ("on", 1, "does not outlast"),
         ("off", 1, "it sends no second probe"),
         ("20:10:1", 1, "it sends no second probe"),
     ],
 )
 def test_against_is_the_exit_code(spec: str, code: int, words: str) -> None:
-    """And the last line says why, and what would do."""
+    """And the last line gives the reason, and a policy that does."""
     assert words in plan(spec, "--against", "350", code=code).splitlines()[-1]
     shown = json.loads(plan(spec, "--against", "350", "--json", code=code))
     assert shown["against"] == {"forgets_after": 350, "outlasted": code == 0}
 
 
-def test_some_boxes_no_policy_outlasts() -> None:
+def test_some_middleboxes_cannot_be_outlasted() -> None:
     """The kernel counts in whole seconds."""
     assert "no policy does" in plan("1:1:9", "--against", "2", code=1)
 
@@ -367,7 +367,7 @@ def test_without_a_policy_it_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
         (["20:10:4", "--against", "x"], ["--against='x'", "number of seconds"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], words: list[str]) -> None:
+def test_a_usage_error_is_one_line(arguments: list[str], words: list[str]) -> None:
     """What, why, and a command that works."""
     done = CliRunner().invoke(cli, ["plan", *arguments])
     assert (done.exit_code, done.stdout) == (2, "")

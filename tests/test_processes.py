@@ -37,7 +37,7 @@ def other() -> Iterator[Puppet]:
 # -- reading
 
 
-def test_every_kind_of_tcp_socket_is_there(other: Puppet) -> None:
+def test_every_kind_of_tcp_socket_is_listed(other: Puppet) -> None:
     """Listening, connected, unconnected; IPv4, IPv6, MPTCP; each once; nothing that is not TCP."""
     other(f"MPTCP = {MPTCP}")
     fds = other("""
@@ -67,8 +67,8 @@ it["address"] = client.getsockname()
     assert client.inode == os.stat(f"/proc/{other.pid}/fd/{client.fd}").st_ino
 
 
-def test_the_options_are_those_of_the_kernel(other: Puppet) -> None:
-    """All five, and what follows from them."""
+def test_options_are_read_from_the_kernel(other: Puppet) -> None:
+    """All five options, and the detection times that follow from them."""
     other("""
 def make(*options):
     made.append(socket.socket())
@@ -93,8 +93,8 @@ make(ON, *times, (TCP, socket.TCP_USER_TIMEOUT, 3_000)); make((TCP, socket.TCP_U
     assert both.in_flight_detection == system.unacknowledged_time
 
 
-def test_the_systems_values_are_those_of_the_sockets_own_network(other: Puppet) -> None:
-    """A container may have others: there, keepalive alone is no choice, and what differs from them is."""
+def test_defaults_are_read_in_the_sockets_network_namespace(other: Puppet) -> None:
+    """A container may have other defaults; only times that differ from those count as chosen."""
     reason = namespaces.lacking()
     if reason is not None:
         pytest.skip(reason)
@@ -119,8 +119,8 @@ b.setsockopt(TCP, socket.TCP_KEEPIDLE, 7200)
     assert sockets(other.pid)[0].system == read()
 
 
-def test_nothing_of_the_process_changes(other: Puppet) -> None:
-    """Its sockets go on blocking, whatever our default; when it closes one, the peer hears of it at once."""
+def test_reading_changes_nothing_in_the_process(other: Puppet) -> None:
+    """Its sockets remain blocking under any default timeout; when it closes one, the peer gets the FIN at once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         other(f"client = socket.create_connection({listener.getsockname()!r})")
         accepted = listener.accept()[0]
@@ -139,16 +139,16 @@ def test_nothing_of_the_process_changes(other: Puppet) -> None:
     assert sockets(other.pid) == []
 
 
-def test_a_descriptor_that_is_another_file_by_now_is_not_taken_for_the_socket(other: Puppet) -> None:
-    """Between the list and the look, a number may have come to stand for something else."""
+def test_a_reused_descriptor_is_not_mistaken_for_the_socket(other: Puppet) -> None:
+    """The process may close the socket and reuse the number before it is duplicated."""
     fd = other("s = socket.socket(); it = s.fileno()")
     inode = os.stat(f"/proc/{other.pid}/fd/{fd}").st_ino
     with Process(other.pid) as process:
         assert process.sockets() == {inode: fd}
         other("s.close(); s = socket.socket(); it = s.fileno()")
-        assert process.borrow(fd, inode) is None
+        assert process.duplicate(fd, inode) is None
         other("s.close()")
-        assert process.borrow(fd, inode) is None
+        assert process.duplicate(fd, inode) is None
 
 
 ALL = """
@@ -168,7 +168,7 @@ with puppet() as one, puppet() as two:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace of processes needs root")
 def test_all_processes_with_tcp_sockets_are_found() -> None:
-    """And only those. Where this looks there are no others."""
+    """And only those. No other processes exist in the pid namespace of this test."""
     done = run_alone(ALL)
     assert done.returncode == 0, done.stderr
 
@@ -192,7 +192,7 @@ def made_up(port: int, *, peer: bool = False, listening: bool = False, idle: int
     )
 
 
-def test_a_listener_is_uncovered_unless_the_program_covers_what_it_accepts() -> None:
+def test_a_listening_socket_is_uncovered_unless_the_program_covers_accepted_connections() -> None:
     """And a socket without a peer does not count."""
     listener, good, bad = made_up(1, listening=True), made_up(1, peer=True, idle=60), made_up(1, peer=True)
     assert uncovered([listener]) == [listener]
@@ -205,14 +205,14 @@ def test_a_listener_is_uncovered_unless_the_program_covers_what_it_accepts() -> 
 # -- what is said when it cannot be
 
 
-def test_a_process_that_is_not_there() -> None:
-    """Gone, ended and not yet asked for, a thread, and what is no number of a process at all."""
+def test_a_process_that_does_not_exist() -> None:
+    """Exited, a zombie, a thread, and a number that is no valid pid."""
     with subprocess.Popen(["true"]) as ended:
         with open(f"/proc/{ended.pid}/stat") as stat:
             while " Z " not in stat.read():
                 stat.seek(0)
                 time.sleep(0.005)
-        with pytest.raises(ProcessError, match=f"process {ended.pid}: it has ended"):
+        with pytest.raises(ProcessError, match=f"process {ended.pid}: it has exited"):
             sockets(ended.pid)
     for pid in (ended.pid, -1, 0, 10**30):
         with pytest.raises(ProcessError, match=f"process {pid}: there is no such process") as caught:
@@ -266,7 +266,7 @@ def look_as(uid: int, pid: int, script: str = LOOK) -> subprocess.CompletedProce
     [
         (65533, 1, 65533, None),
         (65534, 1, 65533, "it belongs to another user (nobody): run as that user, or as root (CAP_SYS_PTRACE)"),
-        (65533, 0, 65533, "it does not let itself be looked at (not dumpable: "),
+        (65533, 0, 65533, "it is not dumpable (it changed its user, "),
         (0, 1, 65533, "it belongs to another user (root): run as that user, or as root (CAP_SYS_PTRACE)"),
     ],
 )
@@ -312,12 +312,15 @@ except kaio.tools.processes.ProcessError as exc:
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
-        (errno.ENOSYS, "this kernel has no pidfd_getfd(2), which Linux 5.6 has; or a container's seccomp filter hides"),
+        (
+            errno.ENOSYS,
+            "pidfd_getfd(2) is missing: the kernel is older than Linux 5.6, or a container's seccomp filter hides",
+        ),
         (errno.EPERM, "a seccomp filter forbids pidfd_getfd(2): with Docker, run with --cap-add SYS_PTRACE"),
     ],
 )
-def test_a_kernel_or_a_container_that_cannot(other: Puppet, number: int, sentence: str) -> None:
-    """The reason is told apart from a missing permission."""
+def test_missing_or_forbidden_pidfd_getfd(other: Puppet, number: int, sentence: str) -> None:
+    """The error is not that of a missing permission."""
     other("s = socket.socket()")
     done = look_as(number, other.pid, WITHOUT_GETFD)
     general, particular = done.stdout.splitlines()
@@ -325,8 +328,8 @@ def test_a_kernel_or_a_container_that_cannot(other: Puppet, number: int, sentenc
     assert particular.startswith(f"process {other.pid}: {sentence}")
 
 
-def test_what_yama_restricts_is_said(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ubuntu's kernels let only parents look, unless root does."""
+def test_yama_scopes_are_explained(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ubuntu's kernels permit only parent processes and root."""
     scope = os.path.join(tmp_path, "ptrace_scope")
     monkeypatch.setattr("kaio.tools.processes._access._YAMA", scope)
     said = []
@@ -335,9 +338,9 @@ def test_what_yama_restricts_is_said(tmp_path: os.PathLike[str], monkeypatch: py
             file.write(value + "\n")
         said.append(_restricted(_yama_scope()))
     assert said[0] == "a security module forbids it: run as root (CAP_SYS_PTRACE)"
-    assert "only its parents may look into it (kernel.yama.ptrace_scope is 1)" in said[1]
+    assert "only its parent processes may inspect it (kernel.yama.ptrace_scope is 1)" in said[1]
     assert "`kaio exec`" in said[1]
     assert "only root may" in said[2]
-    assert "nobody may look into processes until the next boot" in said[3]
+    assert "nobody may inspect processes until the next boot" in said[3]
     os.unlink(scope)
     assert _yama_scope() == 0

@@ -1,4 +1,4 @@
-"""Thousands at once."""
+"""Thousands of connections at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = kaio.Keepalive(1, 1, 2)
 
 
 class Counted(kaio.KeepaliveProtocol):
-    """Counts what it is told."""
+    """Counts its callbacks."""
 
     def __init__(self) -> None:
         self.dead = 0
@@ -42,9 +42,10 @@ def _has(server: kaio.Server, connections: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # thousands of deaths are to be told in time
 @pytest.mark.usefixtures("dead_peers")
-async def test_of_thousands_each_dead_one_is_reported_once_and_no_live_one() -> None:
-    """5,000 connections, half of them blackholed in one go."""
+async def test_each_of_thousands_of_dead_peers_is_reported_once_and_no_live_one() -> None:
+    """Of 5,000 connections half are blackholed at once."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * COUNT + 100:
         pytest.skip("needs 10,100 file descriptors")
     loop = asyncio.get_running_loop()

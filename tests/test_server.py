@@ -24,7 +24,7 @@ LONG = kaio.Keepalive(300, 60, 9, user_timeout=None)
 
 
 def options(sock: Any) -> tuple[int, int, int, int]:
-    """SO_KEEPALIVE and the three times as the kernel has them."""
+    """Read SO_KEEPALIVE and the three times from the kernel."""
     return (
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
         sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
@@ -34,13 +34,13 @@ def options(sock: Any) -> tuple[int, int, int, int]:
 
 
 async def turns(number: int) -> None:
-    """Let the loop turn so many times, and do what is ready."""
+    """Wait for a number of the loop's iterations."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 async def test_each_listener_has_its_own_policy_before_and_after_a_live_change() -> None:
-    """200 connections each, read back from the accepted sockets; a change is for new connections only."""
+    """200 connections each have the options of their listener; a change affects new connections only."""
     async with kaio.serve(
         echo,
         listeners=[kaio.Listener("127.0.0.1:0", keepalive=SHORT), kaio.Listener("[::1]:0", keepalive=LONG)],
@@ -76,8 +76,8 @@ async def test_each_listener_has_its_own_policy_before_and_after_a_live_change()
         await fill({first: (1, 7, 3, 2), second: (0, 300, 60, 9)})
 
 
-async def test_accepted_and_made_connections_send_without_delay() -> None:
-    """TCP_NODELAY is on, as it is on a bare loop."""
+async def test_accepted_and_connected_sockets_have_tcp_nodelay() -> None:
+    """As on a bare loop."""
     async with kaio.serve(echo, "127.0.0.1", 0) as server, kaio.connect(str(server.listeners[0].address)) as client:
         await until(lambda: server.connections)
         for connection in (client, *server.connections):
@@ -85,8 +85,8 @@ async def test_accepted_and_made_connections_send_without_delay() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-async def test_connections_in_the_queue_get_the_policy_of_now() -> None:
-    """A change while connections wait to be accepted is theirs too."""
+async def test_a_change_affects_connections_in_the_queue() -> None:
+    """Connections that wait to be accepted when the policy changes get the new one."""
     async with kaio.serve(echo, "127.0.0.1", 0, keepalive=SHORT) as server:
         listener = server.listeners[0]
         with contextlib.ExitStack() as clients:
@@ -100,7 +100,7 @@ async def test_connections_in_the_queue_get_the_policy_of_now() -> None:
 
 
 async def test_a_refused_change_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the second of two sockets refuses, the first is put back."""
+    """When the second of two sockets refuses the policy, the first one gets its old policy back."""
     async with await kaio.create_server(asyncio.Protocol, None, 0, keepalive=SHORT) as server:
         listener = server.listeners[0]
         assert len(server.sockets) == 2
@@ -123,8 +123,8 @@ async def test_a_refused_change_changes_nothing(monkeypatch: pytest.MonkeyPatch)
         assert [options(sock) for sock in server.sockets] == [(1, 5, 2, 3)] * 2
 
 
-async def test_a_listening_socket_that_is_handed_over_has_its_queue_drained() -> None:
-    """Those who connected before kaio had the socket are covered too."""
+async def test_the_queue_of_a_socket_that_is_handed_over_gets_the_policy() -> None:
+    """Clients that connected before kaio had the socket have the policy, too."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=100)
     with contextlib.ExitStack() as clients:
         for _ in range(50):
@@ -138,8 +138,8 @@ async def test_a_listening_socket_that_is_handed_over_has_its_queue_drained() ->
             await until(lambda: not server.connections)
 
 
-async def test_a_handler_that_raises_costs_only_its_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged with its connection; the others go on."""
+async def test_a_handler_that_raises_ends_only_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """The exception is logged with its connection; other connections are served."""
 
     async def handler(connection: kaio.Connection) -> None:
         async for data in connection:
@@ -160,8 +160,8 @@ async def test_a_handler_that_raises_costs_only_its_connection(caplog: pytest.Lo
     assert "Connection to 127.0.0.1" in record.getMessage()
 
 
-async def test_a_peer_that_goes_away_is_no_error_of_the_handler(caplog: pytest.LogCaptureFixture) -> None:
-    """EndOfStream out of a handler, alone or in a group, is no failure: a line for debugging at most."""
+async def test_a_handler_that_ends_with_its_connection_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that raises EndOfStream, alone or in a group, is logged at DEBUG only."""
 
     async def handler(connection: kaio.Connection) -> None:
         async with asyncio.TaskGroup() as group:
@@ -178,8 +178,8 @@ async def test_a_peer_that_goes_away_is_no_error_of_the_handler(caplog: pytest.L
     assert record.exc_info is None
 
 
-async def test_leaving_the_server_ends_everything() -> None:
-    """Handlers are cancelled, what they wrote leaves, connections are closed, listeners refuse."""
+async def test_leaving_the_block_closes_listeners_and_connections() -> None:
+    """Handlers are cancelled, what they wrote is sent, connections are closed, new ones are refused."""
     ended: list[str] = []
 
     async def handler(connection: kaio.Connection) -> None:
@@ -210,8 +210,8 @@ async def test_leaving_the_server_ends_everything() -> None:
     assert "closed" in repr(server)
 
 
-async def test_a_handler_that_will_not_end_is_aborted_after_the_close_timeout() -> None:
-    """close_timeout bounds the end of the server, and the stubborn handler's connection is dropped."""
+async def test_a_connection_whose_handler_does_not_end_is_aborted_after_the_close_timeout() -> None:
+    """The handler sends more than its peer reads; leaving the block takes no longer than close_timeout."""
     loop = asyncio.get_running_loop()
 
     async def handler(connection: kaio.Connection) -> None:
@@ -229,7 +229,7 @@ async def test_a_handler_that_will_not_end_is_aborted_after_the_close_timeout() 
 
 
 async def test_serve_forever_ends_by_cancel_and_by_close() -> None:
-    """Both leave the server closed; a second serve_forever is refused."""
+    """Both leave the server closed; a second serve_forever is a RuntimeError."""
     server = await kaio.create_server(Recorder, "127.0.0.1", 0, start_serving=False)
     assert not server.is_serving()
     assert len(server.sockets) == 1
@@ -242,15 +242,15 @@ async def test_serve_forever_ends_by_cancel_and_by_close() -> None:
         await forever
     await server.wait_closed()
 
-    async with kaio.serve(echo, "127.0.0.1", 0) as server:
-        forever = asyncio.create_task(server.serve_forever())
+    async with kaio.serve(echo, "127.0.0.1", 0) as closed:
+        forever = asyncio.create_task(closed.serve_forever())
         await asyncio.sleep(0)
-        server.close()
+        closed.close()
         await forever
 
 
 async def test_close_clients_and_abort_clients_of_a_protocol_server() -> None:
-    """Gently: what was written leaves. At once: a reset or an end, and nothing is left."""
+    """Either way no connection is left, and what was written before is received."""
     for end in ("close_clients", "abort_clients"):
         server = await kaio.create_server(Recorder, "127.0.0.1", 0)
         client = await kaio.connect(*server.sockets[0].getsockname())
@@ -266,9 +266,9 @@ async def test_close_clients_and_abort_clients_of_a_protocol_server() -> None:
 
 
 async def test_unix_sockets_have_no_keepalive_and_no_error(tmp_path: Path) -> None:
-    """Served, connected, asked for: no error unless a policy was asked for, then a clear one. The path is removed."""
+    """They can be served and connected to; asking for a policy is a `PolicyError`. The path is removed."""
     path = tmp_path / "app.sock"
-    # A socket that a dead process left behind is replaced.
+    # The socket of a process that has ended is replaced.
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     async with kaio.serve(echo, path) as server:
@@ -297,8 +297,8 @@ async def test_unix_sockets_have_no_keepalive_and_no_error(tmp_path: Path) -> No
         assert [listener.keepalive for listener in server.listeners] == [None, SHORT]
 
 
-async def test_what_cannot_be_served_is_refused_before_anything_is_bound() -> None:
-    """Bad arguments, taken ports, bad policies: clear errors, nothing left open."""
+async def test_invalid_arguments_are_refused_before_anything_is_bound() -> None:
+    """Each is an error of its own kind; nothing is left open."""
     cases: list[tuple[Any, dict[str, Any], type[BaseException]]] = [
         (echo, {}, ValueError),
         (echo, {"host": "127.0.0.1:0", "listeners": [kaio.Listener("127.0.0.1:0")]}, ValueError),
@@ -319,7 +319,7 @@ async def test_what_cannot_be_served_is_refused_before_anything_is_bound() -> No
 
 
 async def test_dual_stack_and_every_interface() -> None:
-    """One IPv6 socket may take IPv4 too; no host means every interface, on one port."""
+    """One IPv6 socket may accept IPv4 too; no host means every interface, on one port."""
     async with kaio.serve(echo, listeners=[kaio.Listener("[::]:0", dualstack_ipv6=True, keepalive=SHORT)]) as server:
         port = server.listeners[0].address[1]  # type: ignore[misc]
         for host in ("127.0.0.1", "::1"):
@@ -336,8 +336,8 @@ async def test_dual_stack_and_every_interface() -> None:
             await until(lambda: not server.connections)
 
 
-async def test_a_failed_tls_handshake_costs_only_itself(server_tls: Any, client_tls: Any) -> None:
-    """Rubbish and silence in place of a hello leave the server serving."""
+async def test_a_failed_tls_handshake_ends_only_its_connection(server_tls: Any, client_tls: Any) -> None:
+    """Clients that send garbage or nothing do not stop others from being served."""
     async with kaio.serve(echo, "127.0.0.1", 0, ssl=server_tls) as server:
         host, port = server.listeners[0].address  # type: ignore[misc]
         with socket.create_connection((host, port)) as rubbish, socket.create_connection((host, port)):
@@ -359,7 +359,7 @@ OUT_OF_DESCRIPTORS = Path(__file__).with_name("out_of_descriptors.py")
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_running_out_of_descriptors_is_one_log_record_and_no_flood(loop: str) -> None:
-    """EMFILE on accept: said once, no busy loop, and accepting goes on when descriptors are free."""
+    """EMFILE is logged once and takes no CPU; accepting goes on when descriptors are free."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(OUT_OF_DESCRIPTORS), loop],
         capture_output=True,
@@ -374,7 +374,7 @@ def test_running_out_of_descriptors_is_one_log_record_and_no_flood(loop: str) ->
 
 
 async def test_a_listener_has_one_server_at_a_time() -> None:
-    """A second server is refused and disturbs nothing; after the close the listener can be used again."""
+    """A second server is a RuntimeError and leaves the first as it is; afterwards the listener can be used again."""
     listener = kaio.Listener("127.0.0.1:0")
     async with kaio.serve(echo, listeners=[listener]) as server:
         with pytest.raises(RuntimeError, match="in use"):
@@ -393,8 +393,8 @@ async def test_a_listener_has_one_server_at_a_time() -> None:
         assert await client.receive() == b"x"
 
 
-async def test_leaving_the_server_turns_away_handshakes_under_way(server_tls: Any) -> None:
-    """Half a TLS hello when the server is left: no handler starts afterwards, and leaving does not wait."""
+async def test_leaving_the_block_refuses_connections_in_a_tls_handshake(server_tls: Any) -> None:
+    """With half of a ClientHello received, leaving does not wait, and no handler starts when the rest comes."""
     handled: list[kaio.Connection] = []
 
     async def handler(connection: kaio.Connection) -> None:
@@ -422,8 +422,8 @@ async def test_leaving_the_server_turns_away_handshakes_under_way(server_tls: An
     assert not handled
 
 
-async def test_connections_whose_handlers_have_not_begun_do_not_hold_the_end_up() -> None:
-    """A burst of connections just before the server is left: it ends at once."""
+async def test_leaving_does_not_wait_for_handlers_that_have_not_started() -> None:
+    """20 connections come just before the block is left."""
     loop = asyncio.get_running_loop()
     server = await kaio.serve(echo, "127.0.0.1", 0, close_timeout=10)
     with contextlib.ExitStack() as clients:
@@ -437,8 +437,8 @@ async def test_connections_whose_handlers_have_not_begun_do_not_hold_the_end_up(
         assert loop.time() - began < 3
 
 
-async def test_a_factory_that_raises_costs_one_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the next connection is served."""
+async def test_a_factory_that_raises_ends_only_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """The exception is logged, and the next connection is served."""
     fail = True
 
     def factory() -> Recorder:
@@ -455,8 +455,8 @@ async def test_a_factory_that_raises_costs_one_connection(caplog: pytest.LogCapt
             await until(lambda: server.connections)
 
 
-async def test_a_change_overtakes_connections_that_are_accepted_and_not_made() -> None:
-    """After any number of the loop's turns: what a connection says is what the kernel has, and set_all misses none."""
+async def test_a_change_affects_accepted_connections_before_connection_made() -> None:
+    """After any number of iterations, a connection reports what the kernel has, and set_all misses none."""
     for number in range(10):
         for everywhere in (False, True):
             async with kaio.serve(echo, "127.0.0.1", 0, keepalive=SHORT) as server:
@@ -475,8 +475,8 @@ async def test_a_change_overtakes_connections_that_are_accepted_and_not_made() -
                     assert kaio.inspect(connection).idle == expected.idle, (number, everywhere)
 
 
-async def test_a_change_overtakes_tls_handshakes_under_way(server_tls: Any, client_tls: Any) -> None:
-    """They end with the new policy; a protocol class's own stands against a default, and not against set_all."""
+async def test_a_change_affects_connections_in_a_tls_handshake(server_tls: Any, client_tls: Any) -> None:
+    """They get the new policy. A protocol class's own policy wins over a default, and set_all over both."""
 
     class Own(Recorder):
         keepalive = "9s:9s:2"
@@ -501,8 +501,8 @@ async def test_a_change_overtakes_tls_handshakes_under_way(server_tls: Any, clie
             await until(lambda server=server: not server.connections)  # type: ignore[misc]
 
 
-async def test_servers_that_have_a_listener_one_after_the_other_share_nothing() -> None:
-    """The connections of the first are its own, and closing it once more does not close the second."""
+async def test_two_servers_that_use_a_listener_in_turn_share_no_connections() -> None:
+    """The first server keeps its connections, and closing it again does not close the second."""
     listener = kaio.Listener("127.0.0.1:0")
     first = await kaio.serve(echo, listeners=[listener])
     old = await kaio.connect(listener.address)
@@ -533,8 +533,8 @@ async def test_servers_that_have_a_listener_one_after_the_other_share_nothing() 
     assert not first.connections
 
 
-async def test_a_refused_server_leaves_no_listener_claimed_and_none_bound() -> None:
-    """In use, given twice, or at a port that is taken: the other listeners are free afterwards."""
+async def test_a_server_that_fails_to_start_releases_its_listeners() -> None:
+    """One is in use, was given twice, or its port is taken: none is bound, and the others can be used afterwards."""
     free, used = kaio.Listener("127.0.0.1:0"), kaio.Listener("127.0.0.1:0")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         taken = kaio.Listener("{}:{}".format(*sock.getsockname()))
@@ -553,8 +553,8 @@ async def test_a_refused_server_leaves_no_listener_claimed_and_none_bound() -> N
         assert len(server.sockets) == 3
 
 
-async def test_serve_forever_twice_in_the_same_turn_is_refused() -> None:
-    """One goes on, the other is a RuntimeError, whether the server has begun or not."""
+async def test_a_second_serve_forever_is_refused() -> None:
+    """Also in the same iteration, and before the server has started."""
     for begun in (True, False):
         server = kaio.Server([kaio.Listener("127.0.0.1:0")], Recorder)
         if begun:
@@ -568,7 +568,7 @@ async def test_serve_forever_twice_in_the_same_turn_is_refused() -> None:
         await running
 
 
-async def test_a_server_that_is_closed_while_it_starts_is_refused() -> None:
+async def test_closing_a_server_while_it_starts_is_a_runtime_error() -> None:
     """Nothing listens afterwards."""
     listener = kaio.Listener("127.0.0.1:0")
     server = kaio.Server([listener], Recorder)
@@ -584,7 +584,7 @@ async def test_a_server_that_is_closed_while_it_starts_is_refused() -> None:
 
 
 async def test_wait_closed_waits_for_tls_handshakes(server_tls: Any, client_tls: Any) -> None:
-    """They count like connections, until they stand or have failed; a handler that starts late is waited for."""
+    """It waits until they have failed, or until the handler has ended that one of them starts."""
     handled = 0
 
     async def handler(connection: kaio.Connection) -> None:
@@ -620,8 +620,8 @@ async def test_wait_closed_waits_for_tls_handshakes(server_tls: Any, client_tls:
     assert handled == 1
 
 
-async def test_leaving_does_not_wait_for_a_handler_that_swallows_cancellation(caplog: pytest.LogCaptureFixture) -> None:
-    """After the close timeout and a second more it is left behind, and the log says which."""
+async def test_leaving_does_not_wait_for_handlers_that_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """One second after the close timeout it is logged by name, and no longer waited for."""
     loop = asyncio.get_running_loop()
     released = False
 
@@ -647,7 +647,7 @@ async def test_leaving_does_not_wait_for_a_handler_that_swallows_cancellation(ca
 
 
 async def test_leaving_ends_a_protocol_whose_transport_was_given_away() -> None:
-    """The loop does not tell it of its end; kaio does."""
+    """The loop does not call its connection_lost; kaio does."""
     lost: list[Exception | None] = []
 
     class Elsewhere(kaio.KeepaliveProtocol):
@@ -671,7 +671,7 @@ async def test_leaving_ends_a_protocol_whose_transport_was_given_away() -> None:
 
 
 async def test_every_failure_of_a_handler_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever it raises, in a task or before there is one, but being cancelled; its connection is closed."""
+    """Whatever it raises, but CancelledError, in its task or before; its connection is closed."""
 
     class Base(BaseException):
         pass
@@ -703,8 +703,8 @@ async def test_every_failure_of_a_handler_is_logged(caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-def test_a_handler_may_end_the_program(loop: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """SystemExit and KeyboardInterrupt go on, and are no failures of the handler."""
+def test_exits_leave_the_loop(loop: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    """When a handler raises them they are not logged as its failure."""
 
     async def handler(connection: kaio.Connection) -> None:
         raise kind
@@ -719,7 +719,7 @@ def test_a_handler_may_end_the_program(loop: str, kind: type[BaseException], cap
 
 
 async def test_no_handler_starts_once_wait_closed_has_returned() -> None:
-    """Closed after any number of the loop's turns, while a connection is being accepted."""
+    """Also when the server is closed in any iteration of accepting a connection."""
     handled = 0
 
     async def handler(connection: kaio.Connection) -> None:
@@ -738,3 +738,104 @@ async def test_no_handler_starts_once_wait_closed_has_returned() -> None:
         before = handled
         await asyncio.sleep(0.02)
         assert handled == before, number
+
+
+# -- the policy argument
+
+TOLD = "7s:3s:2"
+
+
+async def test_an_argument_is_taken_although_the_environment_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is read only where no policy was given."""
+    monkeypatch.setenv("KAIO_KEEPALIVE", "20x")
+    expected = kaio.Keepalive.parse(TOLD)
+    listener = kaio.Listener("127.0.0.1:0", keepalive=TOLD)
+    assert listener.keepalive == expected
+    async with (
+        kaio.serve(echo, "127.0.0.1", 0, keepalive=TOLD) as handler_server,
+        kaio.serve(echo, listeners=[kaio.Listener("127.0.0.1:0")], keepalive=TOLD) as listener_server,
+        await kaio.create_server(Recorder, "127.0.0.1", 0, keepalive=TOLD) as protocol_server,
+        await kaio.start_server(_close, "127.0.0.1", 0, keepalive=TOLD) as stream_server,
+    ):
+        for server in (handler_server, listener_server, protocol_server, stream_server):
+            (sock,) = server.sockets
+            assert options(sock) == (1, 7, 3, 2)
+        where = handler_server.sockets[0].getsockname()
+        async with kaio.connect(*where, keepalive=TOLD) as connection:
+            assert kaio.inspect(connection).times == (7, 3, 2)
+        transport, _ = await kaio.create_connection(Recorder, *where, keepalive=TOLD)
+        assert kaio.inspect(transport).times == (7, 3, 2)
+        transport.abort()
+        _, writer = await kaio.open_connection(*where, keepalive=TOLD)
+        assert kaio.inspect(writer).times == (7, 3, 2)
+        assert kaio.apply(writer, TOLD).times == (7, 3, 2)
+        writer.close()
+    kaio.loop_factory(TOLD)().close()
+
+
+async def _close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def test_an_invalid_environment_is_refused_at_once_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read where no policy was given."""
+    monkeypatch.setenv("KAIO_KEEPALIVE", "20x")
+    listener = kaio.Listener("127.0.0.1:0")
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.serve(echo, "127.0.0.1", 0)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.serve(echo, listeners=[listener])
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.connect("127.0.0.1", 1)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        await kaio.create_server(Recorder, "127.0.0.1", 0)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        _ = listener.keepalive
+    assert not listener.sockets
+    assert "invalid" in repr(listener)
+    told = kaio.Listener("127.0.0.1:0", keepalive=TOLD)
+    with pytest.raises(kaio.PolicyError, match="KAIO_KEEPALIVE"):
+        kaio.Server([told, listener], Recorder)
+    async with kaio.serve(echo, listeners=[told, listener], keepalive=TOLD) as server:
+        assert [each.keepalive for each in server.listeners] == [kaio.Keepalive.parse(TOLD)] * 2
+
+
+async def test_an_argument_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes a policy where it enters. The environment is read once where there is no argument, else never."""
+    made: list[str] = []
+    parse, from_env, check = kaio.Keepalive.parse, kaio.Keepalive.from_env, kaio.Keepalive.__post_init__
+
+    def counted_parse(text: str) -> kaio.Keepalive:
+        made.append("parsed")
+        return parse(text)
+
+    def counted_from_env() -> kaio.Keepalive:
+        made.append("environment")
+        return from_env()
+
+    def counted_check(policy: kaio.Keepalive) -> None:
+        made.append("made")
+        check(policy)
+
+    monkeypatch.setattr(kaio.Keepalive, "parse", counted_parse)
+    monkeypatch.setattr(kaio.Keepalive, "from_env", counted_from_env)
+    monkeypatch.setattr(kaio.Keepalive, "__post_init__", counted_check)
+    for keepalive, expected in ((TOLD, ["parsed", "made"]), (None, ["environment", "made"])):
+        made.clear()
+        async with kaio.serve(echo, "127.0.0.1", 0, keepalive=keepalive) as server:
+            assert made == expected
+            made.clear()
+            async with kaio.connect(*server.sockets[0].getsockname(), keepalive=keepalive):
+                await until(lambda server=server: server.connections)  # type: ignore[misc]
+                assert made == expected
+        made.clear()
+        async with await kaio.create_server(Recorder, "127.0.0.1", 0, keepalive=keepalive) as created:
+            assert made == expected
+            made.clear()
+            where = created.sockets[0].getsockname()
+            transport, _ = await kaio.create_connection(Recorder, *where, keepalive=keepalive)
+            assert made == expected
+            transport.abort()
+        made.clear()
+        kaio.Listener("127.0.0.1:0", keepalive=keepalive)
+        assert made == (expected if keepalive else [])

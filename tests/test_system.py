@@ -111,7 +111,7 @@ def test_what_the_defaults_of_linux_mean() -> None:
     ("linear", "retries", "seconds"),
     [(0, 1, 3), (0, 2, 7), (0, 6, 127), (4, 1, 3), (4, 2, 7), (4, 3, 19), (8, 2, 7), (8, 3, 15), (0, 7, 247)],
 )
-def test_when_connecting_is_given_up(linear: int, retries: int, seconds: int) -> None:
+def test_when_a_connection_attempt_fails(linear: int, retries: int, seconds: int) -> None:
     """As measured on Linux 6.18, where it was 20 s or less."""
     assert Defaults(syn_linear_timeouts=linear, syn_retries=retries).connecting_time == seconds
 
@@ -122,7 +122,7 @@ def test_a_lower_longest_wait_shortens_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_kernel_keeps_to_the_times_that_are_told(host: Namespace, dead_peers: None) -> None:
+def test_the_kernel_keeps_the_calculated_times(host: Namespace, dead_peers: None) -> None:
     """Unanswered SYNs and unacknowledged data end when `Defaults` says; data at the first look after that."""
     with host.entered():
         defaults = change({"syn_retries": 1, "retries2": 2})
@@ -165,7 +165,7 @@ def endings(sockets: list[socket.socket], within: float) -> Iterator[int]:
 @pytest.mark.parametrize(
     "name", ["idle", "tcp_keepalive_time", "net.ipv4.tcp_keepalive_time", "net/ipv4/tcp_keepalive_time"]
 )
-def test_a_setting_goes_by_any_of_its_names(name: str) -> None:
+def test_a_setting_can_be_given_by_any_of_its_names(name: str) -> None:
     """kaio's, the kernel's, and sysctl's with dots or slashes."""
     assert parse([f"{name}=600", "retries2=8"]) == {"idle": 600, "retries2": 8}
     assert parse([f"/proc/sys/net/ipv4/tcp_syn_retries = {3}"]) == {"syn_retries": 3}
@@ -184,13 +184,13 @@ def test_a_setting_goes_by_any_of_its_names(name: str) -> None:
         ("idle=", "idle", "", "whole number"),
         ("idle=1.5", "idle", "1.5", "whole number"),
         ("idle=" + "9" * 5000, "idle", "9" * 5000, "whole number"),
-        ("tcp_mem=1", "tcp_mem", "1", "known are idle, interval, count, retries2, syn_retries"),
-        ("net.ipv6.tcp_keepalive_time=1", "net.ipv6.tcp_keepalive_time", "1", "is not known"),
+        ("tcp_mem=1", "tcp_mem", "1", "the settings are idle, interval, count, retries2, syn_retries"),
+        ("net.ipv6.tcp_keepalive_time=1", "net.ipv6.tcp_keepalive_time", "1", "is not a setting"),
         ("idle", "setting", "idle", "name=value"),
         ("", "setting", "", "name=value"),
     ],
 )
-def test_what_cannot_be_is_refused_first(text: str, field: str, value: object, limit: str) -> None:
+def test_invalid_settings_are_rejected_first(text: str, field: str, value: object, limit: str) -> None:
     """By a PolicyError with field, value and limit; nothing was written."""
     with pytest.raises(kaio.PolicyError) as caught:
         parse(["count=5", text] if not text.startswith("count") else [text])
@@ -198,9 +198,9 @@ def test_what_cannot_be_is_refused_first(text: str, field: str, value: object, l
     assert limit in caught.value.limit
 
 
-def test_a_setting_stands_once() -> None:
-    """Also when it goes by two names."""
-    with pytest.raises(kaio.PolicyError, match="stands twice"):
+def test_a_setting_cannot_be_given_twice() -> None:
+    """Not even under two names."""
+    with pytest.raises(kaio.PolicyError, match="is given twice"):
         parse(["idle=5", "tcp_keepalive_time=6"])
 
 
@@ -237,7 +237,7 @@ def test_what_is_set_is_what_sysctl_and_procfs_and_sockets_show(host: Namespace)
     with host.entered(), socket.socket() as fresh:
         state = kaio.inspect(fresh)
     assert (state.enabled, state.idle, state.interval, state.count) == (False, 600, 60, 20)
-    assert "found after 30 min: 600 s of silence, then 20 probes, 60 s apart" in done.stdout
+    assert "detected after 30 min: 600 s idle, then 20 probes, 60 s apart" in done.stdout
     assert kaio.tools.sysctls.read() == outside
 
 
@@ -248,11 +248,11 @@ def test_shows_values_paths_names_and_meaning(host: Namespace) -> None:
     for setting in SETTINGS.values():
         assert setting.sysctl in done.stdout
         assert f"/proc/sys/{setting.path}" in done.stdout
-    assert "found after 2 h 11 min 15 s: 7200 s of silence, then 9 probes, 75 s apart" in done.stdout
+    assert "detected after 2 h 11 min 15 s: 7200 s idle, then 9 probes, 75 s apart" in done.stdout
     assert "about 15 min 24.6 s: 15 retransmissions" in done.stdout
     with host.entered():
         defaults = kaio.tools.sysctls.read()  # the SYN's waits are not those of every kernel
-    given_up = f"given up after {duration(defaults.connecting_time)}: the first segment is sent again"
+    given_up = f"attempt fails after {duration(defaults.connecting_time)}: the first segment is sent again"
     assert given_up in done.stdout
     host.sysctl("net.ipv4.tcp_retries2", 8)
     shown = json.loads(kaio_system(host, "--json").stdout)
@@ -311,7 +311,7 @@ def test_a_kernel_that_keeps_another_value_is_an_error(tmp_path: pathlib.Path) -
             change({"idle": 600, "count": 20}, proc=str(tmp_path))
     finally:
         filtered.write_text(f"0x{before.strip()}")
-    assert caught.value.strerror == "count=20: the kernel has 14 afterwards; count could not be put back"
+    assert caught.value.strerror == "count=20: the kernel reads back 14; count could not be restored"
     assert caught.value.filename == str(entries / "tcp_keepalive_probes")
     assert (entries / "tcp_keepalive_time").read_text().split() == ["7200"]
 
@@ -370,7 +370,7 @@ def test_persisted_values_come_back_after_a_change_by_hand(host: Namespace, tmp_
     bind, before = f"mount --bind {tmp_path} /etc/sysctl.d", own_file()
     done = process(host, bind, *KAIO, "system", "set", "idle=600", "interval=60", "count=20", "--persist")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Kept over a reboot in /etc/sysctl.d/60-kaio.conf." in done.stdout
+    assert "Kept across reboots in /etc/sysctl.d/60-kaio.conf." in done.stdout
     assert own_file() == before
     for name in KEEPALIVE:
         host.sysctl(f"net.ipv4.{name}", 5)
@@ -380,7 +380,7 @@ def test_persisted_values_come_back_after_a_change_by_hand(host: Namespace, tmp_
     done = process(host, bind, *KAIO, "system", "load")
     assert (done.returncode, done.stderr) == (0, "")
     assert by_sysctl(host) == by_procfs(host) == [600, 60, 20]
-    assert "Left to sysctl(8), as they are not kaio's: net/core/somaxconn" in done.stdout
+    assert "Not set, because they are not kaio's settings: net/core/somaxconn" in done.stdout
     assert int(host.run("cat", "/proc/sys/net/core/somaxconn")) > 1
 
     host.sysctl("net.ipv4.tcp_keepalive_time", 5)
@@ -388,8 +388,8 @@ def test_persisted_values_come_back_after_a_change_by_hand(host: Namespace, tmp_
     assert by_sysctl(host) == [600, 60, 20]
 
 
-def test_what_cannot_be_persisted_is_not_set_either(host: Namespace) -> None:
-    """The directory is read-only: the kernel has what it had."""
+def test_values_that_cannot_be_persisted_are_not_set(host: Namespace) -> None:
+    """The directory is read-only: the kernel's values do not change."""
     readonly = "mount -t tmpfs -o ro none /etc/sysctl.d"
     done = process(host, readonly, *KAIO, "system", "set", "idle=600", "--persist")
     assert (done.returncode, done.stdout) == (3, "")
@@ -416,7 +416,7 @@ def test_what_cannot_be_persisted_is_not_set_either(host: Namespace) -> None:
     ],
     ids=["empty", "in their places", "twice", "appended"],
 )
-def test_what_else_is_in_the_file_stays(tmp_path: pathlib.Path, before: str, after: str) -> None:
+def test_other_lines_of_the_file_are_kept(tmp_path: pathlib.Path, before: str, after: str) -> None:
     """Comments, other keys, their line ends; what is persisted a second time is in its place already."""
     path = write(tmp_path, FILE, before)
     both = "net.ipv4.tcp_keepalive_time = 600\nnet.ipv4.tcp_retries2 = 8\n"
@@ -448,7 +448,7 @@ def test_a_masked_file_is_not_written(tmp_path: pathlib.Path) -> None:
     assert file.is_symlink()
 
 
-def test_a_persisted_value_that_cannot_be_is_named_with_its_line(tmp_path: pathlib.Path) -> None:
+def test_an_invalid_persisted_value_is_named_with_its_line(tmp_path: pathlib.Path) -> None:
     """Field, value, limit, file and line."""
     path = write(tmp_path, FILE, "# by hand\nnet.ipv4.tcp_keepalive_time = soon\n")
     with pytest.raises(kaio.PolicyError) as caught:
@@ -526,7 +526,7 @@ def test_the_file_is_never_half_written(tmp_path: pathlib.Path) -> None:
     assert torn > 0  # the nursery would have noticed
 
 
-def test_two_who_persist_at_once_lose_nothing(tmp_path: pathlib.Path) -> None:
+def test_concurrent_persists_lose_nothing(tmp_path: pathlib.Path) -> None:
     """Each waits for the other: the file has the values of both."""
     script = (
         "import sys; from kaio.tools.sysctls import persist\n"
@@ -592,7 +592,7 @@ import kaio.tools.sysctls
 assert os.readlink("/proc/self/ns/mnt") != sys.argv[1], "these are the machine's own directories"
 random.seed(int(sys.argv[2]))
 fresh = kaio.tools.sysctls.read()
-places = [f"/{each}" for each in kaio.tools.sysctls._DIRECTORIES]
+places = [f"/{each}" for each in kaio.tools.sysctls._boot.DIRECTORIES]
 places = [each for each in places if os.path.ismount(each) or os.path.ismount(os.path.dirname(each))]
 assert "/etc/sysctl.d" in places
 names = ["10-a.conf", "50-b.conf", "60-kaio.conf", "7-c.conf", "99-z.conf", "99-z.bak", "x.conf"]
@@ -624,7 +624,7 @@ print("foretold")
 """
 
 
-def test_sysctl_agrees_on_the_last_word(host: Namespace) -> None:
+def test_sysctl_agrees_on_the_deciding_line(host: Namespace) -> None:
     """Against `sysctl --system` on random files, with empty directories mounted over the machine's own."""
     over = """
         for each in /etc /run /usr/local/lib /usr/lib/sysctl.d /lib/sysctl.d; do
@@ -647,8 +647,8 @@ def test_says_what_overrides(host: Namespace, tmp_path: pathlib.Path) -> None:
     assert line in process(host, bind, *KAIO, "system").stdout
 
 
-def test_what_comes_at_boot_cannot_always_be_told(tmp_path: pathlib.Path) -> None:
-    """A file that cannot be read is not passed over in silence."""
+def test_an_unreadable_file_is_reported(tmp_path: pathlib.Path) -> None:
+    """The values at the next boot are then unknown."""
     write(tmp_path, "etc/sysctl.d/50-a.conf", "net.ipv4.tcp_keepalive_time = 5")
     (tmp_path / "etc/sysctl.d/70-dangling.conf").symlink_to("/nowhere/at/all")
     (tmp_path / "etc/sysctl.d/80-directory.conf").mkdir()
@@ -674,18 +674,18 @@ def only_line(done: Result, code: int) -> str:
     [
         (["set"], ["nothing to set", "`kaio system set idle=600 interval=60 count=20`"]),
         (["set", "idle=0"], ["idle=0", "from 1 to 32767", "`kaio system set "]),
-        (["set", "idle=600", "colour=red"], ["colour='red'", "known are idle, interval, count"]),
+        (["set", "idle=600", "colour=red"], ["colour='red'", "the settings are idle, interval, count"]),
         (["--json", "set", "idle=600"], ["--json goes after set"]),
     ],
 )
-def test_a_mistake_is_one_line_with_the_way_out(arguments: list[str], words: list[str]) -> None:
+def test_a_usage_error_is_one_line_with_a_remedy(arguments: list[str], words: list[str]) -> None:
     """What, why, and a command that works; nothing was changed."""
     line = only_line(CliRunner().invoke(cli, ["system", *arguments]), 2)
     for word in words:
         assert word in line
 
 
-def test_without_the_right_the_command_to_run_is_told(host: Namespace, tmp_path: pathlib.Path) -> None:
+def test_without_permission_the_sudo_command_is_printed(host: Namespace, tmp_path: pathlib.Path) -> None:
     """With what was asked for; the first value was refused, none is changed."""
     with host.entered():
         os.seteuid(NOBODY)
@@ -701,7 +701,7 @@ def test_without_the_right_the_command_to_run_is_told(host: Namespace, tmp_path:
     assert by_procfs(host) == [7200, 75, 9]
 
 
-def test_in_a_container_the_way_to_start_it_is_told(host: Namespace) -> None:
+def test_in_a_container_the_docker_options_are_printed(host: Namespace) -> None:
     """There /proc/sys is mounted read-only."""
     readonly = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
     done = process(host, readonly, *KAIO, "system", "set", "idle=600")
@@ -711,18 +711,18 @@ def test_in_a_container_the_way_to_start_it_is_told(host: Namespace) -> None:
     assert "docker run --sysctl net.ipv4.tcp_keepalive_time=600 ..." in line
 
 
-def test_nothing_to_load_is_told(host: Namespace, tmp_path: pathlib.Path) -> None:
+def test_load_without_a_file(host: Namespace, tmp_path: pathlib.Path) -> None:
     """With the command that makes it."""
     done = process(host, f"mount --bind {tmp_path} /etc/sysctl.d", *KAIO, "system", "load")
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("kaio: /etc/sysctl.d/60-kaio.conf: nothing was persisted")
+    assert line.startswith("kaio: /etc/sysctl.d/60-kaio.conf: no values are persisted")
     assert "--persist`" in line
 
 
-def test_without_procfs_it_is_said(tmp_path: pathlib.Path) -> None:
+def test_without_procfs_reading_is_an_error(tmp_path: pathlib.Path) -> None:
     """The entry is named."""
-    with pytest.raises(SysctlError, match="is procfs mounted") as caught:
+    with pytest.raises(SysctlError, match="procfs is not mounted") as caught:
         kaio.tools.sysctls.read(proc=str(tmp_path))
     assert caught.value.errno == errno.ENOENT
     assert caught.value.filename == f"{tmp_path}/net/ipv4/tcp_keepalive_time"

@@ -97,7 +97,7 @@ def run(*arguments: object, network: Namespace | None = None) -> subprocess.Comp
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1:{}"), ("::1", "[::1]:{}")])
-def test_a_connection_is_what_its_own_socket_says(
+def test_a_connection_has_the_values_of_its_socket(
     network: Namespace, pairs: Callable[..., list[Pair]], host: str, shown: str
 ) -> None:
     ((ours, peer),) = pairs(1, host, "20s:10s:4")
@@ -130,7 +130,7 @@ def test_an_ipv4_peer_of_a_dual_stack_listener_has_its_ipv4_address(network: Nam
         assert of(connections.sample(), ours).peer == f"127.0.0.1:{peer.getsockname()[1]}"
 
 
-def test_bytes_that_a_peer_does_not_take_are_unsent_and_it_is_stalled(
+def test_bytes_that_a_peer_does_not_accept_are_unsent_and_it_is_stalled(
     network: Namespace, pairs: Callable[..., list[Pair]]
 ) -> None:
     ((ours, _),) = pairs(1)
@@ -176,7 +176,7 @@ def test_a_peer_that_was_never_heard_has_no_silence(network: Namespace) -> None:
     assert (one.state, one.silence) == (kaio.TcpState.SYN_SENT, None)
 
 
-def test_listeners_are_no_connections(network: Namespace) -> None:
+def test_listening_sockets_are_not_listed(network: Namespace) -> None:
     with network.entered(), socket.create_server(("127.0.0.1", 0)), Connections() as connections:
         assert connections.sample() == []
 
@@ -217,7 +217,7 @@ def crowd(network: Namespace, count: int) -> Iterator[tuple[int, int]]:
             process.kill()  # the end of its input ends the child
 
 
-def test_of_some_processes_only_theirs_are_shown_in_whatever_network_they_are(
+def test_only_connections_of_the_given_processes_are_listed_in_any_network_namespace(
     network: Namespace, pairs: Callable[..., list[Pair]]
 ) -> None:
     pairs(1)
@@ -232,7 +232,7 @@ def test_of_some_processes_only_theirs_are_shown_in_whatever_network_they_are(
                 assert connections.ended() == []
 
 
-def test_a_process_that_ends_is_told(network: Namespace) -> None:
+def test_an_exited_process_is_reported(network: Namespace) -> None:
     with crowd(network, 1) as (client, _):
         connections = Connections([client])
     with connections:
@@ -240,7 +240,9 @@ def test_a_process_that_ends_is_told(network: Namespace) -> None:
         assert connections.ended() == [client]
 
 
-def test_processes_that_share_a_socket_hold_it_both(network: Namespace, pairs: Callable[..., list[Pair]]) -> None:
+def test_all_processes_that_share_a_socket_are_its_holders(
+    network: Namespace, pairs: Callable[..., list[Pair]]
+) -> None:
     ((ours, _),) = pairs(1)
     with network.entered():
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[ours.fileno()])
@@ -252,7 +254,7 @@ def test_processes_that_share_a_socket_hold_it_both(network: Namespace, pairs: C
             child.kill()
 
 
-def test_what_nobody_has_accepted_yet_has_no_holder(network: Namespace) -> None:
+def test_a_connection_in_the_accept_queue_has_no_holder(network: Namespace) -> None:
     with network.entered(), socket.create_server(("127.0.0.1", 0)) as listener:
         peer = socket.create_connection(listener.getsockname())
         with peer, Connections() as connections:
@@ -260,7 +262,7 @@ def test_what_nobody_has_accepted_yet_has_no_holder(network: Namespace) -> None:
             assert (queued.inode, queued.holders) == (0, ())
 
 
-def test_processes_are_looked_through_when_there_is_a_stranger_and_not_before(
+def test_processes_are_searched_only_for_a_new_socket(
     network: Namespace, pairs: Callable[..., list[Pair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
@@ -281,16 +283,16 @@ def test_processes_are_looked_through_when_there_is_a_stranger_and_not_before(
 # -- what may be missing
 
 
-def test_a_process_that_there_is_not_is_an_error() -> None:
+def test_a_process_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(ProcessError, match=f"process {2**22 + 1}: there is no such process"):
         Connections([2**22 + 1])
 
 
-def test_what_is_lacking_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lacking_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lacking() is None
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert "darwin has none" in str(lacking())
-    with pytest.raises(OSError, match="darwin has none") as caught:
+    assert "this is darwin" in str(lacking())
+    with pytest.raises(OSError, match="this is darwin") as caught:
         Connections()
     assert caught.value.errno == errno.ENOTSUP
 
@@ -338,7 +340,7 @@ def test_answers_are_decoded_one_after_the_other() -> None:
     assert decode(data + message(3, bytes(4)), ()) == (some, True, None)
 
 
-def test_what_has_no_tcp_info_is_no_connection_any_more() -> None:
+def test_sockets_without_tcp_info_are_skipped() -> None:
     head = struct.pack("=BBBB 4s16s16sI8s 5I", *answer()[:-1])
     assert decode(message(20, head), ()).answers == []
 
@@ -355,7 +357,7 @@ def test_an_error_ends_the_list(kind: int, number: int, words: str) -> None:
 
 
 @pytest.mark.parametrize("cut", range(0, 120, 7))
-def test_what_is_cut_off_does_no_harm(cut: int) -> None:
+def test_truncated_messages_are_harmless(cut: int) -> None:
     with contextlib.suppress(struct.error):
         decode(told(answer())[:cut], ())
 
@@ -370,7 +372,7 @@ def connection(number: int, **health: int) -> TcpConnection:
     return TcpConnection(answer(inode=number, ports=ports), (), judge(info._replace(**health)))
 
 
-def test_rows_are_sorted_by_what_is_asked_for() -> None:
+def test_rows_are_sorted_by_the_sort_key() -> None:
     rows = [connection(1, probes=2), connection(2, last_ack_recv=1, rtt=5), connection(3, last_ack_recv=0)]
     rows.append(connection(4, notsent_bytes=9, snd_wnd=5))
     orders = {}
@@ -404,7 +406,7 @@ def test_the_filter_is_typed() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (132, 10), (79, 4), (40, 3), (10, 1), (300, 200)])
-def test_the_page_is_as_large_as_the_terminal_and_has_no_row_more(
+def test_the_page_fits_the_terminal_and_only_visible_rows_are_formatted(
     width: int, height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [connection(number, probes=number % 2) for number in range(1, 151)]
@@ -435,14 +437,14 @@ def test_the_page_is_as_large_as_the_terminal_and_has_no_row_more(
     ("seconds", "shown"),
     [(None, ""), (0.04, "0.0 s"), (9.94, "9.9 s"), (12.3, "12 s"), (999, "999 s"), (7200, "120 m"), (432000, "120 h")],
 )
-def test_times_take_little_room(seconds: float | None, shown: str) -> None:
+def test_times_are_short(seconds: float | None, shown: str) -> None:
     assert top._seconds(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("count", "shown"), [(0, ""), (9999, "9999"), (10_000, "10k"), (3_782_000, "3782k"), (12_345_678, "12M")]
 )
-def test_sizes_take_little_room(count: int, shown: str) -> None:
+def test_sizes_are_short(count: int, shown: str) -> None:
     assert top._bytes(count) == shown
 
 
@@ -455,7 +457,7 @@ def address(sock: socket.socket) -> str:
     return f"{host}:{port}"
 
 
-def test_once_prints_plain_lines_where_nobody_looks(network: Namespace, pairs: Callable[..., list[Pair]]) -> None:
+def test_once_prints_plain_lines_without_a_terminal(network: Namespace, pairs: Callable[..., list[Pair]]) -> None:
     ((ours, peer), _) = pairs(2)
     for arguments in ((), ("--once",), ("--once", PID)):
         done = run(*arguments, network=network)
@@ -483,7 +485,7 @@ def test_json_is_one_document(network: Namespace, pairs: Callable[..., list[Pair
     assert one["silence"] >= 0
 
 
-def test_the_filter_leaves_what_has_its_text(network: Namespace, pairs: Callable[..., list[Pair]]) -> None:
+def test_the_filter_selects_rows_that_contain_its_text(network: Namespace, pairs: Callable[..., list[Pair]]) -> None:
     (_, (_, peer)) = pairs(2)
     assert len(run("--once", "--filter", address(peer), network=network).stdout.splitlines()) == 1 + 2
     assert len(run("--once", "--filter", "ESTABLISHED", network=network).stdout.splitlines()) == 1 + 4
@@ -500,7 +502,7 @@ def test_the_filter_leaves_what_has_its_text(network: Namespace, pairs: Callable
         ([2**22 + 1], 3, "no such process"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments: list[object], code: int, words: str) -> None:
+def test_usage_errors_are_one_line(arguments: list[object], code: int, words: str) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr.splitlines()[-1]
@@ -594,7 +596,7 @@ def twice(directory: Path, *arguments: object) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
-def test_in_a_terminal_a_peer_that_dies_is_seen_to_die(
+def test_in_a_terminal_a_dying_peer_turns_suspect_and_disappears(
     pairs: Callable[..., list[Pair]], terminal: Callable[[str], Tmux], tmp_path: Path
 ) -> None:
     (ours, peer), *living = pairs(3)
@@ -645,8 +647,8 @@ def test_in_a_terminal_a_peer_that_dies_is_seen_to_die(
 
 
 @pytest.mark.slow
-def test_ten_thousand_connections_are_looked_at_in_a_moment(network: Namespace) -> None:
-    """What it costs is printed."""
+def test_sampling_ten_thousand_connections_is_fast(network: Namespace) -> None:
+    """The time is printed."""
     count = 10_000
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < count + 100:
         pytest.skip("needs 10,100 file descriptors")

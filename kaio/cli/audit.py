@@ -15,8 +15,9 @@ from ..kernel.tcpinfo import TcpState
 from ..tools.audit import audit as audit_source
 from ..tools.plans import duration
 from ..tools.processes import ProcessSocket, sockets, survey, uncovered
+from ..tools.procfs import process_name
 from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table, printable
-from .attach import other_end
+from ._processes import describe_peer
 
 __all__ = ["audit"]
 
@@ -66,7 +67,7 @@ def _show(found: Sequence[ProcessSocket], refused: Sequence[str], as_json: bool)
         print_json({"sockets": documents, "uncovered": sum(marks), "refused": list(refused)})
         return NO if any(marks) else YES
     if found:
-        programs = {pid: _program(pid) for pid in {one.pid for one in found}}
+        programs = {pid: process_name(pid) for pid in {one.pid for one in found}}
         rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
         styles = ["red" if mark else "" for mark in marks]
         print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles)
@@ -87,7 +88,7 @@ def _row(found: ProcessSocket, program: str, mark: bool) -> tuple[str, ...]:
         f"{found.pid} {printable(program)}".rstrip(),
         str(found.fd),
         format_address(found.local),
-        other_end(found),
+        describe_peer(found),
         str(found.state),
         *map(_rounded, detections),
         worst_case(found, mark),
@@ -117,19 +118,11 @@ def _rounded(seconds: float) -> str:
     return duration(seconds if seconds < 600 or math.isinf(seconds) else round(seconds / 60) * 60)
 
 
-def _program(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except OSError:
-        return ""
-
-
 def _document(found: ProcessSocket, mark: bool) -> dict[str, object]:
     idle = found.idle_detection
     return {
         "pid": found.pid,
-        "program": _program(found.pid),
+        "program": process_name(found.pid),
         "fd": found.fd,
         "family": found.family.name,
         "mptcp": found.mptcp,

@@ -1,4 +1,4 @@
-"""`kaio plan`: what a policy means, before it is used."""
+"""`kaio plan`: explain a policy before it is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -25,14 +25,14 @@ _ETHERNET: Final = 14  # bytes of a frame's header
 
 @click.command()
 @click.argument("spec", required=False)
-@click.option("--connections", metavar="N", default="1", show_default=True, help="How many connections it is for.")
-@click.option("--against", metavar="SECONDS", help="Exit with 1 unless it outlasts a box that forgets after so long.")
+@click.option("--connections", metavar="N", default="1", show_default=True, help="Number of connections for the cost.")
+@click.option("--against", metavar="SECONDS", help="Exit with 1 unless it outlasts a middlebox with this timeout.")
 @json_option
 def plan(spec: str | None, connections: str, against: str | None, as_json: bool) -> None:
-    """Show what the policy SPEC means: when a death is found in each state, what it costs, which boxes it outlasts.
+    """Explain the policy SPEC: when a death is detected in each state, what probing costs, what it outlasts.
 
-    SPEC is what keepalive= takes: 20s:10s:4, detect=30s, hold=350s, on, off; without it, the default policy is shown.
-    Times that it leaves to the system are this system's, and so are the bounds on retransmissions.
+    SPEC is written as for keepalive=: 20s:10s:4, detect=30s, hold=350s, on, off; without it, the default policy is
+    explained. Times that it leaves to the system, and the bounds on retransmissions, are this system's.
     """
     number = _connections(connections)
     silence = None if against is None else _seconds(against)
@@ -48,7 +48,7 @@ def plan(spec: str | None, connections: str, against: str | None, as_json: bool)
         _show(policy, states, price, number)
     kept = silence is None or outlasts(policy, silence)
     if silence is not None and not as_json:
-        line = f"{policy} outlasts a box that forgets after {duration(silence)}."
+        line = f"{policy} outlasts a middlebox with a timeout of {duration(silence)}."
         click.echo(f"\n{line if kept else _remedy(policy, silence)}")
     sys.exit(YES if kept else NO)
 
@@ -70,7 +70,7 @@ def _seconds(text: str) -> float:
 
 
 def _system() -> Defaults:
-    """The kernel's values; where there are none to read, those of a Linux that nobody has changed."""
+    """The kernel's values; on systems without them, those of an unconfigured Linux."""
     try:
         return read()
     except SysctlError:
@@ -78,21 +78,21 @@ def _system() -> Defaults:
 
 
 def _filled(policy: Keepalive) -> Keepalive:
-    """The policy with this system's times where it has none."""
+    """Fill in this system's values for the times that the policy leaves to the system."""
     with socket.socket() as fresh:
         system = inspect(fresh)
     return policy.filled(idle=system.idle, interval=system.interval, count=system.count)
 
 
-# -- in words
+# -- text
 
 
 def _show(policy: Keepalive, states: Sequence[Fate], price: Cost, number: int) -> None:
     found = states[0].found_after
-    when = f"found after {duration(found)}" if math.isfinite(found) else "never found"
+    when = f"detected after {duration(found)}" if math.isfinite(found) else "never detected"
     click.echo(f"{policy}: a dead idle peer is {when}.\n")
     deaths = [(fate.state, duration(fate.found_after), duration(fate.found_alone)) for fate in states]
-    print_table(("when the peer dies", "kaio finds it after", "options alone"), deaths)
+    print_table(("when the peer dies", "kaio detects it after", "options alone"), deaths)
     for note in _notes(policy):
         click.echo(note)
     click.echo("\nUntil then, from the last segment heard:")
@@ -100,24 +100,24 @@ def _show(policy: Keepalive, states: Sequence[Fate], price: Cost, number: int) -
         click.echo(f"  {fate.state}: {_story(fate)}")
     click.echo(f"\n{_price(price, number)}\n")
     rows = [(box.name, duration(box.forgets_after), _verdict(policy, box), box.note) for box in MIDDLEBOXES]
-    print_table(("on the road", "forgets after", "outlasted", "note"), rows)
-    click.echo("Outlasted: one probe may be lost, and the next still comes in time. Sources: --json.")
+    print_table(("middlebox", "timeout", "outlasted", "note"), rows)
+    click.echo("Outlasted: one probe may be lost, and the next is still in time. Sources: --json.")
 
 
 def _notes(policy: Keepalive) -> Iterator[str]:
-    yield "Options alone: any other socket with this policy's options, on asyncio or uvloop."
+    yield "Options alone: other sockets with this policy's options, on asyncio or uvloop."
     if policy.idle is not None and policy.interval is not None and policy.interval > policy.idle:
         late = duration(policy.interval - policy.idle)
-        yield f"The interval is longer than the idle time: after a probe that was answered, it all comes {late} later."
+        yield f"The interval is longer than the idle time: after an answered probe, everything happens {late} later."
     if policy.stalled == "drop" and policy.effective_user_timeout is not None:
         bound = duration(policy.effective_user_timeout)
-        yield f"stalled=drop: a peer that lives, and takes no data for {bound}, is dropped too."
+        yield f"stalled=drop: a live peer that accepts no data for {bound} is dropped too."
     if policy.stalled == "keep" and isinstance(policy.user_timeout, (int, float)):
         by_kernel = dataclasses.replace(policy, stalled="drop").detection_time
         if by_kernel is not None and by_kernel != policy.detection_time:
             yield (
                 "Where the kernel bounds sent data (the sweep of kaio run, kaio attach, kaio exec), a user timeout also"
-                f" takes the place of the count: idle peers are found dead after {duration(by_kernel)}."
+                f" replaces the count: dead idle peers are detected after {duration(by_kernel)}."
             )
 
 
@@ -148,28 +148,30 @@ def _rate(number: float) -> str:
 
 def _verdict(policy: Keepalive, box: Middlebox) -> str:
     if not box.heeds_probes:
-        return "no help: data only"
+        return "no: data only"
     return "yes" if outlasts(policy, box.forgets_after) else "no"
 
 
 def _remedy(policy: Keepalive, silence: float) -> str:
     latest = second_probe(policy)
-    why = "it sends no second probe" if latest is None else f"the second probe may come as late as {duration(latest)}"
-    line = f"{policy} does not outlast a box that forgets after {duration(silence)}: {why}"
+    why = (
+        "it sends no second probe" if latest is None else f"the second probe may be sent as late as {duration(latest)}"
+    )
+    line = f"{policy} does not outlast a middlebox with a timeout of {duration(silence)}: {why}"
     try:
         better = Keepalive.hold(silence)
     except PolicyError:
-        return f"{line}; no policy does, for the kernel counts in whole seconds."
+        return f"{line}; no policy does, because the kernel's times are whole seconds."
     return f"{line}; `kaio plan hold={silence:g}s`, which is {better}, does."
 
 
-# -- for programs
+# -- JSON
 
 
 def _document(
     policy: Keepalive, states: Sequence[Fate], price: Cost, number: int, silence: float | None
-) -> dict[str, Any]:
-    """Times in seconds; null: never."""
+) -> dict[str, object]:
+    """The JSON document. Times are in seconds; null: never."""
     against = None if silence is None else {"forgets_after": silence, "outlasted": outlasts(policy, silence)}
     return {
         "policy": str(policy),

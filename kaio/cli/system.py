@@ -1,4 +1,4 @@
-"""`kaio system`: see the kernel's own TCP defaults, set them, and keep them."""
+"""`kaio system`: show the kernel's TCP defaults, set them, and persist them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import click
 
@@ -35,11 +35,11 @@ __all__ = ["system"]
 _EXAMPLE: Final = "kaio system set idle=600 interval=60 count=20"
 _SUDO_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # secure_path, sudoers(5)
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def dry_run_option(command: F) -> F:
-    """The option, for every command that takes it."""
+    """Add the option --dry-run to a command."""
     return click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")(command)
 
 
@@ -47,9 +47,9 @@ def dry_run_option(command: F) -> F:
 @json_option
 @click.pass_context
 def system(context: click.Context, as_json: bool) -> None:
-    """See the kernel's TCP defaults and what they mean; set them, and keep them over a reboot.
+    """Show the kernel's TCP defaults and what they mean; set them, and keep them across reboots.
 
-    They are those of the network namespace that the command runs in.
+    They apply to the network namespace in which the command runs.
     """
     if context.invoked_subcommand is not None:
         if as_json:
@@ -68,20 +68,20 @@ def system(context: click.Context, as_json: bool) -> None:
         return
     _show(defaults)
     for assignment in deciding.values():
-        click.echo(_line(assignment))
+        click.echo(_describe(assignment))
     if unknown:
-        click.echo(f"What comes at boot cannot be told: {unknown}")
+        click.echo(f"The values at the next boot are unknown: {unknown}")
 
 
 @system.command("set")
 @click.argument("assignments", metavar="NAME=VALUE...", nargs=-1)
-@click.option("--persist", "keep", is_flag=True, help="Keep the values over a reboot: /etc/sysctl.d/60-kaio.conf.")
+@click.option("--persist", "keep", is_flag=True, help="Keep the values across reboots: /etc/sysctl.d/60-kaio.conf.")
 @dry_run_option
 @json_option
 def set_(assignments: tuple[str, ...], keep: bool, dry_run: bool, as_json: bool) -> None:
     """Set values, all or none: idle, interval (seconds), count, retries2, syn_retries, or their sysctl names.
 
-    Connections that stand follow the interval and the count at their next probe, unless they have times of their own.
+    Existing connections use a new interval and count from their next probe on, unless they have times of their own.
     """
     if not assignments:
         fail(f"nothing to set; such as `{_EXAMPLE}`", MISTAKE)
@@ -90,33 +90,33 @@ def set_(assignments: tuple[str, ...], keep: bool, dry_run: bool, as_json: bool)
     except PolicyError as exc:
         fail(f"{exc}; such as `{_EXAMPLE}`", MISTAKE)
     flags = ["--persist"] if keep else []
-    _carry_out(wanted, ["set", *assignments, *flags], keep=keep, dry_run=dry_run, as_json=as_json)
+    _apply(wanted, ["set", *assignments, *flags], keep=keep, dry_run=dry_run, as_json=as_json)
 
 
 @system.command()
 @dry_run_option
 @json_option
 def load(dry_run: bool, as_json: bool) -> None:
-    """Set the values that were persisted, all or none; of the file's lines, those for kaio's settings."""
+    """Set the persisted values, all or none. Lines for other settings are ignored."""
     try:
         kept = persisted()
     except PolicyError as exc:
         fail(str(exc), MISTAKE)
     except SysctlError as exc:
-        remedy = f"; `{_EXAMPLE} --persist` does it" if exc.errno == errno.ENOENT else ""
+        remedy = f"; `{_EXAMPLE} --persist` persists values" if exc.errno == errno.ENOENT else ""
         fail(f"{_problem(exc)}{remedy}")
-    _carry_out(kept.values, ["load"], keep=False, dry_run=dry_run, as_json=as_json)
+    _apply(kept.values, ["load"], keep=False, dry_run=dry_run, as_json=as_json)
     if kept.others and not as_json:
-        click.echo(f"Left to sysctl(8), as they are not kaio's: {', '.join(kept.others)}")
+        click.echo(f"Not set, because they are not kaio's settings: {', '.join(kept.others)}")
 
 
-def _carry_out(wanted: Mapping[str, int], words: list[str], *, keep: bool, dry_run: bool, as_json: bool) -> None:
-    """Set values, or show what would change; then say what came of it."""
+def _apply(wanted: Mapping[str, int], words: list[str], *, keep: bool, dry_run: bool, as_json: bool) -> None:
+    """Set values, or show what would change, and print the result."""
     try:
         before = read()
         after = before if dry_run else change(wanted, root="/" if keep else None)
     except SysctlError as exc:
-        _refused(exc, words, wanted)
+        _fail_refused(exc, words, wanted)
     try:
         deciding, unknown = overriding(wanted) if keep else {}, ""
     except SysctlError as exc:
@@ -134,11 +134,11 @@ def _carry_out(wanted: Mapping[str, int], words: list[str], *, keep: bool, dry_r
     if not dry_run:
         click.echo(f"\n{_meaning(after)}")
     if keep:
-        click.echo(f"{'Would be kept' if dry_run else 'Kept'} over a reboot in /{FILE}.")
+        click.echo(f"{'Would be kept' if dry_run else 'Kept'} across reboots in /{FILE}.")
     for assignment in deciding.values():
-        click.echo(f"But that file is overridden. {_line(assignment)}")
+        click.echo(f"But that file is overridden. {_describe(assignment)}")
     if unknown:
-        click.echo(f"Whether another file overrides it cannot be told: {unknown}")
+        click.echo(f"Whether another file overrides it is unknown: {unknown}")
 
 
 # -- in words
@@ -148,7 +148,7 @@ def _show(defaults: Defaults) -> None:
     settings = SETTINGS.values()
     columns = ["sysctl", "procfs"]
     names = [[setting.sysctl, f"{PROC}/{setting.path}"] for setting in settings]
-    if on_terminal():  # side by side they are too wide for one of 80 columns
+    if on_terminal():  # one below the other, to fit in 80 columns
         columns, names = ["\n".join(columns)], [["\n".join(both)] for both in names]
     rows = [
         (setting.field, str(getattr(defaults, setting.field)), *both)
@@ -161,56 +161,56 @@ def _show(defaults: Defaults) -> None:
 def _meaning(defaults: Defaults) -> str:
     again = len(defaults.syn_waits) - 1
     return (
-        f"A dead idle peer is found after {duration(defaults.detection_time)}: {defaults.idle} s of silence, then"
+        f"A dead idle peer is detected after {duration(defaults.detection_time)}: {defaults.idle} s idle, then"
         f" {defaults.count} probes, {defaults.interval} s apart; on sockets that turn keepalive on.\n"
         f"Sent data may stay unacknowledged for about {duration(defaults.unacknowledged_time)}: {defaults.retries2}"
         f" retransmissions, after 0.2 s or more, then twice as long each time, {defaults.rto_max:g} s at most.\n"
-        f"Connecting is given up after {duration(defaults.connecting_time)}: the first segment is sent again"
+        f"A connection attempt fails after {duration(defaults.connecting_time)}: the first segment is sent again"
         f" {again} time{'s' * (again != 1)}."
     )
 
 
-def _line(assignment: Assignment) -> str:
+def _describe(assignment: Assignment) -> str:
     sysctl = assignment.key.replace("/", ".")
-    what = f"takes {sysctl} out" if assignment.value is None else f"sets {sysctl} = {assignment.value}"
+    what = f"excludes {sysctl}" if assignment.value is None else f"sets {sysctl} = {assignment.value}"
     return f"At boot, {assignment.path} line {assignment.line} {what}."
 
 
-# -- what goes wrong
+# -- errors
 
 
 def _problem(exc: SysctlError) -> str:
     return f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror)
 
 
-def _refused(exc: SysctlError, words: list[str], wanted: Mapping[str, int]) -> NoReturn:
-    """Say what was refused, and how it is done."""
+def _fail_refused(exc: SysctlError, words: list[str], wanted: Mapping[str, int]) -> NoReturn:
+    """Exit with the reason why the kernel refused, and what would work."""
     in_kernel = str(exc.filename).startswith(PROC)
     remedy = ""
     if exc.errno in (errno.EACCES, errno.EPERM):
         if os.geteuid() != 0:
             remedy = f"; run: sudo {_program()} system {shlex.join(words)}"
         elif in_kernel:
-            remedy = "; it takes CAP_NET_ADMIN in this network namespace"
+            remedy = "; this needs CAP_NET_ADMIN in this network namespace"
     elif exc.errno == errno.EROFS and in_kernel:
         options = " ".join(f"--sysctl {SETTINGS[field].sysctl}={value}" for field, value in wanted.items())
-        remedy = f"; in a container, give it the values when it is started: docker run {options} ..."
+        remedy = f"; in a container, pass the values when it is started: docker run {options} ..."
     fail(f"{_problem(exc)}{remedy}", CANNOT)
 
 
 def _program() -> str:
-    """What sudo finds this program by."""
+    """The command by which sudo finds this program."""
     if shutil.which("kaio", path=_SUDO_PATH):
         return "kaio"
     script = os.path.join(os.path.dirname(sys.executable), "kaio")
     return shlex.quote(script) if os.path.exists(script) else f"{shlex.quote(sys.executable)} -m kaio"
 
 
-# -- for programs
+# -- JSON
 
 
-def _document(defaults: Defaults, deciding: Mapping[str, Assignment]) -> dict[str, Any]:
-    """Times in seconds."""
+def _document(defaults: Defaults, deciding: Mapping[str, Assignment]) -> dict[str, object]:
+    """The JSON document. Times are in seconds."""
     return {
         "settings": {
             field: {

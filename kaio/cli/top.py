@@ -1,8 +1,8 @@
-"""`kaio top`: connections live, those in trouble first.
+"""`kaio top`: a live list of TCP connections, those in trouble first.
 
-Rules kept here: `View` is what is shown, and knows no terminal; `_page` makes it lines, of those rows that fit and no
-others; the terminal is put back whatever ends the command. The kernel is asked in a thread, so that a key is answered
-at once also where that takes long, and it is asked for a third of the time at most.
+Rules kept here: `View` holds what is shown, and knows nothing of terminals; `_page` formats only the rows that fit; the
+terminal is restored however the command ends. A thread takes the samples, so that keys respond at once even if a sample
+takes long; sampling takes a third of the time at most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -32,10 +32,16 @@ from ..errors import KaioError
 from ..kernel.tcpinfo import TcpState
 from ..liveness.health import State
 from ..policy import parse_time
+from ..tools.procfs import user_name
 from ..tools.sockdiag import Connections, TcpConnection, Timer
 from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table, printable
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison
+
 __all__ = ["top"]
+
+TerminalAttributes: TypeAlias = list[Any]  # of termios.tcgetattr
 
 _STYLES: Final = {State.SUSPECT: "bold yellow", State.STALLED: "bold cyan", State.DEAD: "bold red", State.ALIVE: ""}
 _LEAST_INTERVAL: Final = 0.1
@@ -49,25 +55,16 @@ class _Column(NamedTuple):
     heading: str
     width: int
     keep: int
-    """The lower, the longer it stays when the terminal is narrow."""
+    """On a narrow terminal, columns with higher numbers are left out first."""
     right: bool
     cell: Callable[[TcpConnection], str]
 
 
 def _process(connection: TcpConnection) -> str:
     if not connection.holders:
-        return f"({_user(connection.uid)})" if connection.inode else "(none)"
+        return f"({user_name(connection.uid)})" if connection.inode else "(none)"
     first, *others = connection.holders
     return f"{first.pid} {printable(first.name)}" + (f" +{len(others)}" if others else "")
-
-
-def _user(uid: int) -> str:
-    import pwd  # noqa: PLC0415 - not on Windows
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _state(connection: TcpConnection) -> str:
@@ -89,7 +86,7 @@ def _timer(connection: TcpConnection) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    """In six places: tenths where it is little, minutes and hours where it is much."""
+    """A time in at most six characters, in a unit that fits."""
     if seconds is None:
         return ""
     if seconds < 10:
@@ -137,13 +134,13 @@ def _cells(connection: TcpConnection) -> tuple[str, ...]:
     return tuple(column.cell(connection) for column in _COLUMNS)
 
 
-# -- what is shown
+# -- the view
 
 
 class _Sort(NamedTuple):
     key: str
-    """The key on the keyboard."""
-    of: Callable[[TcpConnection], Any]
+    """The key that selects it."""
+    of: Callable[[TcpConnection], SupportsRichComparison]
     descending: bool = True
 
 
@@ -162,25 +159,25 @@ _SORTS: Final = {
 
 @dataclasses.dataclass
 class View:
-    """Which connections are shown, in which order, and what else there is to say."""
+    """The connections to show, their order and filter."""
 
     sort: str = "probes"
     reverse: bool = False
     filter: str = ""
     typing: bool = False
-    """Whether keys are the filter's."""
+    """Whether keys edit the filter."""
     connections: Sequence[TcpConnection] = ()
     ended: Sequence[int] = ()
-    """Processes that were asked for and are no more."""
+    """Requested processes that have exited."""
 
     def chosen(self) -> list[TcpConnection]:
-        """The connections that the filter leaves, in order."""
+        """The connections that match the filter, in order."""
         words, by = self.filter.lower(), _SORTS[self.sort]
         left = [each for each in self.connections if not words or words in _searchable(each)]
         return sorted(left, key=by.of, reverse=by.descending ^ self.reverse)
 
     def press(self, key: str) -> bool:
-        """Do what a key asks for; whether to go on."""
+        """Handle a key. Returns False to quit."""
         if self.typing:
             self._type(key)
         elif key == "q":
@@ -208,13 +205,13 @@ class View:
 
 
 def _searchable(connection: TcpConnection) -> str:
-    """What the filter looks at: what a connection is, not its figures of the moment."""
+    """The text that the filter searches: all columns but timers and counters."""
     health = connection.health.state.value
     return " ".join((_process(connection), connection.local, connection.peer, _state(connection), health)).lower()
 
 
 def _page(view: View, width: int, height: int) -> Group:
-    """The view in a terminal of that size."""
+    """Format the view for a terminal of that size."""
     chosen = view.chosen()
     shown = chosen[: max(0, height - 3)]
     rows = [_cells(connection) for connection in shown]
@@ -233,7 +230,7 @@ def _page(view: View, width: int, height: int) -> Group:
 
 
 def _fitting(rows: Sequence[Sequence[str]], width: int) -> list[tuple[int, int]]:
-    """The columns that there is room for, by number, and their widths: addresses get what they need."""
+    """The numbers and widths of the columns that fit. Addresses are never cut."""
     needed = {}
     for number, column in enumerate(_COLUMNS):
         longest = max((len(row[number]) for row in rows), default=0) if column.heading in _ADDRESSES else 0
@@ -278,7 +275,7 @@ def _foot(view: View, hidden: int) -> Text:
 
 
 class _Terminal:
-    """Keys one at a time, and signals in their order among them; both as they were before at the end."""
+    """Reads single keys and signals; restores the terminal and the signal handlers at the end."""
 
     def __init__(self) -> None:
         self._keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
@@ -286,11 +283,11 @@ class _Terminal:
 
     def __enter__(self) -> _Terminal:
         with contextlib.ExitStack() as undo:
-            self._ear, self._mouth = os.pipe()
-            undo.callback(os.close, self._ear)
-            undo.callback(os.close, self._mouth)
-            os.set_blocking(self._mouth, False)
-            undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False))
+            self._reader, self._writer = os.pipe()
+            undo.callback(os.close, self._reader)
+            undo.callback(os.close, self._writer)
+            os.set_blocking(self._writer, False)
+            undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False))
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH):
                 undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
             if self._keys is not None:
@@ -304,28 +301,30 @@ class _Terminal:
         self._undo.close()
 
     def wake(self) -> None:
-        """End a wait, from any thread."""
-        with contextlib.suppress(BlockingIOError):  # it is full: no wait is long
-            os.write(self._mouth, b"\0")
+        """End `wait` early, from any thread."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so wait() returns anyway
+            os.write(self._writer, b"\0")
 
     def wait(self, seconds: float | None) -> tuple[list[signal.Signals], str]:
-        """Wait for something to happen, and say which signals came, and which keys were pressed."""
-        readers = [self._ear] if self._keys is None else [self._ear, self._keys]
+        """Wait for signals, keys or `wake`. Returns the signals and the keys."""
+        readers = [self._reader] if self._keys is None else [self._reader, self._keys]
         ready, _, _ = select.select(readers, [], [], seconds)
-        signals = [signal.Signals(byte) for byte in os.read(self._ear, 4096) if byte] if self._ear in ready else []
+        signals = (
+            [signal.Signals(byte) for byte in os.read(self._reader, 4096) if byte] if self._reader in ready else []
+        )
         if self._keys not in ready:
             return signals, ""
         pressed = os.read(self._keys, 4096)
-        if not pressed:  # the terminal is gone
+        if not pressed:  # the terminal has hung up
             return [*signals, signal.SIGHUP], ""
         text = pressed.decode(errors="ignore")
-        return signals, "" if len(text) > 1 and text[0] == "\x1b" else text  # an arrow key and its like
+        return signals, "" if len(text) > 1 and text[0] == "\x1b" else text  # an escape sequence, as of an arrow key
 
 
-def _cbreak(terminal: int) -> list[Any]:
-    """Let keys come one at a time and unseen; what it was before.
+def _cbreak(terminal: int) -> TerminalAttributes:
+    """Switch the terminal to single keys without echo. Returns the previous attributes.
 
-    ^Z would leave the shell with our screen: it does nothing here.
+    ^Z is disabled, because it would leave the shell with this screen.
     """
     import termios  # noqa: PLC0415 - not on Windows
 
@@ -338,27 +337,27 @@ def _cbreak(terminal: int) -> list[Any]:
     return before
 
 
-def _restore(terminal: int, before: list[Any]) -> None:
+def _restore(terminal: int, before: TerminalAttributes) -> None:
     import termios  # noqa: PLC0415
 
-    with contextlib.suppress(termios.error):  # it is gone
+    with contextlib.suppress(termios.error):  # the terminal has hung up
         termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _watch(pids: Sequence[int], view: View, interval: float) -> int:
-    """Show connections until a key or a signal ends it; the exit code."""
+    """Show connections until a key or a signal ends the command. Returns the exit code."""
     gc.freeze()
-    gc.set_threshold(100_000)  # a sample has no cycles, and collecting took a fifth of its time
+    gc.set_threshold(100_000)  # a sample has no reference cycles, and garbage collection took a fifth of its time
     console = Console()
     with contextlib.ExitStack() as stack:
-        # pyroute2's socket belongs to the thread that made it. A process that it starts to reach another network would
-        # have our signals' pipe, and write into it when it is ended: the terminal comes afterwards.
+        # pyroute2's socket belongs to the thread that created it. For another network namespace pyroute2 forks a
+        # process, which would inherit the signal pipe and write to it when it is killed: so _Terminal comes later.
         thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         connections = thread.submit(Connections, pids).result()
         stack.callback(lambda: thread.submit(connections.close).result())
         view.connections = thread.submit(connections.sample).result()
         terminal = stack.enter_context(_Terminal())
-        stack.callback(lambda: thread.submit(int).result())  # what was asked for last wakes the terminal, too
+        stack.callback(lambda: thread.submit(int).result())  # the last sample calls wake(), so wait for it
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         due = time.monotonic() + interval
         asked: concurrent.futures.Future[list[TcpConnection]] | None = None
@@ -385,18 +384,18 @@ def _watch(pids: Sequence[int], view: View, interval: float) -> int:
 
 @click.command()
 @click.argument("pids", nargs=-1, type=click.IntRange(min=1), metavar="[PID]...")
-@click.option("--once", is_flag=True, help="Print once, and exit; as when the output is not a terminal.")
-@click.option("--interval", default="1s", metavar="TIME", help="How often to look, such as 1s or 500ms.")
-@click.option("--sort", type=click.Choice(list(_SORTS)), default="probes", help="What comes first.")
-@click.option("--reverse", is_flag=True, help="What comes last comes first.")
-@click.option("--filter", "words", default="", metavar="TEXT", help="Only rows that have this text in them.")
+@click.option("--once", is_flag=True, help="Print the list once and exit; the default without a terminal.")
+@click.option("--interval", default="1s", metavar="TIME", help="Time between samples, such as 1s or 500ms.")
+@click.option("--sort", type=click.Choice(list(_SORTS)), default="probes", help="The sort key.")
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
+@click.option("--filter", "words", default="", metavar="TEXT", help="Show only rows that contain this text.")
 @json_option
 def top(pids: tuple[int, ...], once: bool, interval: str, sort: str, reverse: bool, words: str, as_json: bool) -> None:
-    """Watch the TCP connections of this network, or of some processes.
+    """List the TCP connections of this network namespace, or of some processes, and update the list.
 
-    Of each: who holds it, how its peer is, which of the kernel's timers runs and what is left of it, probes and
-    retransmissions that went unanswered, how long nothing was heard, round trip, bytes sent and not acknowledged, bytes
-    not sent. Suspect: something went unanswered. Stalled: the peer is alive and takes no data.
+    For each: the process, the peer's health, the kernel's active timer and the time left, unanswered probes and
+    retransmissions, the time since anything was received, the round-trip time, bytes sent and not acknowledged, bytes
+    not sent. Suspect: a probe or a segment is unanswered. Stalled: the peer is alive and accepts no data.
     """
     try:
         seconds = parse_time("interval", interval)
@@ -411,7 +410,7 @@ def top(pids: tuple[int, ...], once: bool, interval: str, sort: str, reverse: bo
         else:
             sys.exit(_watch(pids, view, seconds))
     except BrokenPipeError:
-        raise  # click ends quietly when nobody reads
+        raise  # click handles it, and exits without a message
     except OSError as exc:
         fail(exc.strerror or str(exc))
 
@@ -424,7 +423,9 @@ def _print_once(pids: Sequence[int], view: View, as_json: bool) -> None:
         print_json({"connections": [_document(connection) for connection in chosen]})
         return
     rows = [_cells(connection) for connection in chosen]
-    width = shutil.get_terminal_size().columns - len(_COLUMNS) - 2 if on_terminal() else sys.maxsize  # it has borders
+    width = (
+        shutil.get_terminal_size().columns - len(_COLUMNS) - 2 if on_terminal() else sys.maxsize
+    )  # room for the borders
     numbers = [number for number, _ in _fitting(rows, width)]
     print_table(
         [_COLUMNS[number].heading for number in numbers],
@@ -434,7 +435,7 @@ def _print_once(pids: Sequence[int], view: View, as_json: bool) -> None:
     )
 
 
-def _document(connection: TcpConnection) -> dict[str, Any]:
+def _document(connection: TcpConnection) -> dict[str, object]:
     health = connection.health
     return {
         "processes": [holder._asdict() for holder in connection.holders],

@@ -15,7 +15,7 @@ from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply, system_state, target_state
 from ..policy import Keepalive, SocketState
 
-__all__ = ["Standing", "adopt", "standing", "tally"]
+__all__ = ["Standing", "adopt", "has_own_times", "standing", "tally"]
 
 
 class Standing(enum.StrEnum):
@@ -29,17 +29,22 @@ class Standing(enum.StrEnum):
     """Keepalive is off, or on with the system's two hours."""
 
 
+def has_own_times(state: SocketState, system: tuple[float | None, float | None, int | None]) -> bool:
+    """Whether the application has chosen times: keepalive is on, and any time differs from the system's."""
+    return state.enabled and state.times != system
+
+
 def standing(sock: SocketLike, policy: Keepalive) -> tuple[Standing, SocketState]:
     """Return whose options a TCP socket has, and the options. Raises OSError, `KeepaliveError`."""
     state = platform.read(sock)
     if not policy.enabled:
-        chosen = state.enabled and state.times != system_state(sock).times
+        chosen = has_own_times(state, system_state(sock).times)
         return Standing.OWN if chosen else Standing.POLICY, state
     if not state.enabled:
         return Standing.UNCOVERED, state
     if state.times == target_state(policy, sock).times:
         return Standing.POLICY, state
-    return Standing.UNCOVERED if state.times == system_state(sock).times else Standing.OWN, state
+    return Standing.OWN if has_own_times(state, system_state(sock).times) else Standing.UNCOVERED, state
 
 
 tally: Final[Counter[Standing]] = Counter()

@@ -19,8 +19,6 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohappyeyeballs
-
 from ..errors import KeepaliveError
 from ..kernel.descriptors import Descriptor, is_listening
 from ..kernel.options import SocketLike, platform
@@ -30,9 +28,21 @@ from ..liveness.limits import limits_of
 from ..liveness.standing import Standing, adopt
 from ..monitor.monitor import Monitor, close_monitor, get_monitor
 from ..monitor.wheel import TURN
-from ..net.dialing import Attempts, has_scope, loses_scope, resolve, sock_connect, tls_arguments
+from ..net.dialing import (
+    Attempts,
+    DialOptions,
+    connect_bound,
+    detach_if_closed,
+    dial,
+    find_route,
+    has_scope,
+    loses_scope,
+    sock_connect,
+    summarize,
+    tls_arguments,
+)
 from ..net.protocols import Watched
-from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, SocketState, as_policy
+from ..policy import Keepalive, SocketState, as_policy
 from .foreign import DescriptorLink, TransportLink, state_of
 
 __all__ = ["Covering", "loop_class", "take_over"]
@@ -52,8 +62,7 @@ class _Cover:
         self._loop = weakref.ref(loop)
         self.policy: Keepalive = policy
         self.active: bool = policy.enabled
-        bound = policy.effective_user_timeout if policy.enabled else None
-        self.connect_bound: float | None = None if bound is None else min(bound, MAX_USER_TIMEOUT_MS / 1000)
+        self.connect_bound = connect_bound(policy)
         self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
         self._transports: Any = None  # the loop's own table of them: descriptor -> weak reference
         self._descriptors: list[tuple[Descriptor, SocketState]] = []  # met, and not yet known to the monitor
@@ -388,9 +397,17 @@ class _CoveringOther(Covering):
         cover = self._kaio_cover
         named = sock is None and (host is not None or port is not None)
         if named and (cover.active or happy_eyeballs_delay is not None):
-            return await self._connect(
-                protocol_factory, host, port, happy_eyeballs_delay, interleave, all_errors, kwargs
+            names = ("ssl", "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
+            ssl, server_hostname, handshake, shutdown = (kwargs.pop(name, None) for name in names)
+            tls = tls_arguments(ssl, server_hostname, host, handshake, shutdown)
+            options = DialOptions(
+                **{name: kwargs.pop(name) for name in ("family", "proto", "flags", "local_addr") if name in kwargs},
+                happy_eyeballs_delay=happy_eyeballs_delay,
+                interleave=interleave,
             )
+            protocol = protocol_factory()
+            sock = await self._dial(host, port, options, all_errors=all_errors)
+            return await self._make_transport(sock, protocol, {**tls, **kwargs})
         if sock is not None and host is None and port is None and cover.active:
             cover.adopt(sock)
         kwargs["sock"] = sock
@@ -398,63 +415,34 @@ class _CoveringOther(Covering):
         cover.stir()
         return made
 
-    async def _connect(
-        self,
-        protocol_factory: Any,
-        host: Any,
-        port: Any,
-        delay: float | None,
-        interleave: int | None,
-        all_errors: bool,
-        options: dict[str, Any],
-    ) -> Any:
-        """The base would make the socket where no option can be set before it connects."""
-        names = ("ssl", "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
-        ssl, server_hostname, handshake, shutdown = (options.pop(name, None) for name in names)
-        tls = tls_arguments(ssl, server_hostname, host or None, handshake, shutdown)
-        protocol = protocol_factory()
-        family, proto, flags = (options.pop(name, 0) for name in ("family", "proto", "flags"))
-        local_addr = options.pop("local_addr", None)
-        infos = await self._resolve(host, port, family, proto, flags)
-        local = None
-        if local_addr is not None:
-            if not isinstance(local_addr, (tuple, list)) or len(local_addr) != 2:
-                raise ValueError("local_addr must be a tuple of host and port")
-            local = await self._resolve(local_addr[0], local_addr[1], family, proto, flags)
+    async def _dial(
+        self, host: str | None, port: int | str | None, options: DialOptions, *, all_errors: bool
+    ) -> socket.socket:
+        """Connect by this loop's `sock_connect`: the base would make the socket where no option can be set."""
+        route = await find_route(self, host, port, options)
         attempts = Attempts(self)
         try:
-            sock = await aiohappyeyeballs.start_connection(
-                infos,
-                local_addr_infos=local,
-                happy_eyeballs_delay=delay,
-                interleave=interleave,
-                loop=attempts,  # type: ignore[arg-type]
-            )
+            return await dial(attempts, route, options)
         except OSError as exc:
-            raise _summary(exc, attempts.errors, all_errors).with_traceback(
-                None
-            ) from None  # or it would refer to itself
+            # Without the traceback, or it would refer to itself.
+            raise summarize(exc, attempts.errors, all_errors=all_errors).with_traceback(None) from None
         finally:
             attempts.errors = []  # they hold this frame, by their tracebacks
+
+    async def _make_transport(
+        self, sock: socket.socket, protocol: asyncio.BaseProtocol, options: dict[str, Any]
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """Let the base make a transport over a connected socket."""
         try:
-            transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **tls, **options)
+            transport, protocol = await super().create_connection(lambda: protocol, sock=sock, **options)
         except OSError:  # a handshake that failed: the base has closed it
             raise
         except (TypeError, ValueError):  # an argument that it does not take: it has not touched the socket
             sock.close()
             raise
-        if transport.is_closing():
-            # Closed in connection_made, before uvloop took the socket object over: its descriptor is closed, and may
-            # be another's by the time that the object would close it once more.
-            sock.detach()
+        detach_if_closed(sock, transport)
         self._kaio_cover.stir()
         return transport, protocol
-
-    async def _resolve(self, host: Any, port: Any, family: int, proto: int, flags: int) -> list[Any]:
-        infos = await resolve(self, host, port, family=family, proto=proto, flags=flags)
-        if not infos:
-            raise OSError("getaddrinfo() returned empty list")
-        return list(infos)
 
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
         if not has_scope(host) or kwargs.get("sock") is not None or not loses_scope(self):
@@ -469,14 +457,15 @@ class _CoveringOther(Covering):
     async def _bind(
         self,
         host: str,
-        port: Any,
+        port: int | str | None,
         family: int = 0,
         flags: int = socket.AI_PASSIVE,
         reuse_address: bool | None = None,
         reuse_port: bool | None = None,
     ) -> socket.socket:
-        """uvloop would bind to a link-local address without its scope."""
-        family, kind, proto, _, address = (await self._resolve(host, port, family, 0, flags))[0]
+        """Bind to a link-local address with its scope, which uvloop loses."""
+        route = await find_route(self, host, port, DialOptions(family=family, flags=flags))
+        family, kind, proto, _, address = route.remote[0]
         sock = socket.socket(family, kind, proto)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address is not False)
@@ -488,17 +477,6 @@ class _CoveringOther(Covering):
             message = f"error while attempting to bind on address {address!r}: {(exc.strerror or '').lower()}"
             raise OSError(exc.errno, message) from None
         return sock
-
-
-def _summary(exc: OSError, errors: list[OSError], all_errors: bool) -> Exception:
-    """What create_connection raises when these attempts have failed: asyncio's own summary of it."""
-    if all_errors:
-        return ExceptionGroup("create_connection failed", errors or [exc])
-    if not errors:
-        return exc
-    if all((type(error), error.errno) == (type(errors[0]), errors[0].errno) for error in errors):
-        return errors[0]
-    return OSError(f"Multiple exceptions: {', '.join(map(str, errors))}")
 
 
 _BINDING: Final = ("family", "flags", "reuse_address", "reuse_port")  # arguments of create_server that are for bind()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import sys
 import warnings
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..monitor.survey import Report, survey
 from ..policy import Keepalive, KeepaliveArg, as_policy
@@ -109,27 +110,44 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """The policy class is made when it is first asked for: policies are deprecated from Python 3.14 on."""
+        """Make the policy class when it is first asked for: asyncio's is deprecated from Python 3.14 on."""
         if name != "EventLoopPolicy":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if sys.version_info >= (3, 16):
-            raise AttributeError("Python 3.16 has no event loop policies: use kaio.run, loop_factory= or kaio.install")
+        if not _has_policies():
+            raise AttributeError("this Python has no event loop policies: use kaio.run, loop_factory= or kaio.install")
         return _policy_class()
+
+
+def _has_policies() -> bool:
+    """Up to Python 3.15."""
+    return hasattr(asyncio, "set_event_loop_policy")
+
+
+@contextlib.contextmanager
+def _deprecated() -> Iterator[None]:
+    """Use asyncio's policies: what Python warns of is for those who choose to use them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @functools.cache
 def _policy_class() -> type[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _deprecated():
         base_policy: Any = asyncio.DefaultEventLoopPolicy
 
     class EventLoopPolicy(base_policy):  # type: ignore[misc]
-        """An event loop policy whose loops cover their sockets; up to Python 3.15. Arguments as `loop_factory`'s."""
+        """An event loop policy whose loops cover their sockets. Arguments as `loop_factory`'s.
+
+        Policies are deprecated since Python 3.14, which warns where one is set, and gone in Python 3.16; `install`
+        works everywhere.
+        """
 
         def __init__(self, keepalive: KeepaliveArg = None, *, base: LoopFactory | None = None) -> None:
             super().__init__()
             if base is asyncio.new_event_loop:  # which asks the policy, so that it would be this one
-                base = asyncio.get_event_loop_policy().new_event_loop
+                with _deprecated():
+                    base = asyncio.get_event_loop_policy().new_event_loop
             self._loop_factory = loop_factory(keepalive, base=base)
 
     EventLoopPolicy.__qualname__ = "EventLoopPolicy"
@@ -137,46 +155,61 @@ def _policy_class() -> type[Any]:
 
 
 def install(keepalive: KeepaliveArg = None, *, base: LoopFactory | None = None) -> None:
-    """From now on `asyncio.run`, `asyncio.Runner` and `asyncio.new_event_loop` make loops that cover their sockets.
+    """Let every loop that this process makes from now on cover its sockets, whoever makes it.
 
-    Sets the event loop policy; on Python 3.16 and later, which has none, it replaces `asyncio.new_event_loop`. Where
-    you call `asyncio.run` yourself, `kaio.run` is simpler. Arguments as `loop_factory`'s. Raises `PolicyError`.
+    `base` is for those who do not say which loop they want: `asyncio.run`, `asyncio.Runner` and
+    `asyncio.new_event_loop` make that one. uvicorn and others name uvloop's loops or asyncio's and get what they name.
+    A loop that was made before keeps what it has; the last call counts for those that are made after it. Arguments
+    as `loop_factory`'s. Raises `PolicyError`.
+
+    Sets the event loop policy, without the warning that Python 3.14 and later give; where there are no policies
+    (Python 3.16), replaces `asyncio.new_event_loop`. Where you call `asyncio.run` yourself, `kaio.run` is simpler.
     """
-    if sys.version_info >= (3, 16):
-        _replace_new_event_loop(loop_factory(keepalive, base=base))
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        asyncio.set_event_loop_policy(_policy_class()(keepalive, base=base))
-
-
-def _replace_new_event_loop(factory: LoopFactory) -> None:
-    """What Runner calls is asyncio.events.new_event_loop, by its module."""
-    for module in (asyncio, asyncio.events, asyncio.runners):
-        if hasattr(module, "new_event_loop"):
+    policy = as_policy(keepalive)
+    if _has_policies():
+        made = _policy_class()(policy, base=base)
+        with _deprecated():
+            asyncio.set_event_loop_policy(made)
+    else:
+        factory = loop_factory(policy, base=base)
+        for module in (asyncio, asyncio.events):  # asyncio.Runner asks the second
             setattr(module, "new_event_loop", factory)  # noqa: B010 - typed as a function of its own
+    cover_loops(policy)
+
+
+_everywhere: Keepalive | None = None  # the policy of every loop that is made, once cover_loops was called
+_wrapped: Final[set[type]] = set()  # the classes whose __init__ covers
 
 
 def cover_loops(policy: Keepalive) -> None:
-    """Every loop that this process makes from now on covers its sockets, whoever makes it, and however.
+    """Let every loop that this process makes from now on cover its sockets, whoever makes it, and however.
 
-    For `kaio run`: programs name asyncio's and uvloop's classes, hold their factories as default arguments, or set
-    policies of their own. What all of them do in the end is to make an object of one of these classes.
+    Programs name asyncio's and uvloop's classes, hold their factories as default arguments, or set policies of their
+    own. What all of them do in the end is to make an object of one of these classes. The last call counts.
     """
-    classes: list[Any] = [asyncio.SelectorEventLoop]
-    with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - not everywhere
+    global _everywhere  # noqa: PLW0603 - as are the classes
+    _everywhere = policy
+    for each in _loop_classes():
+        if each not in _wrapped:
+            _wrapped.add(each)
+            each.__init__ = _covered_from_birth(each.__init__)  # type: ignore[method-assign]
 
-        classes.append(uvloop.Loop)
-    for each in classes:
-        each.__init__ = _covered_from_birth(each.__init__, policy)
+
+def _loop_classes() -> Iterator[type[asyncio.AbstractEventLoop]]:
+    """Those that libraries make objects of, or derive their own from."""
+    yield asyncio.SelectorEventLoop
+    if sys.platform == "win32":
+        yield asyncio.ProactorEventLoop
+    for module, name in (("uvloop", "Loop"), ("rloop", "RLoop"), ("zuvloop", "Loop"), ("winloop", "Loop")):
+        with contextlib.suppress(ImportError):
+            yield getattr(importlib.import_module(module), name)
 
 
-def _covered_from_birth(init: Callable[..., None], policy: Keepalive) -> Callable[..., None]:
+def _covered_from_birth(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if not isinstance(self, Covering):
-            take_over(self, policy)
+        if _everywhere is not None and not isinstance(self, Covering):
+            take_over(self, _everywhere)
 
     return make

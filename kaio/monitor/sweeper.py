@@ -2,16 +2,19 @@
 
 Rules kept here: a socket that a monitor of this process watches (`owners`) is left alone, and handed over as it would
 be without the sweep where the sweep was there first. What has the policy's times and no user timeout may be a loop's
-newcomer, whose monitor takes a while: it is left alone that long. No thread is there while a fork goes on.
+newcomer, whose monitor takes a while: it is left alone that long. No thread is there while a fork goes on, nor when
+Python then counts the threads.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
+import functools
 import os
 import time
-from typing import Final
+from typing import Any, Final
 
 from ..errors import KaioError
 from ..kernel.descriptors import Descriptor, descriptors
@@ -27,6 +30,8 @@ __all__ = ["GRACE", "Sweeper"]
 
 GRACE: Final = 6.0
 """Seconds in which a monitor takes up a connection: kaio's own after one, another library's after at most five."""
+
+_THREAD_END: Final = 1.0  # seconds, at most, that a fork waits for the sweep's thread to have left the kernel's count
 
 
 class Sweeper:
@@ -48,26 +53,48 @@ class Sweeper:
         self._minded: dict[int, Deadline] = {}  # those covered here
         self._ports: set[int] = set()  # of listening sockets among them: what is accepted there has the same
         self._parents: set[int] = set()  # what a forked process leaves to its parent
+        self._asked: list[None] = []  # one element when a pending call is to start the thread
         self._make_locks()
 
     def _make_locks(self) -> None:
         self._stop = _thread.allocate_lock()  # held while it runs
         self._stopped = _thread.allocate_lock()  # held by the thread
         self._forking = _thread.allocate_lock()  # held while a fork goes on: threads may fork at the same time
+        self._running = False
+        self._task = ""  # the thread's folder in /proc
+        self._main = _thread.get_ident()  # the thread that pending calls run in
 
     def start(self) -> None:
-        """Sweep from now on, in this process and in those that are forked off it."""
+        """Sweep from now on, in this process and in those that are forked off it.
+
+        Call it in the main thread.
+        """
         self._run_thread()
-        # Forking with a second thread is deprecated since Python 3.12: there is none while a fork goes on.
+        # Forking with a second thread is deprecated since Python 3.12, which reads the number of threads from
+        # /proc/self/stat when the fork is made: some versions before the after_in_parent functions, some after them
+        # (Modules/posixmodule.c, warn_about_fork_with_threads; 3.13.0 is one of the latter). The thread must come
+        # later, and a pending call does: the interpreter makes it when os.fork has returned. Of after_in_parent
+        # functions only C code may ask for it: within one of Python's, the interpreter would make the call at once.
+        # So reduce() is the function, and calls Py_AddPendingCall(resume, None) for each None of the list.
+        resume = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self._resume)
+        ask: Any = functools.partial(functools.reduce, ctypes.pythonapi.Py_AddPendingCall, self._asked, resume)
         os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._in_child)
+        os.register_at_fork(after_in_parent=ask)
 
     def _run_thread(self) -> None:
         self._stop.acquire()
         self._stopped.acquire()
-        # Not a threading.Thread: the program counts those.
-        _thread.start_new_thread(self._run, ())
+        try:
+            # Not a threading.Thread: the program counts those.
+            _thread.start_new_thread(self._run, ())
+            self._running = True
+        except BaseException:
+            self._stop.release()
+            self._stopped.release()
+            raise
 
     def _run(self) -> None:
+        self._task = f"/proc/self/task/{_thread.get_native_id()}"
         while not self._stop.acquire(timeout=self._interval):
             with contextlib.suppress(OSError):  # out of descriptors: the next one may find some
                 self.sweep()
@@ -76,16 +103,38 @@ class Sweeper:
 
     def _before_fork(self) -> None:
         self._forking.acquire()
+        if self._running:
+            self._end_thread()
+        self._parents = {*owners.owned(), *self._newcomers}
+
+    def _end_thread(self) -> None:
+        """The thread lives on for a moment after its last statement, and would be counted."""
+        self._running = False
         self._stop.release()
         with self._stopped:
             pass
-        self._parents = {*owners.owned(), *self._newcomers}
+        until = time.monotonic() + _THREAD_END
+        while os.path.exists(self._task) and time.monotonic() < until:
+            time.sleep(0.00005)
 
     def _after_fork(self) -> None:
+        """In the main thread only: it may be busy for long, and a fork in another thread is warned of in any case."""
         try:
-            self._run_thread()
+            self._asked[:] = [None] if _thread.get_ident() == self._main else []
+            if not self._asked:
+                self._run_thread()
         finally:
             self._forking.release()
+
+    def _resume(self, _: object) -> int:
+        """A fork in the main thread is over. While another goes on, that one's end starts the thread."""
+        if self._forking.acquire(blocking=False):
+            try:
+                if not self._running:
+                    self._run_thread()
+            finally:
+                self._forking.release()
+        return 0
 
     def _in_child(self) -> None:
         self._settled |= self._parents

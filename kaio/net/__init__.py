@@ -1,13 +1,20 @@
 """asyncio: transports, protocols and streams, and who dials, accepts and serves.
 
-ending       the stages of a connection's end, as a table
-internals    what is relied on inside asyncio's and uvloop's loops
-endpoints    what a connection starts with, and where it was accepted
-transports   a transport that knows whether its peer is still there
-protocols    the callbacks: peer_suspect, peer_recovered, peer_dead
-connection   the stream
-dialing      resolving, attempts, TLS arguments: what all who connect share
-client       connect
-listeners    bind and accept
-server       serve
+ending           the stages of a connection's end, as a table
+internals        what is relied on inside asyncio's and uvloop's loops
+endpoints        what a connection starts with, and where it was accepted
+transports       a transport that knows whether its peer is still there
+protocols        the callbacks: peer_suspect, peer_recovered, peer_dead
+connection       the stream
+attachment       what kaio attaches to a protocol: its terms, then its transport
+_mypy_bases      the bases of kaio's protocols, as mypy sees them
+asyncio_streams  asyncio's reader and writer
+dialing          resolving, attempts, TLS arguments: shared by all that connect
+pending          the result of connect and serve, to be awaited or entered
+client           connect
+binding          the sockets of one address
+exhaustion       running out of descriptors
+accepting        the accept loop, and the loops' own servers
+listeners        an address and its policy
+server           serve
 """

@@ -1,8 +1,8 @@
-"""What a connection starts with: its terms, and the endpoint that accepted it.
+"""The policy that a connection starts with, and the endpoint that accepted it.
 
-Rules kept here: terms never change. A connection is given them when it is accepted, and has them compared with the
-endpoint's when its protocol is told of it; what was changed in between is then set by hand. So a change costs the
-connections that it overtakes, and no other.
+Rules kept here: a `keepalive=` argument is parsed once. Terms are immutable: a connection gets the endpoint's when it
+is accepted, and connection_made compares them with those that the endpoint has by then. If the policy was changed in
+between, the socket is set again; no other connection pays for a change.
 """
 
 from __future__ import annotations
@@ -11,38 +11,88 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from ..addresses import Address, TcpAddress
+from ..errors import PolicyError
 from ..liveness.limits import Limits, limits_of
 from ..monitor.counters import Counters
 from ..monitor.monitor import Monitor
-from ..policy import Keepalive, KeepaliveArg, SocketState
+from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 
-__all__ = ["REFUSED", "Endpoint", "Handshake", "Terms", "known", "watched_by"]
+__all__ = [
+    "REFUSED",
+    "AttachingFactory",
+    "Endpoint",
+    "Handshake",
+    "PolicyChoice",
+    "ProtocolFactory",
+    "Terms",
+    "choose_policy",
+    "refuse_keepalive",
+    "watched_by",
+    "with_system_times",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyChoice:
+    """A policy, and who chose it."""
+
+    policy: Keepalive | None
+    """None: for an address that is not TCP."""
+    source: KeepaliveArg = None
+    """The protocol class's `keepalive` that `policy` was made from."""
+    explicit: bool = False
+    """Whether a `keepalive=` argument chose it."""
+
+
+def choose_policy(keepalive: KeepaliveArg, *, factory: object = None, address: Address | None = None) -> PolicyChoice:
+    """Parse a `keepalive=` argument: the one place at which an argument becomes a policy.
+
+    The argument wins over the `keepalive` attribute of the protocol factory, and that over the environment, which is
+    read only when neither is given. For an address that is not TCP there is no policy; asking for one is a
+    `PolicyError`.
+    """
+    if address is not None and not isinstance(address, TcpAddress):
+        refuse_keepalive(address, keepalive)
+        return PolicyChoice(None)
+    if keepalive is not None:
+        return PolicyChoice(as_policy(keepalive), explicit=True)
+    source: KeepaliveArg = getattr(factory, "keepalive", None)
+    return PolicyChoice(as_policy(source), source)
+
+
+def refuse_keepalive(address: Address, keepalive: KeepaliveArg) -> None:
+    """Raise `PolicyError` when keepalive is asked for at an address that is not TCP."""
+    if keepalive is not None and as_policy(keepalive).enabled:
+        raise PolicyError(
+            "keepalive", str(keepalive), f"must be left out: {address} is not TCP, and only TCP has keepalive"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Terms:
-    """What a connection starts with."""
+    """The policy of one connection when its transport is made."""
 
     policy: Keepalive | None
-    """What its socket has already; None: it is not TCP."""
+    """The policy that its socket has already; None: it is not TCP."""
     limits: Limits | None
-    """How the monitor watches it; None: not at all."""
+    """The times by which the monitor watches it; None: it is not watched."""
     source: KeepaliveArg = None
-    """The protocol class's own default that `policy` was made from."""
+    """As in `PolicyChoice`."""
     explicit: bool = False
-    """Whether a `keepalive=` argument said so, which wins over the protocol's own."""
+    """As in `PolicyChoice`: then the protocol's own `keepalive` does not count."""
     endpoint: Endpoint | None = None
-    """Where it was accepted; None: it was not, but connected."""
+    """The endpoint that accepted the connection; None for one that was made by connecting."""
 
 
 class Endpoint:
-    """What the connections that one listener accepted for one server have in common."""
+    """The connections that one listener accepted for one server, and the policy of the next one."""
 
     __slots__ = (
-        "admitting",
         "by_hand",
+        "choice",
         "counters",
         "handshakes",
         "live",
@@ -51,55 +101,55 @@ class Endpoint:
         "monitor",
         "on_empty",
         "refusing",
+        "setup_tasks",
         "terms",
     )
 
-    def __init__(self, policy: Keepalive | None, *, source: KeepaliveArg = None, explicit: bool = False) -> None:
-        self.take(policy, None, source=source, explicit=explicit)
-        self.make: Callable[[Terms], asyncio.BaseProtocol] | None = None  # makes protocols; None: it accepts no more
+    def __init__(self, choice: PolicyChoice) -> None:
+        self.set_policy(choice)
+        self.make: AttachingFactory | None = None  # None: it does not accept
         self.counters: Counters | None = None  # the server's
-        self.loop: asyncio.AbstractEventLoop | None = None  # that accepts
+        self.loop: asyncio.AbstractEventLoop | None = None  # the loop on which connections are accepted
         self.monitor: Monitor | None = None  # the loop's
-        self.by_hand: bool = False  # whether each accepted socket is to be set when its protocol is told of it
-        self.refusing: bool = False  # whether what still comes is turned away: its server has been left
-        self.live: set[Any] = set()  # those that are open, as the user knows them
-        self.admitting: set[asyncio.Task[None]] = set()  # that make the transports of accepted sockets
-        self.handshakes: set[int] = set()  # those under way where the loop accepts: see `Handshake`
+        self.by_hand: bool = False  # whether each accepted socket is set in connection_made
+        self.refusing: bool = False  # whether connections are aborted in connection_made: the server's block was left
+        self.live: set[Any] = set()  # open connections: `Connection` or `KeepaliveTransport`
+        self.setup_tasks: set[asyncio.Task[None]] = set()  # tasks that make the transports of accepted sockets
+        self.handshakes: set[int] = set()  # TLS handshakes where the loop accepts, by id: see `Handshake`
         self.on_empty: Callable[[], None] | None = None  # called when the last of all these has ended
 
-    def take(
-        self, policy: Keepalive | None, state: SocketState | None, *, source: KeepaliveArg = None, explicit: bool
-    ) -> None:
-        """From now on connections start with this policy; `state` is what the kernel made of it."""
-        limits = None if policy is None else watched_by(policy, state)
-        self.terms: Terms = Terms(policy, limits, source, explicit, self)
+    def set_policy(self, choice: PolicyChoice, state: SocketState | None = None) -> None:
+        """Set the policy of new connections. `state` is what the kernel has on the listening socket."""
+        self.choice: PolicyChoice = choice
+        limits = None if choice.policy is None else watched_by(choice.policy, state)
+        self.terms: Terms = Terms(choice.policy, limits, choice.source, choice.explicit, self)
 
     def refuse(self) -> None:
-        """Turn away what was accepted and does not stand yet. Handshakes of the loop's own end when they can."""
+        """Abort the connections that have no transport yet. TLS handshakes of the loop's cannot be cancelled here."""
         self.refusing = True
-        for task in self.admitting:
+        for task in self.setup_tasks:
             task.cancel()
 
     def is_empty(self) -> bool:
-        """Whether nothing is open, and nothing will be of what was accepted."""
-        return not (self.live or self.admitting or (self.handshakes and not self.refusing))
+        """Whether no connection is open, and none that was accepted can still become one."""
+        return not (self.live or self.setup_tasks or (self.handshakes and not self.refusing))
 
     def check_empty(self) -> None:
-        """Something has ended: say so if it was the last."""
+        """Call `on_empty` if the last connection has ended."""
         if self.on_empty is not None and self.is_empty():
             self.on_empty()
 
 
 class Handshake:
-    """A TLS handshake under way where the loop accepts. The protocol refers to it until it is told of its connection.
+    """A TLS handshake where the loop accepts. Its protocol refers to it until connection_made.
 
-    uvloop tells nobody of a handshake that fails: all that can be seen is that it drops the protocol.
+    uvloop does not report a handshake that fails: all that can be seen is that it drops the protocol, and this with it.
     """
 
     __slots__ = ("terms",)
 
     def __init__(self, terms: Terms) -> None:
-        self.terms: Terms = terms  # what its connection starts with
+        self.terms: Terms = terms  # of its connection
         assert terms.endpoint is not None
         terms.endpoint.handshakes.add(id(self))
 
@@ -108,24 +158,28 @@ class Handshake:
         assert endpoint is not None
         endpoint.handshakes.discard(id(self))
         if endpoint.make is None and endpoint.loop is not None and endpoint.is_empty():
-            # Not at once: this may be the garbage collector, in any thread.
+            # In the loop: the garbage collector may run this in any thread.
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 endpoint.loop.call_soon_threadsafe(endpoint.check_empty)
 
 
 def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:
-    """How a connection is watched, with the kernel's values where the policy leaves times to the system."""
-    return limits_of(known(policy, state))
+    """The monitor's limits for a policy, with the kernel's values where it leaves times to the system."""
+    return limits_of(with_system_times(policy, state))
 
 
-def known(policy: Keepalive, state: SocketState | None) -> Keepalive:
+def with_system_times(policy: Keepalive, state: SocketState | None) -> Keepalive:
     """A policy with the kernel's values where it leaves times to the system."""
     if policy.detection_time is None and state is not None and state.enabled:
         return policy.filled(idle=state.idle, interval=state.interval, count=state.count)
     return policy
 
 
-REFUSED: Final = Terms(None, None, endpoint=Endpoint(None))
-"""The terms of a connection that nobody waits for any more: its transport is aborted as soon as there is one."""
+ProtocolFactory: TypeAlias = Callable[[], asyncio.BaseProtocol]
+AttachingFactory: TypeAlias = Callable[[Terms | Handshake], asyncio.BaseProtocol]
+"""Makes a protocol and attaches to it the terms of its connection, or its TLS handshake."""
+
+REFUSED: Final = Terms(None, None, endpoint=Endpoint(PolicyChoice(None)))
+"""The terms of a connection whose creation was cancelled: it is aborted in connection_made."""
 assert REFUSED.endpoint is not None
 REFUSED.endpoint.refusing = True

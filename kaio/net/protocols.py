@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, ClassVar
@@ -21,6 +22,13 @@ from ..policy import Keepalive, KeepaliveArg, as_policy
 from .ending import OVER, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
 from .transports import WatchedTransport
+
+MYPY = False  # mypy takes it for true, by its name
+if MYPY:
+    assert os.name == "mypy"  # by which pyright knows that the next line is not for it
+    from ._mypy_bases import BufferedProtocol, Protocol
+else:
+    from asyncio import BufferedProtocol, Protocol
 
 __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
 
@@ -49,7 +57,7 @@ class Watched:
     def connection_made(self, transport: Any) -> None:
         """The connection stands. `transport` is a `KeepaliveTransport`: asyncio's, with `.keepalive` and `.health()`.
 
-        It is annotated so widely that a subclass may say `KeepaliveTransport`, which asyncio's annotation forbids.
+        Typed Any because asyncio's type is wider: an override may say `transport: kaio.KeepaliveTransport`.
         """
 
     def peer_suspect(self, health: Health) -> None:
@@ -205,7 +213,7 @@ def _give(
         return None
 
 
-class KeepaliveProtocol(Watched, asyncio.Protocol):
+class KeepaliveProtocol(Watched, Protocol):
     """An `asyncio.Protocol` that hears of its peer's death.
 
     Use it with `kaio.serve`, `kaio.create_server` and `kaio.create_connection`, or with a bare loop's methods: there
@@ -215,7 +223,7 @@ class KeepaliveProtocol(Watched, asyncio.Protocol):
     __slots__ = ()
 
 
-class BufferedKeepaliveProtocol(Watched, asyncio.BufferedProtocol):
+class BufferedKeepaliveProtocol(Watched, BufferedProtocol):
     """An `asyncio.BufferedProtocol` that hears of its peer's death. Otherwise as `KeepaliveProtocol`."""
 
     __slots__ = ()

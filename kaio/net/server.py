@@ -1,7 +1,8 @@
-"""Serving: `serve`, and the twins of asyncio's `create_server` and `start_server`.
+"""Serving: `serve`, and asyncio's `create_server` and `start_server` with a policy.
 
-Rules kept here: a handler that fails costs only its connection, and is logged with it. Leaving the server's `async
-with` leaves nothing behind: listeners closed, handlers ended, connections closed within the close timeout or aborted.
+Rules kept here: a handler that fails ends only its connection, and is logged with it. At the end of the server's `async
+with`, its listeners are closed, its handlers have ended, and its connections are closed within the close timeout or
+aborted.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import socket as socket_module
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, overload
 
 from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
-from ..addresses import Address, TcpAddress, make_address, tcp_address
+from ..addresses import Address, make_address, tcp_address
 from ..monitor.counters import Counters
-from ..policy import KeepaliveArg, as_policy
-from .client import Pending, StreamsProtocol, attaching
+from ..policy import KeepaliveArg
+from .asyncio_streams import StreamsProtocol
+from .attachment import attaching
 from .connection import CLOSE_TIMEOUT, Connection, finish
-from .endpoints import Endpoint
-from .listeners import Listener, ProtocolFactory
+from .endpoints import Endpoint, PolicyChoice, ProtocolFactory, choose_policy
+from .listeners import Listener
+from .pending import Pending
 from .protocols import Watched
 from .stream import StreamProtocol
 from .transports import KeepaliveTransport
@@ -34,16 +37,27 @@ logger: Final = logging.getLogger("kaio")
 
 Handler = Callable[[Connection], Awaitable[object]]
 
-_LAST_WORDS: Final = 1.0  # seconds, after the close timeout, that who was aborted has to end
-_GO_ON: Final = (asyncio.CancelledError, SystemExit, KeyboardInterrupt)  # no failures of a handler
+_ABORT_TIMEOUT: Final = 1.0  # seconds for handlers and connections to end that were aborted
+_NO_FAILURES: Final = (asyncio.CancelledError, SystemExit, KeyboardInterrupt)  # of a handler
+
+if TYPE_CHECKING:  # typing's own has no default before Python 3.13
+    from typing_extensions import TypeVar
+
+    C_co = TypeVar("C_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    C_co = TypeVar("C_co", covariant=True)
 
 
-class Server:
-    """Listeners and their live connections; what `serve`, `create_server` and `start_server` return.
+class Server(Generic[C_co]):
+    """Listeners and their open connections; what `serve`, `create_server` and `start_server` return.
 
-    It has the methods of `asyncio.Server`. `async with` closes it at its end: the listeners; then the handlers are
-    cancelled, and the connections have `close_timeout` seconds for what was written to leave, until they are aborted. A
-    handler that goes on all the same is left behind a second later, and named in the log.
+    `Server[Connection]` where a handler serves the connections, `Server[KeepaliveTransport]` where protocols do.
+
+    It has the methods of `asyncio.Server`. The end of `async with` closes the listeners and cancels the handlers.
+    Connections then have `close_timeout` seconds to send what was written, and are aborted. A handler that still runs a
+    second later is logged by name, and no longer waited for.
     """
 
     def __init__(
@@ -53,6 +67,7 @@ class Server:
         *,
         handler: Handler | None = None,
         close_timeout: float = CLOSE_TIMEOUT,
+        policy: PolicyChoice | None = None,
     ) -> None:
         self._listeners = tuple(listeners)
         self._factory = factory
@@ -68,11 +83,11 @@ class Server:
         self._endpoints: list[Endpoint] = []  # one for each listener
         try:
             for listener in self._listeners:
-                endpoint = listener.claim(self)
+                endpoint = listener.acquire(self, policy)
                 endpoint.on_empty = self._check_ended
                 endpoint.counters = self._counters
                 self._endpoints.append(endpoint)
-        except RuntimeError:
+        except BaseException:
             for listener in self._listeners:
                 listener.release(self)
             raise
@@ -90,18 +105,18 @@ class Server:
         return tuple(sock for listener in self._listeners for sock in listener.sockets)
 
     @property
-    def connections(self) -> frozenset[Any]:
-        """The connections that are open now: each a `Connection` where a handler serves it, else a transport."""
+    def connections(self) -> frozenset[C_co]:
+        """The open connections: each a `Connection` where a handler serves it, else a `KeepaliveTransport`."""
         return frozenset().union(*(endpoint.live for endpoint in self._endpoints))
 
     @property
     def counters(self) -> Counters:
-        """Suspects, recoveries and deaths of this server's connections since its start, and how many it has now."""
+        """Suspect, recovered and dead peers of this server since it was made, and its open connections."""
         self._counters.watched = sum(len(endpoint.live) for endpoint in self._endpoints)
         return self._counters
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that it runs on."""
+        """The loop that the server runs on."""
         return self._loop
 
     def is_serving(self) -> bool:
@@ -116,7 +131,7 @@ class Server:
     # -- starting and stopping
 
     async def start_serving(self) -> None:
-        """Begin to accept. Harmless when it has begun already; RuntimeError after `close`."""
+        """Start accepting connections; does nothing when the server accepts already. RuntimeError after `close`."""
         self._check_open()
         if self._serving:
             return
@@ -139,7 +154,10 @@ class Server:
             raise RuntimeError(f"{self!r} is closed")
 
     async def serve_forever(self) -> None:
-        """Accept until cancelled or closed; then `close` has been called. RuntimeError when it is running already."""
+        """Accept connections until this is cancelled or the server is closed; close it in either case.
+
+        Raises RuntimeError when serve_forever() is running already.
+        """
         if self._forever is not None:
             raise RuntimeError(f"serve_forever() is running already on {self!r}")
         self._forever = forever = self._loop.create_future()
@@ -151,7 +169,7 @@ class Server:
             self.close()
 
     def close(self) -> None:
-        """Stop accepting. The connections that stand go on: see `close_clients`, `abort_clients`, `wait_closed`."""
+        """Stop accepting. Open connections stay open: see `close_clients`, `abort_clients`, `wait_closed`."""
         self._closed = True
         self._serving = False
         for listener in self._listeners:
@@ -161,7 +179,7 @@ class Server:
         self._check_ended()
 
     def close_clients(self) -> None:
-        """End all connections gently: handlers are cancelled, what was written still leaves."""
+        """Cancel the handlers, and close all connections; what was written is still sent."""
         for task in list(self._tasks):
             task.cancel()
         for connection in self.connections:
@@ -169,15 +187,16 @@ class Server:
                 connection.close()
 
     def abort_clients(self) -> None:
-        """End all connections at once: handlers are cancelled, what has not left yet is dropped."""
+        """Cancel the handlers, and close all connections at once; what is not sent yet is dropped."""
         for task in list(self._tasks):
             task.cancel()
         for connection in self.connections:
+            assert isinstance(connection, (Connection, KeepaliveTransport))
             connection.abort()
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and its last connection and handler have ended."""
-        await asyncio.sleep(0)  # what uvloop has accepted in this turn is known in the next
+        await asyncio.sleep(0)  # uvloop calls connection_made one turn after it has accepted
         while not self._ended():
             if self._waiting is None or self._waiting.done():
                 self._waiting = self._loop.create_future()
@@ -190,7 +209,7 @@ class Server:
         if self._waiting is not None and not self._waiting.done() and self._ended():
             self._waiting.set_result(None)
 
-    async def __aenter__(self) -> Server:
+    async def __aenter__(self) -> Server[C_co]:
         await self.start_serving()
         return self
 
@@ -204,7 +223,7 @@ class Server:
         try:
             if not await self._closed_within(self._close_timeout):
                 self.abort_clients()
-                if not await self._closed_within(_LAST_WORDS):
+                if not await self._closed_within(_ABORT_TIMEOUT):
                     self._log_stragglers()
         except BaseException:
             self.abort_clients()
@@ -219,14 +238,14 @@ class Server:
         return True
 
     def _log_stragglers(self) -> None:
-        """Say who is left behind."""
+        """Log the handlers and connections that have not ended."""
         name = getattr(self._handler, "__qualname__", self._handler)
         for connection in self._tasks.values():
-            message = "handler %s of %r ignores that it is cancelled, and is left behind"
+            message = "handler %s of %r was cancelled and has not ended; no longer waiting for it"
             logger.error(message, name, connection, extra={"connection": connection})
-        for connection in self.connections.difference(self._tasks.values()):
-            message = "%r does not end although it was aborted, and is left behind"
-            logger.error(message, connection, extra={"connection": connection})
+        for stuck in self.connections.difference(self._tasks.values()):
+            message = "%r was aborted and has not ended; no longer waiting for it"
+            logger.error(message, stuck, extra={"connection": stuck})
 
     # -- handlers
 
@@ -253,7 +272,7 @@ class Server:
             self._check_ended()
 
     def _handler_ended(self, connection: Connection, exc: BaseException | None) -> None:
-        if exc is not None and not isinstance(exc, _GO_ON):
+        if exc is not None and not isinstance(exc, _NO_FAILURES):
             _log_failure(connection, exc)
         finish(connection, self._close_timeout)
 
@@ -262,26 +281,60 @@ async def _wait_for(handling: Awaitable[object]) -> None:
     await handling
 
 
-_ENDS: Final = (BrokenResourceError, EndOfStream, IncompleteRead)  # DeadPeerError and ResetError are the first
+# What ends a handler when the connection ends; DeadPeerError and ResetError are BrokenResourceErrors.
+_CONNECTION_ENDED: Final = (BrokenResourceError, EndOfStream, IncompleteRead)
 
 
 def _log_failure(connection: Connection, exc: BaseException) -> None:
-    """A traceback for what the handler did; what the network did is no failure, and a death is in the log already."""
-    ended = exc.split(_ENDS) if isinstance(exc, BaseExceptionGroup) else None
-    if ended is not None and ended[0] is not None and ended[1] is None:
-        exc = _first(ended[0])
+    """Log a handler's exception with its traceback; an end of its connection only for debugging."""
+    if isinstance(exc, BaseExceptionGroup):
+        ended, others = exc.split(_CONNECTION_ENDED)
+        if ended is not None and others is None:
+            exc = _first(ended)
     extra = {"connection": connection}
-    if isinstance(exc, _ENDS):
-        logger.debug("%r: ended by its peer: %r", connection, exc, extra=extra)
+    if isinstance(exc, _CONNECTION_ENDED):
+        logger.debug("%r: the handler ended with its connection: %r", connection, exc, extra=extra)
     else:
         logger.error("handler failed for %r", connection, exc_info=exc, extra=extra)
 
 
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    leaf: Any = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    return leaf  # type: ignore[no-any-return]
+def _first(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+# -- functions
+
+
+@overload
+def serve(
+    handler: type[Watched],
+    host: str | os.PathLike[str] | Address | None = None,
+    port: int | str | None = None,
+    *,
+    listeners: Iterable[Listener] | None = None,
+    keepalive: KeepaliveArg = None,
+    ssl: ssl_module.SSLContext | None = None,
+    backlog: int = 4096,
+    reuse_port: bool | None = None,
+    close_timeout: float = CLOSE_TIMEOUT,
+) -> Pending[Server[KeepaliveTransport]]: ...
+
+
+@overload
+def serve(
+    handler: Handler,
+    host: str | os.PathLike[str] | Address | None = None,
+    port: int | str | None = None,
+    *,
+    listeners: Iterable[Listener] | None = None,
+    keepalive: KeepaliveArg = None,
+    ssl: ssl_module.SSLContext | None = None,
+    backlog: int = 4096,
+    reuse_port: bool | None = None,
+    close_timeout: float = CLOSE_TIMEOUT,
+) -> Pending[Server[Connection]]: ...
 
 
 def serve(
@@ -298,51 +351,52 @@ def serve(
 ) -> Pending[Server]:
     """Serve connections: `async with serve(handler, "0.0.0.0", 9000) as server`, or `server = await serve(...)`.
 
-    `handler` is an async function of a `Connection`, which is closed when it returns; or a `KeepaliveProtocol` class.
-    Give a host and a port, one address as text ("[::]:9000", "unix:/run/app.sock"), or `listeners`. `keepalive` is for
-    every TCP listener that has no policy of its own. `close_timeout` is in seconds.
+    `handler` is an async function that takes a `Connection`, which is closed when it returns; or a `KeepaliveProtocol`
+    class. Give a host and a port, an address as one text ("[::]:9000", "unix:/run/app.sock"), or `listeners`.
+    `keepalive` is the policy of every TCP listener that was given none. `close_timeout` is in seconds.
 
-    Raises `PolicyError`, `AddressError`, TypeError at once; OSError when it cannot listen, and RuntimeError when one of
-    the listeners is in use by another server or was given twice: then none of them is bound.
+    Raises `PolicyError`, `AddressError`, TypeError, ValueError at once. When it is awaited or entered: OSError when an
+    address cannot be bound, and RuntimeError when a listener belongs to another server or was given twice; then nothing
+    is bound.
     """
-    protocol = handler if isinstance(handler, type) else None
-    if protocol is not None and not issubclass(protocol, Watched):
-        raise TypeError(f"handler must be an async function or a KeepaliveProtocol class, got {protocol!r}")
-    if not callable(handler):
-        raise TypeError(f"handler must be an async function or a KeepaliveProtocol class, got {handler!r}")
-    if listeners is not None:
-        if host is not None or port is not None or ssl is not None:
-            raise ValueError("host, port and ssl belong to each Listener when listeners= is given")
-        given = [listeners] if isinstance(listeners, Listener) else list(listeners)
-        if not given:
-            raise ValueError("listeners= is empty")
-        for each in given:
-            if not isinstance(each, Listener):
-                raise TypeError(f"listeners= takes kaio.Listener objects, got {each!r}")
-        own: KeepaliveArg = None
-    else:
+    factory, function = _factory_or_handler(handler)
+    if listeners is None:
         if host is None and port is None:
             raise ValueError("give host and port, an address, or listeners=")
         address = make_address(host, port)
-        own = None if isinstance(address, TcpAddress) else keepalive
-        given = [Listener(address, keepalive=own, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
-    explicit = keepalive is not None
-    default: KeepaliveArg = keepalive if explicit else getattr(protocol, "keepalive", None)
-    as_policy(default)  # a mistake shows here, not when the server starts
+        choice = choose_policy(keepalive, factory=factory, address=address)
+        given = [Listener(address, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
+    else:
+        if host is not None or port is not None or ssl is not None:
+            raise ValueError("host, port and ssl belong to each Listener when listeners= is given")
+        given = _checked([listeners] if isinstance(listeners, Listener) else list(listeners))
+        choice = choose_policy(keepalive, factory=factory)
 
     async def make() -> Server:
-        server = Server(
-            given,
-            protocol,  # type: ignore[arg-type]
-            handler=None if protocol is not None else handler,  # type: ignore[arg-type]
-            close_timeout=close_timeout,
-        )
-        for listener in given:
-            listener.default_to(default, explicit=explicit)
+        server = Server[Any](given, factory, handler=function, close_timeout=close_timeout, policy=choice)
         await server.start_serving()
         return server
 
     return Pending(make)
+
+
+def _factory_or_handler(handler: Handler | type[Watched]) -> tuple[ProtocolFactory | None, Handler | None]:
+    """Tell a protocol class from a handler. Raises TypeError for anything else."""
+    if isinstance(handler, type) and issubclass(handler, Watched) and issubclass(handler, asyncio.BaseProtocol):
+        return handler, None
+    if isinstance(handler, type) or not callable(handler):
+        raise TypeError(f"handler must be an async function or a KeepaliveProtocol class, got {handler!r}")
+    return None, handler
+
+
+def _checked(listeners: list[Listener]) -> list[Listener]:
+    """Return listeners that were given by a caller. Raises ValueError, TypeError."""
+    if not listeners:
+        raise ValueError("listeners= is empty")
+    for each in listeners:
+        if not isinstance(each, Listener):
+            raise TypeError(f"listeners= takes kaio.Listener objects, got {each!r}")
+    return listeners
 
 
 async def create_server(
@@ -359,41 +413,44 @@ async def create_server(
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
     start_serving: bool = True,
-) -> Server:
-    """asyncio's `loop.create_server` with a policy; without `family` and `flags`, which the host says.
+) -> Server[KeepaliveTransport]:
+    """Create a server as asyncio's `loop.create_server` does, with a policy. There is no `family` and no `flags`.
 
-    Without `keepalive`, the factory's own `keepalive` attribute counts, so pass the protocol class itself where you
-    can: from another factory's protocols it is only known when they are made, and each socket is then set by itself.
-    A protocol that is no `KeepaliveProtocol` gets sockets with the policy, and hears of death as on the bare loop; its
-    connections are not in `connections`. Raises OSError, `PolicyError`, `AddressError`, ValueError as asyncio does.
+    Without `keepalive`, the factory's own `keepalive` attribute is the policy: pass the protocol class itself where you
+    can. The attribute of another factory's protocols is known only when they are made, and each socket is then set by
+    itself. A protocol that is no `KeepaliveProtocol` gets sockets with the policy and is told of a dead peer as on the
+    bare loop; its connections are not in `connections`. Raises OSError, `PolicyError`, `AddressError`, ValueError as
+    asyncio does.
     """
-    options: dict[str, Any] = {
-        "keepalive": keepalive,
-        "ssl": ssl,
-        "backlog": backlog,
-        "reuse_address": reuse_address,
-        "reuse_port": reuse_port,
-        "ssl_handshake_timeout": ssl_handshake_timeout,
-        "ssl_shutdown_timeout": ssl_shutdown_timeout,
-    }
     if (sock is None) == (host is None and port is None):
         raise ValueError("give either host and port, or sock")
+
+    def listener(address: Address | socket_module.socket) -> Listener:
+        return Listener(
+            address,
+            ssl=ssl,
+            backlog=backlog,
+            reuse_address=reuse_address,
+            reuse_port=reuse_port,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+
     if sock is not None:
-        listeners = [Listener(sock, **options)]
+        listeners = [listener(sock)]
     else:
         hosts: Sequence[str | None] = [host] if host is None or isinstance(host, str) else host
-        listeners = [Listener(tcp_address(each, port or 0), **options) for each in dict.fromkeys(hosts)]
-    source: KeepaliveArg = getattr(protocol_factory, "keepalive", None)
-    if keepalive is None:
-        for listener in listeners:
-            listener.default_to(source, explicit=False)
-    server = Server(listeners, protocol_factory)
+        listeners = [listener(tcp_address(each, port or 0)) for each in dict.fromkeys(hosts)]
+    # A socket that is handed over may be a Unix socket.
+    address = listeners[0].address if sock is not None else None
+    choice = choose_policy(keepalive, factory=protocol_factory, address=address)
+    server = Server[KeepaliveTransport](listeners, protocol_factory, policy=choice)
     if start_serving:
         await server.start_serving()
     else:
         try:
-            for listener in listeners:
-                await listener.bind()
+            for each in listeners:
+                await each.bind()
         except BaseException:
             server.close()
             raise
@@ -406,15 +463,36 @@ async def start_server(
     port: int | str | None = None,
     *,
     limit: int = 65536,
-    **kwargs: Any,
-) -> Server:
-    """asyncio's `start_server` with a policy: takes what `create_server` takes, `keepalive=` with it.
+    keepalive: KeepaliveArg = None,
+    sock: socket_module.socket | None = None,
+    backlog: int = 100,
+    ssl: ssl_module.SSLContext | None = None,
+    reuse_address: bool | None = None,
+    reuse_port: bool | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+) -> Server[KeepaliveTransport]:
+    """Start a server as asyncio's `start_server` does, with a policy; the other arguments are `create_server`'s.
 
-    A dead peer is raised by the reader and the writer as `DeadPeerError`.
+    The reader and the writer raise `DeadPeerError` when the peer is dead.
     """
     loop = asyncio.get_running_loop()
 
     def factory() -> StreamsProtocol:
         return StreamsProtocol(asyncio.StreamReader(limit=limit, loop=loop), client_connected_cb, loop=loop)
 
-    return await create_server(factory, host, port, **kwargs)
+    return await create_server(
+        factory,
+        host,
+        port,
+        keepalive=keepalive,
+        sock=sock,
+        backlog=backlog,
+        ssl=ssl,
+        reuse_address=reuse_address,
+        reuse_port=reuse_port,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+        start_serving=start_serving,
+    )

@@ -14,11 +14,11 @@ import dataclasses
 import json
 import os
 import signal
-from typing import Any, Final
+from typing import Final
 
 from ..errors import KaioError
 from ..liveness.standing import tally
-from ..loop.factories import EventLoopPolicy, best_base, cover_loops
+from ..loop.factories import best_base, cover_loops, install
 from ..monitor.survey import survey
 from ..monitor.sweeper import Sweeper
 from ..policy import Keepalive
@@ -50,20 +50,16 @@ def begin(told: str) -> None:
     settings = Settings(**json.loads(told))
     policy = Keepalive.parse(settings.keepalive)
     if policy.enabled:
-        if settings.loop is not None:
-            _choose_loop(policy, settings.loop)
-        cover_loops(policy)
+        if settings.loop is None:
+            cover_loops(policy)
+        else:
+            install(policy, base=asyncio.SelectorEventLoop if settings.loop == "asyncio" else best_base())
         if settings.sweep is not None:
             Sweeper(policy, settings.sweep).start()
     if settings.report:
         signal.signal(signal.SIGUSR1, lambda *_: _print_report(policy))
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)  # Python would let it kill, from then on
         atexit.register(_print_report, policy)
-
-
-def _choose_loop(policy: Keepalive, name: str) -> None:
-    base: Any = asyncio.SelectorEventLoop if name == "asyncio" else best_base()
-    asyncio.set_event_loop_policy(EventLoopPolicy(policy, base=base))
 
 
 def _print_report(policy: Keepalive) -> None:

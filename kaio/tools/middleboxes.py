@@ -1,6 +1,6 @@
-"""What is known of the boxes on the road that forget silent connections, and which of them a policy outlasts.
+"""Middleboxes that drop idle connections, with their timeouts, and whether a policy outlasts them.
 
-Rules kept here: each entry names its source, and what its maker says there; a number is the box's default. No I/O.
+Rules kept here: each entry names its source, the vendor's documentation; the number is the default timeout. No I/O.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from ..policy import Keepalive
 __all__ = ["MIDDLEBOXES", "Middlebox", "outlasts", "second_probe"]
 
 LATE: Final = 9 / 8
-"""How much longer than asked the kernel's timers may take: an eighth of their time (kernel/time/timer.c)."""
+"""The kernel's timers may fire up to an eighth of their time late (kernel/time/timer.c)."""
 
 
 class Middlebox(NamedTuple):
-    """A kind of box, and how long a connection through it may be silent."""
+    """A kind of middlebox, and how long a connection through it may be idle."""
 
     name: str
     forgets_after: int
     """Seconds."""
     source: str
-    """Where its maker says so."""
+    """The vendor's documentation of it."""
     note: str = ""
     heeds_probes: bool = True
-    """Whether a probe counts as traffic. Not where the box ends the TCP connection and wants data."""
+    """Whether a probe counts as traffic. False for proxies, which terminate TCP and count data only."""
 
 
 _AWS: Final = "https://docs.aws.amazon.com"
@@ -119,14 +119,14 @@ MIDDLEBOXES: Final = (
         "nf_conntrack_tcp_timeout_established",
     ),
 )
-"""By the time after which they forget."""
+"""Sorted by timeout."""
 
 
 def second_probe(policy: Keepalive) -> float | None:
-    """After how many seconds of silence, at the latest, the second probe goes out; None when there is no second one.
+    """Return the longest idle time in seconds before the second probe is sent; None if there is only one probe.
 
-    Usually that is idle + interval. But from one probe to the next it takes at least the interval, also after an
-    answer: where that is the longer time, twice the interval may pass. Raises `PolicyError` for a policy that leaves
+    Usually that is idle + interval. But two probes are at least an interval apart, even if the first was answered: with
+    an interval longer than the idle time, it may take twice the interval. Raises `PolicyError` for a policy that leaves
     times to the system.
     """
     probes = policy.timeline()[:-1]
@@ -137,9 +137,9 @@ def second_probe(policy: Keepalive) -> float | None:
 
 
 def outlasts(policy: Keepalive, forgets_after: float) -> bool:
-    """Whether a connection survives a box that forgets what was silent for so many seconds, and heeds probes.
+    """Whether a connection survives a middlebox with this timeout, if it counts probes as traffic.
 
-    It does when one probe may be lost on its way and the next still comes in time, as `Keepalive.hold` makes it.
+    It does if one probe may be lost and the next is still in time, as with the policies of `Keepalive.hold`.
     Raises `PolicyError` for a policy that leaves times to the system.
     """
     latest = second_probe(policy)

@@ -1,7 +1,7 @@
-"""What a policy means before there is a connection: how a death goes in each state, when it is found, what it costs.
+"""What a policy means: when and how a peer's death is detected in each state, and what probing costs.
 
-Rules kept here: arithmetic on a policy and on the kernel's defaults, no I/O. The times are those that the kernel's
-timers are set for: long ones come up to an eighth late (kernel/time/timer.c).
+Rules kept here: arithmetic on a policy and on the kernel's defaults, no I/O. The times are those to which the kernel's
+timers are set; timers above 16 s may fire up to 12.5 % late (kernel/time/timer.c).
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ ACK_BYTES: Final = 52
 
 
 class Fate(NamedTuple):
-    """How it goes when the peer dies while the connection is in a certain state."""
+    """What happens when the peer dies while the connection is in some state."""
 
     state: str
     found_after: float
-    """Seconds after the last segment from the peer, on a connection of kaio's; `math.inf`: never."""
+    """Seconds from the peer's last segment until detection, on a connection of kaio's; `math.inf`: never."""
     found_alone: float
-    """The same for any other socket with the policy's options on an asyncio or uvloop loop."""
+    """The same for other sockets with the policy's options, on asyncio's or uvloop's event loop."""
     steps: tuple[Step, ...]
-    """What happens on kaio's connection meanwhile."""
+    """What happens until then on a connection of kaio's."""
 
 
 def fates(policy: Keepalive, system: Defaults) -> tuple[Fate, ...]:
-    """How deaths go under a policy, in each state that a connection can be in.
+    """Return what happens under a policy when the peer dies, for each state of a connection.
 
-    Data is taken to be sent at once, and a window to have just been shut. Raises `PolicyError` for a policy that leaves
-    times to the system: see `Keepalive.filled`.
+    Assumes that data is sent, or the window is shut, at the moment of death. Raises `PolicyError` for a policy that
+    leaves times to the system: see `Keepalive.filled`.
     """
     bound = math.inf if policy.effective_user_timeout is None else policy.effective_user_timeout
     dropped = bound if policy.stalled == "drop" else math.inf  # by the kernel's TCP_USER_TIMEOUT
     retried, attempt = system.unacknowledged_time, system.connecting_time
-    # TCP_USER_TIMEOUT takes the place of tcp_retries2 for data, but a window's probes are counted all the same
+    # TCP_USER_TIMEOUT replaces tcp_retries2 for data, but the number of window probes remains limited
     # (retransmits_timed_out() and tcp_probe_timer() in net/ipv4/tcp_timer.c).
     resent_alone = retried if math.isinf(dropped) else dropped
     resent = min(bound, resent_alone)
@@ -60,7 +60,7 @@ def fates(policy: Keepalive, system: Defaults) -> tuple[Fate, ...]:
 
 
 def _steps(event: str, waits: Iterable[float], end: float, most: float) -> tuple[Step, ...]:
-    """An event after each wait, up to the end. Once the waits are as long as they get, one step says so for all."""
+    """List an event after each wait, up to the end. From the longest wait on, one step stands for all."""
     steps: list[Step] = []
     at, before = 0.0, 0.0
     for wait in waits:
@@ -76,18 +76,18 @@ def _steps(event: str, waits: Iterable[float], end: float, most: float) -> tuple
 
 
 class Cost(NamedTuple):
-    """What a number of idle connections cost the network; both directions together."""
+    """The network traffic of a number of idle connections, in both directions together."""
 
     probes: float
-    """Probes a second while all peers answer."""
+    """Probes per second while all peers answer."""
     bytes: float
-    """Bytes of IPv4 a second then, probes and answers."""
+    """Bytes of IPv4 per second while all peers answer, probes and answers."""
     probes_in_vain: float
-    """Probes a second when none answers any more."""
+    """Probes per second when no peer answers."""
 
 
 def cost(policy: Keepalive, connections: int) -> Cost:
-    """What so many connections cost that say nothing; those that talk are not probed.
+    """Calculate the traffic of idle connections; busy connections are not probed.
 
     Raises `PolicyError` for a policy that leaves times to the system.
     """
@@ -95,13 +95,13 @@ def cost(policy: Keepalive, connections: int) -> Cost:
     if not probes:
         return Cost(0.0, 0.0, 0.0)
     assert policy.interval is not None
-    # After an answer the next probe waits for the idle time, yet never for less than the interval.
+    # After an answer, the next probe is sent after the idle time, but not before the interval.
     a_second = connections / max(probes[0].at, policy.interval)
     return Cost(a_second, a_second * 2 * ACK_BYTES, connections / policy.interval)
 
 
 def duration(seconds: float) -> str:
-    """A time as people write it: 2 h 11 min 15 s; `never` for `math.inf`."""
+    """Format a duration, such as 2 h 11 min 15 s; `never` for `math.inf`."""
     if math.isinf(seconds):
         return "never"
     minutes, rest = divmod(round(seconds, 3), 60)

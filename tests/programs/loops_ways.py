@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-warnings.simplefilter("ignore", DeprecationWarning)  # policies
+warnings.simplefilter("ignore", DeprecationWarning)  # policies, since Python 3.14
 
 
 class Own(asyncio.SelectorEventLoop):
@@ -29,11 +29,13 @@ class OwnUvloop(uvloop.Loop):
     """The same over uvloop."""
 
 
-class OwnPolicy(asyncio.DefaultEventLoopPolicy):
-    """A policy of the program's own."""
+if hasattr(asyncio, "set_event_loop_policy"):  # up to Python 3.15
 
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return Own()
+    class OwnPolicy(asyncio.DefaultEventLoopPolicy):
+        """A policy of the program's own."""
+
+        def new_event_loop(self) -> asyncio.AbstractEventLoop:
+            return Own()
 
 
 def has(sock: Any) -> list[int]:
@@ -101,10 +103,13 @@ WAYS: dict[str, Callable[[], Any]] = {
     "uvloop.Loop": lambda: by_hand(uvloop.Loop()),
     "own": own,
     "own over uvloop": lambda: by_hand(OwnUvloop()),
-    "default policy": lambda: by_policy(asyncio.DefaultEventLoopPolicy()),
-    "uvloop's policy": lambda: by_policy(uvloop.EventLoopPolicy()),
-    "own policy": lambda: by_policy(OwnPolicy()),
 }
+if hasattr(asyncio, "set_event_loop_policy"):
+    WAYS |= {
+        "default policy": lambda: by_policy(asyncio.DefaultEventLoopPolicy()),
+        "uvloop's policy": lambda: by_policy(uvloop.EventLoopPolicy()),
+        "own policy": lambda: by_policy(OwnPolicy()),
+    }
 
 if __name__ == "__main__":
     print(json.dumps({way: make() for way, make in WAYS.items()}))

@@ -1,17 +1,17 @@
-"""The TCP sockets of processes that are running already, whatever they are written in: read them, and set them.
+"""Reading and setting the TCP sockets of running processes, in whatever language they are written.
 
-    _access      another process's descriptors: pidfd_open(2), pidfd_getfd(2), and what to say when that is refused
-    _system      the kernel's own values, in the network namespace that a socket is in
-    _sockets     `sockets`, `processes`, `survey`: what each socket has, and what follows from it
-    _watched     `watched`: what a process's own monitor bounds
-    _setting     what is done to each socket that gets a policy from outside
-    _attaching   `attach`, `Attachment`: which processes' sockets, once or again and again
+    _access      another process's descriptors: pidfd_open(2), pidfd_getfd(2), and why they are not permitted
+    _system      the kernel's TCP defaults in a socket's network namespace
+    _sockets     `sockets`, `processes`, `survey`: a socket's options, and the detection times that follow from them
+    _watched     `watched`: the sockets that a process's own monitor watches
+    _setting     setting a policy on a socket from outside, and sparing stalled peers
+    _attaching   `attach`, `Attachment`: a policy for the sockets of one or more processes, once or repeatedly
 
-Rules kept here: a process's socket is held for as long as it takes to read or set it, since whoever holds it keeps the
-connection open; nothing but keepalive options is ever changed; what the program chose itself stands.
+Rules kept here: the duplicate of a process's socket is closed at once after reading or setting, because it keeps the
+connection open; only keepalive options are changed; times that the program has set itself are kept.
 
-Linux 5.6 and newer. It takes the permission to trace the process (ptrace(2)): the same user's, and dumpable, or root;
-a `ProcessError` says what is missing.
+Linux 5.6 and newer, with permission to ptrace the process: a dumpable process of the same user, or root. A
+`ProcessError` says what is missing.
 """
 
 from __future__ import annotations

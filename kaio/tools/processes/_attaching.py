@@ -1,7 +1,7 @@
-"""A policy for the sockets of a process that is running already, whatever it is written in.
+"""Setting a policy on the sockets of running processes, once or repeatedly.
 
-Rules kept here: a process that may not be looked at is an error or is in `refused`, never silence; a process stays with
-us until it ends, also when its parent ends before it. What is done to a socket is in `_setting`.
+Rules kept here: a process that cannot be inspected is an error or is listed in `refused`; a process is followed until
+it exits, even if its parent exits first. `_setting` sets the options of each socket.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from typing import Final
 
 from ...policy import KeepaliveArg, as_policy
+from ..procfs import all_pids
 from ._access import Process, ProcessError, wait_for_end
 from ._setting import Change, Setter
 
@@ -24,19 +25,20 @@ __all__ = ["Attachment", "attach"]
 def attach(
     pid: int, keepalive: KeepaliveArg = None, *, force: bool = False, dry_run: bool = False, children: bool = False
 ) -> list[Change]:
-    """Give the TCP sockets of a running process a policy, and say what became of each.
+    """Set a policy on the TCP sockets of a running process, and return the change to each.
 
-    Its listeners get it too, and with them all that they accept later. A socket on which the program itself has set
-    times stays as it is, unless `force`; so does a listener whose connections the program gives times of their own.
-    SO_KEEPALIVE alone gets the policy. Connections that wait to be accepted keep what they have: see `Attachment`.
+    Listening sockets get the policy too, and the connections they accept later inherit it. Sockets on which the program
+    itself has set times are left alone, unless `force`; so are listening sockets on whose accepted connections it sets
+    times. SO_KEEPALIVE alone does not count as a choice. Connections in the accept queue keep their options: see
+    `Attachment`.
 
-    The policy's user timeout is enforced by the kernel, also with stalled="keep": nobody else is there to bound data in
-    flight. With "keep" a peer that is stalled now does not get it; one that stalls later and takes nothing for that
-    long is dropped, alive or not, unless an `Attachment` goes on looking.
+    The kernel enforces the policy's user timeout, even with stalled="keep", because no monitor runs in the process.
+    With "keep", the sockets of peers that are stalled at the moment do not get it; a peer that stalls later is dropped
+    after that time, alive or not, unless an `Attachment` looks repeatedly.
 
-    `dry_run` changes nothing, and says what would be done; `children` takes the processes below it, too, as far as they
-    may be looked at. Raises `PolicyError` before anything was changed, and `ProcessError` where the process itself may
-    not be looked at.
+    `dry_run` returns the changes without making them; `children` includes the process's descendants that can be
+    inspected. Raises `PolicyError` before anything was changed, and `ProcessError` if the process itself cannot be
+    inspected.
     """
     with Attachment(pid, keepalive, force=force, dry_run=dry_run, children=children) as attachment:
         changes = attachment.look()
@@ -48,13 +50,13 @@ def attach(
 
 
 class Attachment:
-    """A policy that goes on being given to a process: every `look` is for the sockets that have come since the last.
+    """A policy for a process's sockets, also for those it opens later: each `look` sets the policy on new ones.
 
-    A socket is set once; what the program changes on it afterwards stands. With stalled="keep", looks also spare peers
-    that are stalled and answer window probes, and end connections whose stalled peers do not.
+    A socket is set once; what the program changes on it afterwards is kept. With stalled="keep", `look` also removes
+    the user timeout while a peer is stalled and answers window probes, and restores it when the peer stops answering.
 
-    Raises `PolicyError`, and `ProcessError` where there is no such process. Close it, or use it as a context manager:
-    the sockets keep what they have then, a peer that is spared stays so.
+    Raises `PolicyError`, and `ProcessError` if the process does not exist. Close it, or use it as a context manager;
+    the sockets then keep their options, without the user timeout where it is removed at that moment.
     """
 
     def __init__(
@@ -68,43 +70,43 @@ class Attachment:
     ) -> None:
         self.policy: Final = as_policy(keepalive)
         self.refused: Final[dict[int, ProcessError]] = {}
-        """The processes that may not be looked at, and why; they are tried again at each look."""
+        """The processes that cannot be inspected, with the errors; `look` tries them again each time."""
         self._setter = Setter(self.policy, force=force, dry_run=dry_run)
         self._children = children
         self._processes = {pid: Process(pid)}
-        self._took = 0.0  # seconds, for the last look
+        self._took = 0.0  # seconds that the last look took
 
     def __repr__(self) -> str:
         return f"<Attachment of {self.policy} to processes {sorted(self._processes)}, {len(self._setter)} sockets>"
 
     @property
     def alive(self) -> bool:
-        """Whether any of the processes still runs."""
+        """Whether any of the processes is still running."""
         return any(not process.ended for process in self._processes.values())
 
     def pace(self, every: float) -> float:
-        """Seconds until the next look: `every`, and more where looking would take over a tenth of the time.
+        """Seconds until the next look: `every`, or more if looking would otherwise take over a tenth of the time.
 
-        But so often that a stalled peer is spared before the user timeout: three times in it.
+        With stalled="keep" at most a third of the user timeout, so that a stalled peer is noticed before it expires.
         """
         every = max(every, 9 * self._took)
         bound = self.policy.effective_user_timeout
         return every if bound is None or self.policy.stalled == "drop" else min(every, bound / 3)
 
     def wait(self, seconds: float) -> None:
-        """Until the next look; ends early when a process does."""
+        """Wait that many seconds, or until a process exits."""
         wait_for_end(self._processes.values(), seconds)
 
     def look(self) -> list[Change]:
-        """Give the policy to the sockets that are new, and look after the others; what was done, listeners first.
+        """Set the policy on new sockets and check the others; return the changes, listening sockets first.
 
-        Processes that may not be looked at are in `refused`. Raises `PolicyError` where the system's values in a
-        socket's network namespace do not go with the policy.
+        Processes that cannot be inspected are added to `refused`. Raises `PolicyError` if the policy is invalid with
+        the defaults of a socket's network namespace.
         """
         began = time.monotonic()
-        self._bury()
+        self._forget_exited()
         if self._children:
-            self._adopt()
+            self._add_children()
         changes: list[Change] = []
         seen: set[int] = set()
         for process in self._processes.values():
@@ -114,13 +116,13 @@ class Attachment:
             except ProcessError as exc:
                 if not process.ended:
                     self.refused[process.pid] = exc
-        if not self.refused:  # a socket of theirs would be taken for a new one
+        if not self.refused:  # otherwise their sockets would count as new the next time
             self._setter.forget_others(seen)
         self._took = time.monotonic() - began
         return changes
 
     def close(self) -> None:
-        """Let go of the processes. Harmless when it is closed."""
+        """Close the pidfds. Does nothing if it is closed."""
         while self._processes:
             self._processes.popitem()[1].close()
 
@@ -132,14 +134,14 @@ class Attachment:
 
     # -- processes
 
-    def _bury(self) -> None:
-        """Let go of processes that have ended, before their numbers are another's."""
+    def _forget_exited(self) -> None:
+        """Close the pidfds of processes that have exited, before their pids are used again."""
         for pid in [pid for pid, process in self._processes.items() if process.ended]:
             self._processes.pop(pid).close()
             self.refused.pop(pid, None)
 
-    def _adopt(self) -> None:
-        """Take in the children of those that we have; they stay when their parents end."""
+    def _add_children(self) -> None:
+        """Add the descendants of the known processes; they are followed even after their parents exit."""
         parents = _parents()
         parents.pop(os.getpid(), None)
         while True:
@@ -149,19 +151,18 @@ class Attachment:
             for pid in fresh:
                 del parents[pid]
                 if pid not in self._processes:
-                    with contextlib.suppress(ProcessError):  # it has ended
+                    with contextlib.suppress(ProcessError):  # it has exited
                         self._processes[pid] = Process(pid)
 
 
 def _parents() -> dict[int, int]:
-    """Every process's parent."""
+    """Map every process to its parent."""
     parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
-                    # The command's name, in brackets, may have brackets and blanks of its own (proc(5)).
-                    parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
+    for pid in all_pids():
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                # The command's name, in parentheses, may contain parentheses and spaces itself (proc(5)).
+                parents[pid] = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
     return parents

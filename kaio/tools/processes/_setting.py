@@ -1,13 +1,13 @@
-"""What is done to each socket that gets a policy from outside.
+"""Setting a policy on each socket of a process from outside.
 
-Rules kept here: what the program chose itself stands, before and after, as a whole and not option by option; each
-socket is set once. From outside there is nothing but the kernel, so the user timeout is the kernel's own, which cannot
-tell a stalled peer from a dead one: it is lifted from sockets that are seen to be stalled and to answer, as kaio's
-monitor spares those of its own.
+Rules kept here: if the program has set times itself, before or after, all its options are kept; each socket is set
+once. No monitor runs in the process, so the kernel's TCP_USER_TIMEOUT bounds data in flight. It cannot tell a stalled
+peer from a dead one, so it is removed while a peer is stalled and answers window probes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import time
@@ -31,63 +31,66 @@ __all__ = ["Change", "Outcome", "Setter", "in_kernel"]
 
 
 class Outcome(enum.StrEnum):
-    """What became of a socket."""
+    """The result for a socket."""
 
     SET = "set"
-    """It has the policy now; in a dry run, it would."""
+    """The policy was set, or would be in a dry run."""
     SAME = "same"
-    """It had all of it before."""
+    """The socket already had the policy."""
     KEPT = "kept"
-    """It was left alone."""
+    """The socket's own options were kept."""
     LIFTED = "lifted"
-    """Our user timeout was taken away from it."""
+    """The user timeout that kaio had set was removed."""
     RESTORED = "restored"
-    """It was given our user timeout back."""
+    """The user timeout was set again."""
     FAILED = "failed"
-    """The kernel refused. It has what it had before."""
+    """The kernel rejected the policy. The socket has its previous options."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What was done to a socket, or would be in a dry run."""
+    """A change to a socket, made or, in a dry run, planned."""
 
     socket: ProcessSocket
-    """As it was before."""
+    """The socket before the change."""
     outcome: Outcome
     after: SocketState
-    """What the kernel has now; in a dry run, what it would have."""
+    """The options after the change."""
     why: str = ""
 
 
 @dataclasses.dataclass(slots=True)
 class _Known:
-    """A socket that was seen before."""
+    """What is remembered of a socket."""
 
-    given: SocketState | None = None  # what it has from us; None: nothing, or the program has changed it since
-    watch: Watch | None = None  # of its peer, where a stalled one is spared
-    lifted: bool = False  # its user timeout, for the time being
+    given: SocketState | None = None  # the options that kaio set; None: none, or changed by the program
+    watch: Watch | None = None  # of its peer, with stalled="keep"
+    lifted: bool = False  # its user timeout is removed for now
 
 
 class Setter:
-    """Gives sockets a policy, and looks after those that it gave it to."""
+    """Sets the policy on new sockets, and checks those that it has set."""
 
     def __init__(self, policy: Keepalive, *, force: bool, dry_run: bool) -> None:
-        in_kernel(policy)  # what the kernel does not take is found out before
+        in_kernel(policy)  # raises PolicyError before anything is changed
         self._policy = policy
         self._force = force
         self._dry_run = dry_run
         self._known: dict[int, _Known] = {}  # by inode
-        self._ports: set[int] = set()  # of listeners that have the policy from us
+        self._ports: set[int] = set()  # of listening sockets on which the policy was set
 
     def __len__(self) -> int:
         return len(self._known)
 
     def forget_others(self, seen: set[int]) -> None:
-        """Only sockets of these inodes exist any longer."""
+        """Forget all sockets but those with these inodes."""
         self._known = {inode: known for inode, known in self._known.items() if inode in seen}
 
     def look_at(self, process: Process, seen: set[int]) -> list[Change]:
-        """See to all sockets of a process, listeners first; their inodes are added to `seen`. Raises ProcessError."""
+        """Set or check all sockets of a process, listening ones first, and add their inodes to `seen`.
+
+        Raises `ProcessError`.
+        """
         changes: list[Change] = []
         while True:
             found = read(process, Systems())
@@ -98,37 +101,37 @@ class Setter:
             for one in sorted(found, key=lambda one: not one.listening):
                 policy = wanted.get(one.inode)
                 change = (
-                    self._look_again(process, one, own) if policy is None else self._meet(process, one, policy, own)
+                    self._look_again(process, one, own) if policy is None else self._set_new(process, one, policy, own)
                 )
                 if change is not None:
                     changes.append(change)
-            # While a listener was being set, it may have accepted others that had been waiting.
+            # A listening socket may have accepted queued connections before it was set.
             if not any(change.socket.listening and change.outcome is Outcome.SET for change in changes[told:]):
                 return changes
 
-    # -- sockets that are new
+    # -- new sockets
 
     def _wanted(self, found: ProcessSocket) -> Keepalive:
-        """The policy in terms of the kernel, for one socket."""
+        """The policy for one socket, as the kernel alone enforces it."""
         policy = in_kernel(self._policy, found.system)
-        if found.mptcp or self._is_spared(found):
+        if found.mptcp or self._is_stalled(found):
             policy = dataclasses.replace(policy, user_timeout=None)
         return policy
 
-    def _is_spared(self, found: ProcessSocket) -> bool:
-        """Whether the user timeout, which counts from when the window shut, could end it at once."""
+    def _is_stalled(self, found: ProcessSocket) -> bool:
+        """Whether the user timeout, which is measured from when the window shut, could end the connection at once."""
         return self._policy.stalled == "keep" and found.info is not None and window_is_shut(found.info)
 
     def _ports_with_own_times(self, found: Sequence[ProcessSocket]) -> set[int]:
-        """The ports of listeners that had connections which the program then gave times of its own."""
+        """The ports of listening sockets on whose accepted connections the program sets its own times."""
         return {
             one.local[1]
             for one in found
             if one.peer is not None and one.chosen and _times(one.state) != _times(_state(self._wanted(one)))
         }
 
-    def _meet(self, process: Process, found: ProcessSocket, policy: Keepalive, own: set[int]) -> Change | None:
-        """A socket that was not seen before. None: it is gone."""
+    def _set_new(self, process: Process, found: ProcessSocket, policy: Keepalive, own: set[int]) -> Change | None:
+        """Set the policy on a new socket unless its own options are kept; None if it was closed."""
         wanted = _state(policy)
         known = self._known[found.inode] = _Known()
         if _equal(found.state, wanted):
@@ -137,17 +140,19 @@ class Setter:
         inherited = found.peer is not None and found.local[1] in self._ports
         if not self._force and found.chosen and not (inherited and _times(found.state) == _times(wanted)):
             if inherited and found.state.user_timeout == wanted.user_timeout is not None:
-                return self._lift(process, found, "the program's own times; the user timeout was ours")
-            return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why="it has times of its own")
+                return self._lift(process, found, "the program has set its own times; the user timeout was kaio's")
+            return Change(
+                socket=found, outcome=Outcome.KEPT, after=found.state, why="the program has set its own times"
+            )
         if not self._force and found.listening and found.local[1] in own:
-            why = "what it accepts is given times by the program"
+            why = "the program sets times on accepted connections"
             return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
         return self._set(process, found, policy, known)
 
     def _set(self, process: Process, found: ProcessSocket, policy: Keepalive, known: _Known) -> Change | None:
         after = _state(policy)
         if not self._dry_run:
-            sock = process.borrow(found.fd, found.inode)
+            sock = process.duplicate(found.fd, found.inode)
             if sock is None:
                 return None
             with sock:
@@ -157,16 +162,16 @@ class Setter:
                     why = str(exc.strerror)
                     return Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=why)
         self._remember(known, found)
-        return Change(socket=found, outcome=Outcome.SET, after=after, why=self._but(found))
+        return Change(socket=found, outcome=Outcome.SET, after=after, why=self._exceptions(found))
 
-    def _but(self, found: ProcessSocket) -> str:
-        """What the policy does not reach."""
+    def _exceptions(self, found: ProcessSocket) -> str:
+        """What the policy does not cover, in words; else ""."""
         if found.listening and found.info is not None and found.info.unacked:
-            # Of a listener, this is the length of its queue (net/ipv4/tcp.c, tcp_get_info).
-            return f"{found.info.unacked} that wait to be accepted keep what they have"
+            # Of a listening socket, this is the length of its accept queue (net/ipv4/tcp.c, tcp_get_info).
+            return f"{found.info.unacked} connections in the accept queue keep their options"
         if found.mptcp and self._policy.effective_user_timeout:
-            return "MPTCP has no user timeout"
-        return "stalled now: no user timeout" if self._is_spared(found) else ""
+            return "Multipath TCP has no user timeout"
+        return "no user timeout while the peer is stalled" if self._is_stalled(found) else ""
 
     def _remember(self, known: _Known, found: ProcessSocket) -> None:
         policy = in_kernel(self._policy, found.system)
@@ -178,9 +183,9 @@ class Setter:
         elif self._policy.stalled == "keep" and given.idle and given.interval and given.count and given.user_timeout:
             limits = Limits(given.idle, given.interval, given.count, given.user_timeout)
             known.watch = Watch(limits, since=time.monotonic())
-            known.lifted = self._is_spared(found)
+            known.lifted = self._is_stalled(found)
 
-    # -- sockets that were seen before
+    # -- known sockets
 
     def _look_again(self, process: Process, found: ProcessSocket, own: set[int]) -> Change | None:
         known = self._known[found.inode]
@@ -198,17 +203,17 @@ class Setter:
             if ours is None or self._force or found.local[1] not in own:
                 return None
             known.lifted = True
-            return self._lift(process, found, "what it accepts is given times by the program")
-        return self._spare(process, found, known)
+            return self._lift(process, found, "the program sets times on accepted connections")
+        return self._check_stall(process, found, known)
 
-    def _spare(self, process: Process, found: ProcessSocket, known: _Known) -> Change | None:
-        """Lift the user timeout while the peer's window is shut; the verdict is the watch's, the end the kernel's."""
+    def _check_stall(self, process: Process, found: ProcessSocket, known: _Known) -> Change | None:
+        """Remove or restore the user timeout, as the watch decides. The kernel ends the connection."""
         if known.watch is None or found.info is None or found.tcp_state == TcpState.CLOSE:
             return None
         decision = known.watch.look(found.info, time.monotonic())
         if decision.spare and not known.lifted:
             known.lifted = True
-            return self._lift(process, found, "stalled, and answers", known.watch, decision.cap)
+            return self._lift(process, found, "the peer is stalled, and answers", known.watch, decision.cap)
         if known.lifted and not decision.spare:
             known.lifted = False
             return self._restore(process, found, known.watch, dead=decision.cause is not None)
@@ -219,7 +224,7 @@ class Setter:
     ) -> Change | None:
         after = dataclasses.replace(found.state, user_timeout=None)
         if not self._dry_run:
-            sock = process.borrow(found.fd, found.inode)
+            sock = process.duplicate(found.fd, found.inode)
             if sock is None:
                 return None
             with sock:
@@ -230,22 +235,22 @@ class Setter:
 
     def _restore(self, process: Process, found: ProcessSocket, watch: Watch, *, dead: bool) -> Change | None:
         bound = watch.limits.user_timeout
-        sock = process.borrow(found.fd, found.inode)
+        sock = process.duplicate(found.fd, found.inode)
         if sock is None:
             return None
         with sock:
             _set_user_timeout(sock, bound)
-            if not dead:  # the kernel ends a dead one when it asks next: soon
+            if not dead:  # the kernel ends the connection when it sends the next window probe, soon
                 cap_backoff(watch, sock, None)
         after = dataclasses.replace(found.state, user_timeout=bound)
-        why = "stalled, and no longer answers" if dead else "it takes data again"
+        why = "the peer is stalled, and stopped answering" if dead else "the peer accepts data again"
         return Change(socket=found, outcome=Outcome.RESTORED, after=after, why=why)
 
 
 def in_kernel(policy: Keepalive, system: Defaults | None = None) -> Keepalive:
-    """The policy as the kernel alone can enforce it: nothing left to the system, and the user timeout its own.
+    """Return the policy as the kernel alone enforces it: with all times, and with TCP_USER_TIMEOUT.
 
-    Raises `PolicyError` where it cannot.
+    Raises `PolicyError` if that is not possible.
     """
     if not policy.enabled:
         return policy
@@ -255,7 +260,7 @@ def in_kernel(policy: Keepalive, system: Defaults | None = None) -> Keepalive:
 
 
 def _state(policy: Keepalive) -> SocketState:
-    """What a socket has that was given such a policy."""
+    """The options of a socket with a policy that `in_kernel` has returned."""
     if not policy.enabled:
         return SocketState(enabled=False)
     return SocketState(
@@ -272,13 +277,11 @@ def _equal(state: SocketState, wanted: SocketState) -> bool:
 
 
 def _times(state: SocketState) -> tuple[float | None, float | None, int | None] | None:
-    """What of a state counts while nothing is in flight; None: keepalive is off."""
+    """The options that matter while nothing is in flight; None: keepalive is off."""
     return state.times if state.enabled else None
 
 
 def _set_user_timeout(sock: SocketLike, seconds: float | None) -> None:
-    """Set that alone: the one option bounds the handshake and what is sent after it."""
-    try:
+    """Set TCP_USER_TIMEOUT alone, unless the connection has ended."""
+    with contextlib.suppress(KeepaliveError):
         platform.set_user_timeout(sock, seconds)
-    except KeepaliveError:  # the connection has ended
-        pass

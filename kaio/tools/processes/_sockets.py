@@ -1,7 +1,7 @@
-"""What the TCP sockets of a process have, and what follows from it.
+"""The options of a process's TCP sockets, and the detection times that follow from them.
 
-Rules kept here: what a socket has is the kernel's answer and nothing is remembered; each socket comes once, also where
-several descriptors stand for it.
+Rules kept here: options are read from the kernel each time, and never cached; a socket with several descriptors is
+listed once.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import math
-import os
 import socket
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 from ...kernel.options import platform
 from ...kernel.tcpinfo import TcpInfo, TcpState
+from ...liveness.standing import has_own_times
 from ...policy import SocketState
+from ..procfs import all_pids
 from ..sysctls import Defaults
 from ._access import Process, ProcessError
 from ._system import Systems
@@ -26,59 +27,60 @@ from ._watched import watched
 __all__ = ["COVERED_WITHIN", "ProcessSocket", "processes", "read", "sockets", "survey", "uncovered"]
 
 COVERED_WITHIN: Final = 3600.0
-"""Seconds in which a dead idle peer must be found for a socket to count as covered.
+"""The longest time in seconds until a dead idle peer is detected, for a socket to count as covered.
 
-Whoever chooses times stays below; the two hours and eleven minutes that systems come with, which amount to nothing,
-are above.
+Chosen times are usually below this; the system's default of two hours and eleven minutes is above.
 """
+
+_Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 _IPPROTO_MPTCP: Final = 262  # socket.IPPROTO_MPTCP is not in every Python
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSocket:
-    """A TCP socket of a running process, as the kernel had it at the time of reading."""
+    """A TCP socket of a running process, at the time of reading."""
 
     pid: int
     fd: int
-    """The process's own number for it; the lowest, where there are several."""
+    """The descriptor in that process; the lowest if there are several."""
     inode: int
-    """What tells sockets apart, also across the processes that share one."""
+    """Identifies the socket, also in other processes that share it."""
     family: socket.AddressFamily
     mptcp: bool
     """Multipath TCP, which has no user timeout."""
-    local: Any
-    """Its address, as getsockname() gives it."""
-    peer: Any
-    """The other end's, as getpeername() gives it; None while there is none."""
+    local: _Address
+    """The local address, as from getsockname()."""
+    peer: _Address | None
+    """The peer's address, as from getpeername(); None if not connected."""
     listening: bool
     state: SocketState
     """The five options."""
     tcp_state: int
-    """A `TcpState`, or a number that a newer kernel has."""
+    """A `TcpState`, or the number of a state that newer kernels may add."""
     info: TcpInfo | None
-    """The kernel's TCP_INFO; None where it does not tell."""
+    """TCP_INFO; None if the kernel does not provide it."""
     system: Defaults
-    """What sockets have in its network namespace that were given nothing."""
+    """The kernel's defaults in its network namespace."""
     watched: bool = False
-    """Whether a monitor of kaio's within the process watches it, as the process itself says."""
+    """Whether kaio's monitor in that process watches it, as the process reports."""
     monitor_bound: float | None = None
-    """Seconds that the monitor lets data wait unanswered, as the process itself says; None: the kernel's own bounds."""
+    """The monitor's bound on unacknowledged data in seconds, as the process reports; None: only the kernel's bounds."""
 
     @property
     def chosen(self) -> bool:
-        """Whether the program set its own times: keepalive is on, and any time differs from the system's.
+        """Whether the program has set its own times: keepalive is on, and any time differs from the system's.
 
-        Keepalive alone is no choice of times, and a user timeout alone none of keepalive.
+        Neither SO_KEEPALIVE alone nor a user timeout alone counts.
         """
-        state, system = self.state, self.system
-        return state.enabled and state.times != (system.idle, system.interval, system.count)
+        system = self.system
+        return has_own_times(self.state, (system.idle, system.interval, system.count))
 
     @property
     def idle_detection(self) -> float:
-        """Seconds until a dead peer is found while the connection is idle; `math.inf`: never.
+        """Seconds until a dead peer is detected while the connection is idle; `math.inf`: never.
 
-        A user timeout takes the place of the count, and is looked at when a probe is due (net/ipv4/tcp_timer.c).
+        A user timeout replaces the count, and is checked when a probe is due (net/ipv4/tcp_timer.c).
         """
         state = self.state
         if not state.enabled or state.idle is None or state.interval is None or state.count is None:
@@ -90,24 +92,24 @@ class ProcessSocket:
 
     @property
     def in_flight_detection(self) -> float:
-        """Seconds until a dead peer is found while sent data is unacknowledged; no keepalive probes are sent then.
+        """Seconds until a dead peer is detected while sent data is unacknowledged, when no keepalive probes are sent.
 
-        Without a user timeout this is the least that the kernel's retransmissions take; kaio's monitor may be sooner.
-        What other programs do of their own cannot be seen from outside.
+        Without a user timeout, the shortest time of the kernel's retransmissions, or the bound of kaio's monitor if
+        that is shorter. Timeouts within other programs cannot be seen from outside.
         """
         return min(self.monitor_bound or math.inf, self.state.user_timeout or self.system.unacknowledged_time)
 
     @property
     def window_shut_detection(self) -> float:
-        """Seconds until a dead peer is found whose window is shut. With a user timeout a live one is dropped, too.
+        """Seconds until a dead peer with a shut window is detected. With a user timeout, a live one is dropped too.
 
-        The kernel counts a window's probes, however long the user timeout is (net/ipv4/tcp_timer.c).
+        The kernel limits the number of window probes, however long the user timeout is (net/ipv4/tcp_timer.c).
         """
         return min(self.in_flight_detection, self.system.unacknowledged_time)
 
     @property
     def one_lost_probe_kills(self) -> bool:
-        """Whether the user timeout lets a single lost probe end the connection (forbidden by RFC 9293 3.8.4)."""
+        """Whether one lost probe ends the connection, because of the user timeout (forbidden by RFC 9293 3.8.4)."""
         state = self.state
         if not state.enabled or state.user_timeout is None or state.idle is None or state.interval is None:
             return False
@@ -115,46 +117,46 @@ class ProcessSocket:
 
     @property
     def covered(self) -> bool:
-        """Whether a dead idle peer is found within an hour, and a live one is not given up for one lost probe."""
+        """Whether a dead idle peer is detected within an hour, and one lost probe does not end the connection."""
         return self.idle_detection <= COVERED_WITHIN and not self.one_lost_probe_kills
 
 
 def sockets(pid: int) -> list[ProcessSocket]:
-    """Every TCP socket of a process, by descriptor: connections, listeners, and what is not connected yet.
+    """List all TCP sockets of a process by descriptor: connections, listening sockets, and unconnected ones.
 
-    Each is had from the process for the microseconds that its reading takes. Raises `ProcessError`.
+    Each is duplicated for the microseconds that reading takes. Raises `ProcessError`.
     """
     with Process(pid) as process:
         return read(process, Systems(), watched(pid))
 
 
 def processes() -> list[int]:
-    """The processes that have TCP sockets and may be read."""
+    """List the processes that have TCP sockets and can be read."""
     return sorted({found.pid for found in survey()[0]})
 
 
 def survey() -> tuple[list[ProcessSocket], list[ProcessError]]:
-    """The TCP sockets of every process that may be read, and why the others may not."""
+    """List the TCP sockets of all processes that can be read, and the errors of the others."""
     found: list[ProcessSocket] = []
     refused: list[ProcessError] = []
     systems = Systems()
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+    for pid in all_pids():
         if _has_no_memory(pid):
             continue
         try:
             with Process(pid) as process:
                 found += read(process, systems, watched(pid))
         except ProcessError as exc:
-            if exc.errno != errno.ESRCH:  # ended meanwhile
+            if exc.errno != errno.ESRCH:  # it has exited in the meantime
                 refused.append(exc)
     return found, refused
 
 
 def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
-    """Those of some sockets that are uncovered, and that it matters for.
+    """Select the sockets of a process that need coverage and have none.
 
-    A socket that is not connected has no peer yet. A listener speaks for what it will accept; where the program itself
-    covers all that it has accepted there, that is no trouble.
+    An unconnected socket has no peer yet. A listening socket counts because accepted connections inherit its options,
+    unless the program has covered all the connections that it accepted there.
     """
     found = list(found)
     accepted: dict[int, bool] = {}
@@ -173,10 +175,10 @@ def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
 def read(
     process: Process, systems: Systems, monitored: Mapping[int, float | None] = MappingProxyType({})
 ) -> list[ProcessSocket]:
-    """The TCP sockets of a process, of which its own monitor bounds some."""
+    """Read the TCP sockets of a process, some of which its own monitor watches. Raises `ProcessError`."""
     found = []
     for inode, fd in sorted(process.sockets().items(), key=lambda item: item[1]):
-        sock = process.borrow(fd, inode)
+        sock = process.duplicate(fd, inode)
         if sock is None:
             continue
         with sock:
@@ -211,13 +213,14 @@ def _read_one(
     )
 
 
-def _peer(sock: socket.socket) -> Any:
+def _peer(sock: socket.socket) -> _Address | None:
     try:
-        return sock.getpeername()
+        peer: _Address = sock.getpeername()
     except OSError as exc:
         if exc.errno == errno.ENOTCONN:
             return None
         raise
+    return peer
 
 
 def _info(sock: socket.socket) -> TcpInfo | None:
@@ -228,7 +231,7 @@ def _info(sock: socket.socket) -> TcpInfo | None:
 
 
 def _has_no_memory(pid: int) -> bool:
-    """Kernel threads have none, and processes that have ended: neither have sockets (proc(5): statm)."""
+    """Whether it is a kernel thread or has exited, and so has no sockets (proc(5): statm)."""
     try:
         with open(f"/proc/{pid}/statm", encoding="utf-8") as file:
             return file.read().startswith("0 ")

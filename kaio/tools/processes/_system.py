@@ -1,7 +1,7 @@
-"""The kernel's own values, in the network namespace that a socket is in.
+"""The kernel's TCP defaults in a socket's network namespace.
 
-Rules kept here: no thread of the program's ever leaves its network namespace: another one's values are read by a
-thread that ends there.
+Rules kept here: the calling thread never leaves its network namespace; a temporary thread enters another one, reads the
+values there and ends.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..sysctls import read as read_here
 __all__ = ["Systems"]
 
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
-_SIOCGSKNS: Final = 0x894C  # linux/sockios.h: a descriptor of a socket's network namespace
+_SIOCGSKNS: Final = 0x894C  # linux/sockios.h: returns a descriptor of a socket's network namespace
 _CLONE_NEWNET: Final = 0x40000000
 
 
 class Systems:
-    """The values of each socket's network namespace; each namespace is asked once. Raises `SysctlError`, OSError."""
+    """A cache of the values by network namespace. Raises `SysctlError`, OSError."""
 
     def __init__(self) -> None:
         with socket.socket() as ours:
             self._known = {_cookie(ours): read_here()}
 
     def of(self, sock: socket.socket) -> Defaults:
-        """The values where a socket is."""
+        """Return the values in a socket's network namespace."""
         cookie = _cookie(sock)
         if cookie not in self._known:
             self._known[cookie] = _read_there(sock)
@@ -39,7 +39,7 @@ class Systems:
 
 
 def _cookie(sock: socket.socket) -> int:
-    """What tells network namespaces apart; 0 on kernels before 5.14, where all count as our own."""
+    """The id of a socket's network namespace; 0 before Linux 5.14, where all are taken for this process's."""
     try:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
     except OSError as exc:
@@ -49,7 +49,7 @@ def _cookie(sock: socket.socket) -> int:
 
 
 def _read_there(sock: socket.socket) -> Defaults:
-    """Those of a socket's network namespace. It takes root to enter one: otherwise, what every new one starts with."""
+    """Read the values in a socket's network namespace. Entering one needs root; otherwise return a new one's values."""
     import fcntl  # noqa: PLC0415 - not on Windows
 
     found = [Defaults()]

@@ -1,17 +1,19 @@
-"""What a process's own monitor bounds: the table that `kaio.monitor.owners` keeps in a memfd, read from outside.
+"""The sockets that a process's own monitor watches: the memfd of `kaio.monitor.owners`, read from outside.
 
-Rules kept here: any process can make a memfd of that name and write into it what it likes. So nothing in it is trusted:
-it is read up to a limit, what makes no sense is left out, and what is left is only ever shown.
+Rules kept here: any process can create a memfd of that name, so its content is not trusted: it is read up to a limit,
+invalid records are skipped, and the rest is for display only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 from typing import Final
 
 from ...monitor import owners
+from ..procfs import open_files
 
 __all__ = ["watched"]
 
@@ -19,30 +21,24 @@ _LINK: Final = f"/memfd:{owners.MEMFD} (deleted)"
 
 
 def watched(pid: int) -> dict[int, float | None]:
-    """The sockets that the monitors of a process watch: inode to the seconds that data may wait unanswered.
+    """Map the inodes of the sockets that a process's monitors watch to their bounds on unacknowledged data, in seconds.
 
-    None: the monitor leaves that to the kernel. Empty for a process without kaio, and for one that may not be read.
+    None: the monitor leaves the bound to the kernel. Empty for a process without kaio, and for one that cannot be read.
     """
-    directory = f"/proc/{pid}/fd"
     writer = _own_pid(pid)
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return {}
-    for fd in sorted(map(int, names)):
-        try:
-            if os.readlink(f"{directory}/{fd}") == _LINK:
-                found = _read(f"{directory}/{fd}", writer)
-                if found is not None:
-                    return found
-        except OSError:  # closed meanwhile
-            continue
+    with contextlib.suppress(OSError):
+        for fd, target in open_files(pid):
+            if target == _LINK:
+                with contextlib.suppress(OSError):  # closed in the meantime
+                    found = _read(f"/proc/{pid}/fd/{fd}", writer)
+                    if found is not None:
+                        return found
     return {}
 
 
 def _read(path: str, writer: int) -> dict[int, float | None] | None:
-    """What a table says; None where it is none, or another process's, as a forked one has its parent's descriptor."""
-    # Non-blocking: what is opened may be another file by now.
+    """Read a table; None if it is invalid, or another process's: a forked child has its parent's descriptor."""
+    # Non-blocking, because the descriptor may refer to another file by now.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -54,7 +50,7 @@ def _read(path: str, writer: int) -> dict[int, float | None] | None:
 
 
 def _own_pid(pid: int) -> int:
-    """What the process itself takes for its pid: the innermost of its namespaces' (proc(5): NSpid)."""
+    """The pid that the process itself sees: that of its innermost pid namespace (proc(5): NSpid)."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             found = re.search(r"^NSpid:.*?(\d+)$", file.read(), re.MULTILINE)

@@ -1,12 +1,12 @@
-"""The TCP connections of this machine as its kernel lists them (sock_diag(7)), with the processes that hold them.
+"""The TCP connections of this machine as the kernel lists them (sock_diag(7)), with the processes that hold them.
 
-    _answer     what the kernel answers, decoded
-    _diag       asks the kernel
+    _answer     decodes the kernel's reply
+    _diag       sends the request
     _holders    which process holds which socket
 
-Rules kept here: looking changes nothing, and takes no permission but to see whose a socket is; ten thousand connections
-can be looked at every second, so what few ask for is made when it is asked for; no terminal. Linux only, and needs
-pyroute2: `lacking` says what is missing. Not to be used where an event loop is running: pyroute2 runs one of its own.
+Rules kept here: listing changes nothing, and needs no permission except to find other users' processes; it must be
+possible to list ten thousand connections a second, so rarely used values are calculated on demand. Linux only, with
+pyroute2: `lacking` says what is missing. Do not use it within a running event loop: pyroute2 runs its own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Connections", "Holder", "TcpConnection", "Timer", "lacking"]
 
-_MAPPED: Final = bytes(10) + b"\xff\xff"  # an IPv4 address in IPv6's clothes (RFC 4291 2.5.5.2)
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # the prefix of IPv4-mapped IPv6 addresses (RFC 4291 2.5.5.2)
 
 
 class Timer(enum.IntEnum):
-    """What the kernel waits for on a connection (net/ipv4/inet_diag.c)."""
+    """A connection's active timer (net/ipv4/inet_diag.c)."""
 
     RETRANSMIT = 1
     KEEPALIVE = 2
@@ -48,67 +48,67 @@ class Timer(enum.IntEnum):
 
 
 class TcpConnection(NamedTuple):
-    """A connection as the kernel had it when it was asked. Times are seconds."""
+    """A connection at the time of the sample. Times are in seconds."""
 
     answer: Answer
-    """What the kernel said."""
+    """The decoded message."""
     holders: tuple[Holder, ...]
-    """The processes that hold it; none when they may not be seen, or when no process does."""
+    """The processes that hold it; empty if there are none, or if they cannot be inspected."""
     health: Health
 
     @property
     def inode(self) -> int:
-        """What tells sockets apart; 0 for one that no process holds: closed and not done yet, or not accepted yet."""
+        """Identifies the socket; 0 if no process holds it: closed but not finished, or not accepted yet."""
         return self.answer.inode
 
     @property
     def uid(self) -> int:
-        """The user who opened it."""
+        """The id of the user who opened it."""
         return self.answer.uid
 
     @property
     def state(self) -> int:
-        """A `TcpState`, or a number that a newer kernel has."""
+        """A `TcpState`, or the number of a state that newer kernels may add."""
         return self.answer.state
 
     @property
     def timer(self) -> Timer | None:
-        """What the kernel waits for."""
+        """The active timer."""
         return _TIMERS.get(self.answer.timer)
 
     @property
     def expires(self) -> float | None:
-        """Seconds until the timer goes off."""
+        """Seconds until the timer expires."""
         return self.answer.expires / 1000 if self.answer.timer in _TIMERS else None
 
     @property
     def local(self) -> str:
-        """Its own address."""
+        """The local address."""
         return _address(self.answer.family, self.answer.source, self.answer.ports[:2])
 
     @property
     def peer(self) -> str:
-        """The other end's address."""
+        """The peer's address."""
         return _address(self.answer.family, self.answer.destination, self.answer.ports[2:])
 
     @property
     def unanswered(self) -> int:
-        """Probes and retransmissions that went unanswered so far."""
+        """The number of probes and retransmissions that are unanswered."""
         return (self.health.probes or 0) + (self.health.retransmits or 0)
 
     @property
     def silence(self) -> float | None:
-        """Seconds since the peer was last heard; None when it never was."""
+        """Seconds since anything was received from the peer; None while connecting."""
         return None if self.state == TcpState.SYN_SENT else self.health.silence
 
     @property
     def unsent(self) -> int:
-        """Bytes that were not sent yet."""
+        """Bytes that are not sent yet."""
         return self.health.unsent or 0
 
     @property
     def unacknowledged(self) -> int:
-        """Bytes that were sent and are not acknowledged."""
+        """Bytes that are sent and not acknowledged."""
         return max(0, self.answer.queued - self.unsent)
 
 
@@ -122,10 +122,10 @@ def _address(family: int, address: bytes, port: bytes) -> str:
 
 
 class Connections:
-    """Looks at connections again and again: those of this network, or those that some processes hold.
+    """Samples of the TCP connections of this network namespace, or of some processes.
 
-    Processes in another network namespace are looked at there, too. Raises OSError with what is `lacking`, and
-    `ProcessError` for a process that there is not, or that may not be looked into.
+    Connections of processes in other network namespaces are included. Raises OSError if something is `lacking`, and
+    `ProcessError` for a process that does not exist or cannot be inspected.
     """
 
     def __init__(self, pids: Iterable[int] = ()) -> None:
@@ -144,8 +144,8 @@ class Connections:
             undo.pop_all()
 
     def sample(self) -> list[TcpConnection]:
-        """All connections as they are now, in the kernel's order. Listeners and TIME_WAIT are not among them."""
-        unwanted = self._holders.nobodys if self.pids else ()
+        """List the current connections in the kernel's order, without listening sockets and those in TIME_WAIT."""
+        unwanted = self._holders.unheld if self.pids else ()
         answers = [answer for kernel in self._kernels for answer in kernel.ask(unwanted)]
         self._holders.look_for({answer.inode for answer in answers})
         held = self._holders.held
@@ -156,11 +156,11 @@ class Connections:
         ]
 
     def ended(self) -> list[int]:
-        """Which of the processes that were asked for are no more."""
+        """Return those of `pids` that have exited."""
         return [pid for pid in self.pids if not os.path.exists(f"/proc/{pid}")]
 
     def close(self) -> None:
-        """Let go of the kernel. Harmless when it is done."""
+        """Close the netlink sockets. Does nothing if they are closed."""
         while self._kernels:
             self._kernels.pop().close()
 
@@ -177,16 +177,16 @@ _TIMERS: Final = {int(timer): timer for timer in Timer}
 
 
 def lacking() -> str | None:
-    """Why connections cannot be looked at here, in one line; None when they can."""
+    """Why connections cannot be listed on this system, in one line; None if they can be."""
     if not sys.platform.startswith("linux"):
-        return f"connections are listed by Linux's sock_diag; {sys.platform} has none"
+        return f"listing connections needs Linux's sock_diag; this is {sys.platform}"
     if importlib.util.find_spec("pyroute2") is None:
-        return "connections are listed by way of pyroute2: pip install 'kaio-net[cli]'"
+        return "listing connections needs pyroute2: pip install 'kaio-net[cli]'"
     return None
 
 
 def _networks(pids: Iterable[int]) -> Sequence[str | None]:
-    """Our own network namespace, for which None stands, and those of some processes."""
+    """The paths of the network namespaces of some processes, and None for the current one."""
     found: dict[int, str | None] = {os.stat("/proc/thread-self/ns/net").st_ino: None}
     for pid in pids:
         path = f"/proc/{pid}/ns/net"
@@ -199,7 +199,7 @@ def _networks(pids: Iterable[int]) -> Sequence[str | None]:
 
 
 def _refused(pid: int, exc: OSError) -> ProcessError:
-    """Why a process cannot be looked at."""
+    """The error for a process that cannot be inspected."""
     if exc.errno in (errno.ENOENT, errno.ESRCH):
         return ProcessError(pid, errno.ESRCH, "there is no such process")
-    return ProcessError(pid, exc.errno or errno.EIO, f"may not be looked into ({exc.strerror}): run as root")
+    return ProcessError(pid, exc.errno or errno.EIO, f"cannot be inspected ({exc.strerror}): run as root")

@@ -1,8 +1,8 @@
-"""What the kernel answers when it is asked for its TCP connections: netlink messages of linux/inet_diag.h.
+"""Decoding the kernel's list of TCP connections: netlink messages of linux/inet_diag.h.
 
-Rules kept here: decoding only, no I/O, and no more than is needed: this is done for ten thousand sockets a second, and
-takes 2 us for each, by one `struct` for the head and a search for one attribute. pyroute2's own decoding makes a
-dictionary of each message and hands it on through four generators and a turn of an event loop: 55 us.
+Rules kept here: no I/O; only what is needed is decoded, because there may be ten thousand sockets a second. One
+`struct` for the fixed part and a search for one attribute take 2 us a socket. pyroute2's own decoding takes 55 us: it
+makes a dictionary of each message, and passes it through four generators and an iteration of an event loop.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MESSAGE: Final = struct.Struct("=BBBB 4s16s16sI8s 5I")  # struct inet_diag_msg
 
 
 class Answer(NamedTuple):
-    """What the kernel says of a socket, as it says it: struct inet_diag_msg, field by field, and one attribute."""
+    """The fields of struct inet_diag_msg, and one attribute."""
 
     family: int
     state: int
     timer: int
     retransmissions: int
     ports: bytes
-    """Of two bytes each, the local one first."""
+    """Two bytes each, the local port first."""
     source: bytes
     destination: bytes
     interface: int
@@ -50,16 +50,16 @@ class Answer(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What came at once."""
+    """The messages that were received at once."""
 
     answers: list[Answer]
     done: bool
-    """Whether nothing follows."""
+    """Whether this ends the list."""
     error: OSError | None
 
 
 def decode(data: bytes, unwanted: Container[int]) -> Part:
-    """The answers in what was received, but those of some inodes."""
+    """Decode what was received, and leave out sockets with unwanted inodes."""
     answers: list[Answer] = []
     at = 0
     while at + _HEADER.size <= len(data):
@@ -75,7 +75,7 @@ def decode(data: bytes, unwanted: Container[int]) -> Part:
 
 
 def _answer(data: bytes, start: int, end: int, unwanted: Container[int]) -> Answer | None:
-    """What is said of a socket; None where it is unwanted, or no connection any more, which has no tcp_info."""
+    """Decode a socket; None if it is unwanted, or has no tcp_info because its connection has ended."""
     head = _MESSAGE.unpack_from(data, start)
     if head[-1] in unwanted:
         return None
@@ -89,10 +89,10 @@ def _answer(data: bytes, start: int, end: int, unwanted: Container[int]) -> Answ
 
 
 def _error(said: bytes) -> OSError | None:
-    """What the message that ends a list says: an error number, negative, or 0."""
+    """Decode the message that ends a list: a negative error number, or 0."""
     number = -int.from_bytes(said[:4], sys.byteorder, signed=True)
     if number == 0:
         return None
     if number == errno.ENOENT:
-        return OSError(number, "this kernel does not list TCP connections (it lacks tcp_diag)")
-    return OSError(number, f"the kernel does not list TCP connections: {os.strerror(number)}")
+        return OSError(number, "this kernel cannot list TCP connections: it lacks tcp_diag")
+    return OSError(number, f"cannot list TCP connections: {os.strerror(number)}")

@@ -1,13 +1,13 @@
-"""Asks the kernel for its TCP connections: NETLINK_SOCK_DIAG (sock_diag(7)), by way of pyroute2.
+"""Listing the kernel's TCP connections through NETLINK_SOCK_DIAG (sock_diag(7)), with pyroute2.
 
-Rules kept here: pyroute2 encodes the request, sends it and receives; what it receives is decoded by `_answer`.
+Rules kept here: pyroute2 encodes and sends the request and receives the reply, which `_answer` decodes.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Container, Generator, Iterator
-from typing import Any, Final
+from typing import Final
 
 from pyroute2.netlink import (  # type: ignore[import-untyped]
     NETLINK_SOCK_DIAG,
@@ -40,14 +40,14 @@ _STATES: Final = sum(
 
 
 class Diag:
-    """Asks the kernel about a network namespace; None is our own. Raises OSError."""
+    """A netlink socket in a network namespace, given by its path; None: the current one. Raises OSError."""
 
     def __init__(self, network: str | None) -> None:
         self._socket = NetlinkSocket(family=NETLINK_SOCK_DIAG, netns=network)
         self._socket.bind()
 
     def ask(self, unwanted: Container[int] = ()) -> Iterator[Answer]:
-        """Every connection, but those of some inodes."""
+        """Iterate over all connections except those with unwanted inodes."""
         self._socket.set_marshal(_Decoder(unwanted))
         for family in (socket.AF_INET, socket.AF_INET6):
             request = inet_diag_req()
@@ -59,21 +59,21 @@ class Diag:
                 yield from message["answers"]
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
 
 class _Decoder(Marshal):  # type: ignore[misc]
-    """What pyroute2 has decode what it received: makes one message of all that came at once, and one of the end."""
+    """A decoder for pyroute2, which turns all that was received at once into one message, and the end into another."""
 
     def __init__(self, unwanted: Container[int]) -> None:
         super().__init__()
         self._unwanted = unwanted
 
     def parse(
-        self, data: bytes, seq: int | None = None, callback: Any = None, skip_alien_seq: bool = False
-    ) -> Generator[Any, None, None]:
-        """pyroute2 stops at a header of the type DONE, and raises what one has as its error."""
+        self, data: bytes, seq: int | None = None, callback: object = None, skip_alien_seq: bool = False
+    ) -> Generator[dict[str, object], None, None]:
+        """Yield messages for pyroute2, which stops at the type NLMSG_DONE and raises the header's error."""
         part = decode(data, self._unwanted)
         header = {"type": SOCK_DIAG_BY_FAMILY, "flags": NLM_F_MULTI, "error": None}
         yield {"header": header, "answers": part.answers}

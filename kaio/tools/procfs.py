@@ -1,0 +1,60 @@
+"""What /proc and the user database say about any process. Linux only.
+
+Rules kept here: a process may end at any moment, which is not an error but an empty answer, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Final
+
+__all__ = ["all_pids", "open_files", "process_name", "socket_inodes", "user_name"]
+
+_SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
+
+
+def all_pids() -> list[int]:
+    """List all processes, in numerical order."""
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def process_name(pid: int) -> str:
+    """Return the kernel's name of a process, usually the first fifteen bytes of its program's; "" if there is none."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def open_files(pid: int) -> Iterator[tuple[int, str]]:
+    """Iterate over a process's descriptors, in order, and what their links say. Raises OSError."""
+    directory = f"/proc/{pid}/fd"
+    for fd in sorted(map(int, os.listdir(directory))):
+        try:
+            yield fd, os.readlink(f"{directory}/{fd}")
+        except OSError:  # closed in the meantime
+            continue
+
+
+def socket_inodes(pid: int) -> Iterator[tuple[int, int]]:
+    """Iterate over a process's sockets of any kind: descriptor and inode, in the order of descriptors. Raises OSError.
+
+    A socket with several descriptors is repeated.
+    """
+    for fd, target in open_files(pid):
+        found = _SOCKET.fullmatch(target)
+        if found is not None:
+            yield fd, int(found[1])
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number of one without a name."""
+    import pwd  # noqa: PLC0415 - not on Windows
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,80 @@
+"""What the public functions return and what a user's classes may say: checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_type
+
+import kaio
+
+
+class Ours(kaio.KeepaliveProtocol):
+    """Says which transport it gets."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
+        self.transport = transport
+        assert_type(transport.health(), kaio.Health)
+        assert_type(self.received, int)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+
+
+class OursBuffered(kaio.BufferedKeepaliveProtocol):
+    """The same with a buffer."""
+
+    def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
+        self.transport = transport
+
+
+class Plain(asyncio.Protocol):
+    """A protocol that is none of kaio's."""
+
+
+async def handler(connection: kaio.Connection) -> None:
+    """Serves a connection."""
+
+
+async def stream_handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serves asyncio's streams."""
+
+
+def any_server(server: kaio.Server) -> int:
+    """Takes a server of any kind."""
+    return len(server.connections)
+
+
+async def clients() -> None:
+    """Connections by each function."""
+    assert_type(await kaio.connect("localhost:1"), kaio.Connection)
+    async with kaio.connect("localhost:1") as connection:
+        assert_type(connection, kaio.Connection)
+    made = await kaio.create_connection(Ours, "localhost", 1, keepalive="20s:10s:4")
+    assert_type(made, tuple[kaio.KeepaliveTransport, Ours])
+    buffered = await kaio.create_connection(OursBuffered, "localhost", 1)
+    assert_type(buffered, tuple[kaio.KeepaliveTransport, OursBuffered])
+    plain = await kaio.create_connection(Plain, "localhost", 1)
+    assert_type(plain, tuple[asyncio.Transport, Plain])
+    streams = await kaio.open_connection("localhost", 1, keepalive=True)
+    assert_type(streams, tuple[asyncio.StreamReader, asyncio.StreamWriter])
+
+
+async def servers() -> None:
+    """Servers by each function."""
+    assert_type(await kaio.serve(handler, "localhost:1"), kaio.Server[kaio.Connection])
+    assert_type(await kaio.serve(Ours, "localhost:1"), kaio.Server[kaio.KeepaliveTransport])
+    async with kaio.serve(handler, "localhost:1") as server:
+        assert_type(server.connections, frozenset[kaio.Connection])
+        any_server(server)
+    assert_type(await kaio.create_server(Ours, "localhost", 1), kaio.Server[kaio.KeepaliveTransport])
+    assert_type(await kaio.start_server(stream_handler, "localhost", 1), kaio.Server[kaio.KeepaliveTransport])
+
+
+async def bare_loop() -> None:
+    """A protocol of kaio's is one of asyncio's to a loop's own methods."""
+    transport, protocol = await asyncio.get_running_loop().create_connection(Ours, "localhost", 1)
+    assert_type(protocol, Ours)
+    transport.set_protocol(protocol)
