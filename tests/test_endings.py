@@ -16,7 +16,7 @@ import pytest
 
 import kaio
 from kaio.kernel.descriptors import unread
-from kaio.net.ending import OVER, TABLE, UNDECIDED, Happening, Stage, after
+from kaio.net.ending import BEFORE_VERDICT, ENDED, TABLE, Stage, Trigger, next_stage
 from kaio.testing import blackhole
 
 from .conftest import LOOPS, Recorder, reset, until
@@ -43,8 +43,8 @@ def test_every_stage_has_one_way_on_for_each_happening() -> None:
     """All stages are in the table, and what a stage does not name changes nothing."""
     assert set(TABLE) == set(Stage)
     for stage in Stage:
-        for happening in Happening:
-            assert after(stage, happening) is TABLE[stage].get(happening, stage)
+        for trigger in Trigger:
+            assert next_stage(stage, trigger) is TABLE[stage].get(trigger, stage)
 
 
 def test_every_stage_is_reached_and_every_walk_ends() -> None:
@@ -60,14 +60,16 @@ def test_every_stage_is_reached_and_every_walk_ends() -> None:
 
     walk(Stage.OPEN, 0)
     assert set(rank) == set(Stage)
-    assert all(following in OVER for stage in OVER for following in TABLE[stage].values())
+    assert all(following in ENDED for stage in ENDED for following in TABLE[stage].values())
 
 
 def test_a_verdict_comes_once_and_a_loss_comes_once() -> None:
     """JUDGED only leads out of what is undecided, LOST only out of what is not over."""
-    assert {stage for stage in Stage if Happening.JUDGED in TABLE[stage]} == UNDECIDED
-    assert not any(after(stage, Happening.JUDGED) in UNDECIDED for stage in UNDECIDED)
-    assert {stage for stage in Stage if after(stage, Happening.LOST) is Stage.LOST} == set(Stage) - OVER | {Stage.LOST}
+    assert {stage for stage in Stage if Trigger.VERDICT in TABLE[stage]} == BEFORE_VERDICT
+    assert not any(next_stage(stage, Trigger.VERDICT) in BEFORE_VERDICT for stage in BEFORE_VERDICT)
+    assert {stage for stage in Stage if next_stage(stage, Trigger.LOST) is Stage.LOST} == set(Stage) - ENDED | {
+        Stage.LOST
+    }
 
 
 # -- TLS over a connection that stood

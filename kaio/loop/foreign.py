@@ -26,7 +26,7 @@ from ..liveness.limits import Limits, limits_of_state
 from ..liveness.watch import Decision, Watch
 from ..monitor.counters import Event
 from ..monitor.monitor import Monitor
-from ..net.ending import Happening, Stage, after
+from ..net.ending import Stage, Trigger, next_stage
 from ..net.internals import force_close, is_sending_file, stop_sending_file, take_error, with_reason
 from ..policy import Keepalive, SocketState
 
@@ -183,7 +183,7 @@ class _Link:
             return
         exc, cause = self._with_reason(sock, exc, cause or Cause.UNACKNOWLEDGED)
         if cause is None:
-            self._end(Happening.JUDGED)
+            self._end(Trigger.VERDICT)
         else:
             self._report(sock, exc, cause, sample)
         self._deliver(exc)
@@ -200,7 +200,7 @@ class _Link:
         if silent:
             self._report(sock, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, sample)
         else:
-            self._end(Happening.JUDGED)
+            self._end(Trigger.VERDICT)
         self._help(sock, silent)
 
     def on_socket_closed(self) -> None:
@@ -212,7 +212,7 @@ class _Link:
             return
         error = dead_peer(exc, cause, sample, peername=self._peername(sock), policy=self._policy)
         self._monitor.emit(Event("dead", self._owner, None, error))
-        self._end(Happening.JUDGED)
+        self._end(Trigger.VERDICT)
 
     def _peername(self, sock: SocketLike) -> Any:
         """The peer's address, for the log."""
@@ -231,9 +231,9 @@ class _Link:
         """It is somebody else's to watch, or it has ended."""
         self._end()
 
-    def _end(self, happening: Happening = Happening.LOST) -> None:
+    def _end(self, trigger: Trigger = Trigger.LOST) -> None:
         watched = not self.ended
-        self._stage = after(self._stage, happening)
+        self._stage = next_stage(self._stage, trigger)
         if watched:
             self.limits = None
             self._monitor.discard(self)
@@ -304,7 +304,7 @@ class TransportLink(_Link):
                         transport.resume_reading()
                     asyncio.get_running_loop().call_later(_PIECE, self._read_out, error, patience - (not paused))
                     return
-            self._stage = after(self._stage, Happening.READ)
+            self._stage = next_stage(self._stage, Trigger.READ_ALL)
             if error is None:  # the loop has not heard it: it does not listen after a peer's EOF
                 number = take_error(sock)
                 error = OSError(number, os.strerror(number)) if number else None
@@ -390,9 +390,9 @@ class DescriptorLink(_Link):
         if ended is not None and self._fell_silent(ended):
             self._report(self.descriptor, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, ended)
 
-    def _end(self, happening: Happening = Happening.LOST) -> None:
+    def _end(self, trigger: Trigger = Trigger.LOST) -> None:
         self._monitor.suspect_descriptors.discard(self)
-        super()._end(happening)
+        super()._end(trigger)
 
     def _deliver(self, exc: OSError) -> None:
         with contextlib.suppress(*_GONE):

@@ -20,5 +20,6 @@ class StreamsProtocol(asyncio.StreamReaderProtocol, KeepaliveProtocol):
 
     def connection_made(self, transport: WatchedTransport) -> None:  # type: ignore[override,unused-ignore]
         self.loop_transport = transport.loop_transport
-        transport.expect_layer()  # the reader pauses the inner transport past ours, and start_tls puts a layer over it
+        # The reader pauses the inner transport directly, and start_tls puts a TLS layer over it.
+        transport.start_close_checks()
         super().connection_made(self.loop_transport)  # type: ignore[arg-type,unused-ignore]

@@ -102,7 +102,7 @@ class Connection(_Stream):
         protocol.check_receive()
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes}: must be at least 1")
-        return protocol.take(max_bytes) if protocol.buffer.size else await protocol.next(max_bytes)
+        return protocol.take(max_bytes) if protocol.buffer.size else await protocol.receive_next(max_bytes)
 
     def __aiter__(self) -> Self:
         return self
@@ -112,22 +112,22 @@ class Connection(_Stream):
         protocol = self._protocol
         if protocol.receivable:  # `protocol.wait`, the short way
             protocol.receivable = False
-            protocol.unturned = 0
+            protocol.sends_since_wait = 0
             protocol._asyncio_future_blocking = True
             try:
                 yield protocol
             except BaseException:
-                protocol.goes_on()
+                protocol.stop_waiting()
                 raise
             data = protocol.handed
             if data is not None:
                 protocol.handed = None
                 protocol.receivable = True
                 return data
-            protocol.goes_on()
+            protocol.stop_waiting()
         protocol.check_receive()
         try:
-            return (yield from protocol.next(_ALL).__await__())
+            return (yield from protocol.receive_next(_ALL).__await__())
         except EndOfStream:
             raise StopAsyncIteration from None
 
@@ -142,7 +142,7 @@ class Connection(_Stream):
             raise ValueError(f"nbytes={nbytes}: must not be negative")
         if protocol.buffer.size < nbytes:
             try:
-                await protocol.more(nbytes)
+                await protocol.wait_for_bytes(nbytes)
             except EndOfStream:
                 raise IncompleteRead from None
         return protocol.take_exactly(nbytes)
@@ -163,7 +163,7 @@ class Connection(_Stream):
                 raise DelimiterNotFound(max_bytes)
             searched = max(0, protocol.buffer.size - len(delimiter) + 1)
             try:
-                await protocol.more(protocol.buffer.size + 1)
+                await protocol.wait_for_bytes(protocol.buffer.size + 1)
             except EndOfStream:
                 raise IncompleteRead from None
         if at > max_bytes:
@@ -184,13 +184,13 @@ class Connection(_Stream):
             protocol.check_send()
         # Anything but bytes could be changed by its owner while the transport still holds it.
         self._transport.write(item if type(item) is bytes else _as_bytes(item))
-        protocol.unturned = unturned = protocol.unturned + 1
+        protocol.sends_since_wait = sends_since_wait = protocol.sends_since_wait + 1
         if not protocol.sendable:
             await protocol.drain()
-        elif unturned >= _TURN:
+        elif sends_since_wait >= _TURN:
             # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
             await asyncio.sleep(0)
-            protocol.unturned = 1  # there was something: see `linger`
+            protocol.sends_since_wait = 1  # there was something: see `start_lingering_close`
             if not protocol.sendable:
                 protocol.check_send()
 
@@ -203,7 +203,7 @@ class Connection(_Stream):
         if not self._transport.can_write_eof():
             raise NotImplementedError("TLS cannot send an end of file and go on receiving")
         protocol.sent_eof = True
-        protocol.settle()
+        protocol.update_flags()
         self._transport.write_eof()
 
     # -- the end
@@ -220,17 +220,17 @@ class Connection(_Stream):
         cancelled, the connection is aborted at once.
         """
         protocol = self._protocol
-        protocol.closing()
+        protocol.mark_closed()
         if protocol.is_lost:
             return
-        if (timeout is not None and timeout <= 0) or not protocol.linger():
+        if (timeout is not None and timeout <= 0) or not protocol.start_lingering_close():
             self._transport.close()
         try:
             async with asyncio.timeout(timeout):
-                await protocol.lost()
+                await protocol.wait_lost()
         except TimeoutError:
             self._transport.abort()
-            await protocol.lost()
+            await protocol.wait_lost()
         except BaseException:
             self._transport.abort()
             raise
@@ -245,7 +245,7 @@ class Connection(_Stream):
 
     def abort(self) -> None:
         """Close at once, and drop what has not left yet."""
-        self._protocol.closing()
+        self._protocol.mark_closed()
         self._transport.abort()
 
     # -- keepalive
@@ -341,10 +341,10 @@ SocketStream.register(Connection)
 def finish(connection: Connection, timeout: float) -> None:
     """Close a connection without waiting for it: what was sent has so many seconds to leave. For servers."""
     protocol, transport = connection._protocol, connection._transport  # noqa: SLF001 - not for users, so no method
-    protocol.closing()
+    protocol.mark_closed()
     if protocol.is_lost:
         return
-    if timeout > 0 and protocol.linger():
+    if timeout > 0 and protocol.start_lingering_close():
         protocol.abort_after(timeout)
     else:
         transport.close()

@@ -7,7 +7,7 @@
     VERDICT       the end is known and told, connection_lost is not: what had arrived before is still to be read
     ENDING        the loop's transport was told to end: connection_lost is due
     LOST          connection_lost has come, and whatever is left is the protocol's affair
-    UNHEARD       connection_lost never came, and kaio has called it instead: a late one is not passed on
+    LOST_BY_KAIO       connection_lost never came, and kaio has called it instead: a late one is not passed on
     RELEASED      a protocol of another kind has the connection: it is no longer kaio's
 
 Rules kept here: no I/O; a connection has one stage; what a stage does not name changes nothing in it. A verdict in OPEN
@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-__all__ = ["OVER", "TABLE", "UNDECIDED", "Happening", "Stage", "after"]
+__all__ = ["BEFORE_VERDICT", "ENDED", "TABLE", "Stage", "Trigger", "next_stage"]
 
 
 # Integers, because Enum's own hash is a function in Python, and a connection's end looks up a dozen of them.
@@ -35,69 +35,69 @@ class Stage(enum.IntEnum):
     VERDICT = enum.auto()
     ENDING = enum.auto()
     LOST = enum.auto()
-    UNHEARD = enum.auto()
+    LOST_BY_KAIO = enum.auto()
     RELEASED = enum.auto()
 
 
-class Happening(enum.IntEnum):
+class Trigger(enum.IntEnum):
     """What may happen to it."""
 
     EOF = enum.auto()
     """The peer sends no more, and the protocol keeps the connection."""
     CLOSE = enum.auto()
     """This side closes or aborts it."""
-    JUDGED = enum.auto()
+    VERDICT = enum.auto()
     """The peer is dead or the connection reset, and the loop has not heard, or would not hear."""
-    READ = enum.auto()
+    READ_ALL = enum.auto()
     """All that had arrived was read, or nobody will read it."""
     LOST = enum.auto()
     """connection_lost is called, by the loop or by kaio."""
-    TOLD = enum.auto()
+    SUPPLIED = enum.auto()
     """It was kaio that has called it."""
     RELEASED = enum.auto()
     """A protocol of another kind takes the connection over."""
 
 
-TABLE: Final[dict[Stage, dict[Happening, Stage]]] = {
+TABLE: Final[dict[Stage, dict[Trigger, Stage]]] = {
     Stage.OPEN: {
-        Happening.EOF: Stage.HALF_CLOSED,
-        Happening.CLOSE: Stage.CLOSING,
-        Happening.JUDGED: Stage.VERDICT,
-        Happening.LOST: Stage.LOST,
-        Happening.RELEASED: Stage.RELEASED,
+        Trigger.EOF: Stage.HALF_CLOSED,
+        Trigger.CLOSE: Stage.CLOSING,
+        Trigger.VERDICT: Stage.VERDICT,
+        Trigger.LOST: Stage.LOST,
+        Trigger.RELEASED: Stage.RELEASED,
     },
     Stage.HALF_CLOSED: {
-        Happening.CLOSE: Stage.CLOSING,
-        Happening.JUDGED: Stage.ENDING,
-        Happening.LOST: Stage.LOST,
-        Happening.RELEASED: Stage.RELEASED,
+        Trigger.CLOSE: Stage.CLOSING,
+        Trigger.VERDICT: Stage.ENDING,
+        Trigger.LOST: Stage.LOST,
+        Trigger.RELEASED: Stage.RELEASED,
     },
     Stage.CLOSING: {
-        Happening.JUDGED: Stage.ENDING,
-        Happening.LOST: Stage.LOST,
-        Happening.RELEASED: Stage.RELEASED,
+        Trigger.VERDICT: Stage.ENDING,
+        Trigger.LOST: Stage.LOST,
+        Trigger.RELEASED: Stage.RELEASED,
     },
     Stage.VERDICT: {
-        Happening.CLOSE: Stage.ENDING,
-        Happening.READ: Stage.ENDING,
-        Happening.LOST: Stage.LOST,
-        Happening.RELEASED: Stage.RELEASED,
+        Trigger.CLOSE: Stage.ENDING,
+        Trigger.READ_ALL: Stage.ENDING,
+        Trigger.LOST: Stage.LOST,
+        Trigger.RELEASED: Stage.RELEASED,
     },
     Stage.ENDING: {
-        Happening.LOST: Stage.LOST,
-        Happening.RELEASED: Stage.RELEASED,
+        Trigger.LOST: Stage.LOST,
+        Trigger.RELEASED: Stage.RELEASED,
     },
-    Stage.LOST: {Happening.TOLD: Stage.UNHEARD},
-    Stage.UNHEARD: {},
+    Stage.LOST: {Trigger.SUPPLIED: Stage.LOST_BY_KAIO},
+    Stage.LOST_BY_KAIO: {},
     Stage.RELEASED: {},
 }
 
-UNDECIDED: Final = frozenset({Stage.OPEN, Stage.HALF_CLOSED, Stage.CLOSING})
+BEFORE_VERDICT: Final = frozenset({Stage.OPEN, Stage.HALF_CLOSED, Stage.CLOSING})
 """The stages in which a verdict can come."""
-OVER: Final = frozenset({Stage.LOST, Stage.UNHEARD, Stage.RELEASED})
+ENDED: Final = frozenset({Stage.LOST, Stage.LOST_BY_KAIO, Stage.RELEASED})
 """The stages in which nothing of the connection is kaio's any more."""
 
 
-def after(stage: Stage, happening: Happening) -> Stage:
+def next_stage(stage: Stage, trigger: Trigger) -> Stage:
     """The stage that follows when something happens in one."""
-    return TABLE[stage].get(happening, stage)
+    return TABLE[stage].get(trigger, stage)

@@ -19,7 +19,7 @@ from ..kernel.sockets import apply_or_warn, logger, raw_socket
 from ..liveness.health import Health
 from ..liveness.limits import Limits
 from ..policy import Keepalive, KeepaliveArg, as_policy
-from .ending import OVER, Stage
+from .ending import ENDED, Stage
 from .endpoints import Endpoint, Handshake, Terms, watched_by
 from .transports import WatchedTransport
 
@@ -46,13 +46,13 @@ class Watched:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        made, lost, eof = (_found(cls, name) for name in ("connection_made", "connection_lost", "eof_received"))
+        made, lost, eof = (_lookup(cls, name) for name in ("connection_made", "connection_lost", "eof_received"))
         if not hasattr(made, "_kaio_hook"):
-            setattr(cls, "connection_made", _made(made))  # noqa: B010 - the class has the method already
-        if not isinstance(lost, _Lost):
-            setattr(cls, "connection_lost", _Lost(lost))  # noqa: B010
+            setattr(cls, "connection_made", _wrap_connection_made(made))  # noqa: B010 - the class has the method already
+        if not isinstance(lost, _ConnectionLost):
+            setattr(cls, "connection_lost", _ConnectionLost(lost))  # noqa: B010
         if not hasattr(eof, "_kaio_hook"):
-            setattr(cls, "eof_received", _eof(eof))  # noqa: B010
+            setattr(cls, "eof_received", _wrap_eof_received(eof))  # noqa: B010
 
     def connection_made(self, transport: Any) -> None:
         """The connection stands. `transport` is a `KeepaliveTransport`: asyncio's, with `.keepalive` and `.health()`.
@@ -84,12 +84,12 @@ class Watched:
         return transport
 
 
-def _found(cls: type, name: str) -> Any:
+def _lookup(cls: type, name: str) -> Any:
     """What a class has under a name, not bound and not asked."""
     return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__)
 
 
-def _made(
+def _wrap_connection_made(
     function: Callable[[Watched, asyncio.Transport], None],
 ) -> Callable[[Watched, asyncio.Transport], None]:
     @functools.wraps(function)
@@ -99,26 +99,26 @@ def _made(
             if type(terms) is not Terms:  # made by a bare loop, or a protocol that is used again
                 terms = terms.terms if type(terms) is Handshake else None
             if terms is None:
-                transport = _adopt_foreign(self, transport)
+                transport = _make_foreign_transport(self, transport)
             elif terms.endpoint is not None and terms.endpoint.refusing:
                 self._kaio = None
                 transport.abort()
                 return
             else:
-                transport = _adopt(self, transport, terms)
+                transport = _make_transport(self, transport, terms)
         function(self, transport)
 
     connection_made._kaio_hook = True  # type: ignore[attr-defined]
     return connection_made
 
 
-def _eof(function: Callable[[Watched], bool | None]) -> Callable[[Watched], bool | None]:
+def _wrap_eof_received(function: Callable[[Watched], bool | None]) -> Callable[[Watched], bool | None]:
     @functools.wraps(function)
     def eof_received(self: Watched) -> bool | None:
         transport = getattr(self, "_kaio", None)
         if type(transport) is not WatchedTransport:
             return function(self)
-        if transport.verdict is not None and transport.is_end_of_read_out():
+        if transport.verdict is not None and transport.ends_final_read():
             return None
         keep_open = function(self)
         if keep_open:
@@ -129,7 +129,7 @@ def _eof(function: Callable[[Watched], bool | None]) -> Callable[[Watched], bool
     return eof_received
 
 
-class _Lost:
+class _ConnectionLost:
     """`connection_lost` of one class. A descriptor, because a TLS layer's look-up of it is the last moment at which
     the socket can be asked why it died (see `WatchedTransport.sample_before_close`)."""
 
@@ -141,9 +141,9 @@ class _Lost:
                 return
             if type(transport) is WatchedTransport:
                 stage = transport.stage
-                if stage is Stage.UNHEARD:  # kaio has called it already
+                if stage is Stage.LOST_BY_KAIO:  # kaio has called it already
                     return
-                if stage not in OVER:
+                if stage not in ENDED:
                     if exc is not None:
                         transport.deliver_unread(exc)
                     exc = transport.on_connection_lost(exc)
@@ -152,11 +152,11 @@ class _Lost:
         functools.update_wrapper(self, function)
         self._function = connection_lost
 
-    def __get__(self, protocol: Watched | None, owner: type | None = None) -> _Lost | MethodType:
+    def __get__(self, protocol: Watched | None, owner: type | None = None) -> _ConnectionLost | MethodType:
         if protocol is None:
             return self
         transport = getattr(protocol, "_kaio", None)
-        if type(transport) is WatchedTransport and transport.stage not in OVER:
+        if type(transport) is WatchedTransport and transport.stage not in ENDED:
             transport.sample_before_close(protocol)
         return MethodType(self._function, protocol)
 
@@ -164,7 +164,7 @@ class _Lost:
         self._function(protocol, exc)
 
 
-def _adopt(protocol: Watched, inner: asyncio.Transport, terms: Terms) -> WatchedTransport:
+def _make_transport(protocol: Watched, inner: asyncio.Transport, terms: Terms) -> WatchedTransport:
     """Make the transport that a protocol gets, with the policy that it is to have."""
     endpoint = terms.endpoint
     now = terms if endpoint is None else endpoint.terms
@@ -172,22 +172,22 @@ def _adopt(protocol: Watched, inner: asyncio.Transport, terms: Terms) -> Watched
     policy, limits = terms.policy, terms.limits
     if policy is not None and now.policy is not None:
         if not (now.explicit or own is now.source):
-            policy, limits = _give(protocol, inner, as_policy(own)) or (policy, limits)
+            policy, limits = _set_policy(protocol, inner, as_policy(own)) or (policy, limits)
         elif now is not terms or (endpoint is not None and endpoint.by_hand):
-            policy, limits = _give(protocol, inner, now.policy) or (policy, limits)
-    return _made_of(protocol, inner, endpoint, policy, limits)
+            policy, limits = _set_policy(protocol, inner, now.policy) or (policy, limits)
+    return _attach(protocol, inner, endpoint, policy, limits)
 
 
-def _adopt_foreign(protocol: Watched, inner: asyncio.Transport) -> WatchedTransport:
+def _make_foreign_transport(protocol: Watched, inner: asyncio.Transport) -> WatchedTransport:
     """Make the transport of a connection that kaio has neither accepted nor made."""
     default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
     own: KeepaliveArg = protocol.keepalive
     policy = as_policy(own if own is not None else default)
-    given = _give(protocol, inner, policy, asked_for=own is not None)
-    return _made_of(protocol, inner, None, *(given or (None, None)))
+    given = _set_policy(protocol, inner, policy, asked_for=own is not None)
+    return _attach(protocol, inner, None, *(given or (None, None)))
 
 
-def _made_of(
+def _attach(
     protocol: Watched,
     inner: asyncio.Transport,
     endpoint: Endpoint | None,
@@ -201,7 +201,7 @@ def _made_of(
     return transport
 
 
-def _give(
+def _set_policy(
     protocol: Watched, inner: asyncio.Transport, policy: Keepalive, *, asked_for: bool = True
 ) -> tuple[Keepalive, Limits | None] | None:
     """Set a policy on a connection that does not have it yet; None when that fails: then it has what it had."""

@@ -37,13 +37,13 @@ class StreamProtocol(KeepaliveProtocol):
         "_asyncio_future_blocking",
         "_callback",
         "_context",
-        "_drained",
+        "_drain_waiter",
         "_eof",
         "_lingering",
         "_loop",
         "_lost_waiter",
-        "_made",
         "_needed",
+        "_on_connect",
         "_reading_paused",
         "_transport",
         "_woken",
@@ -57,23 +57,23 @@ class StreamProtocol(KeepaliveProtocol):
         "receivable",
         "result",
         "sendable",
+        "sends_since_wait",
         "sent_eof",
-        "unturned",
     )
 
-    def __init__(self, made: Callable[[Connection], None] | None = None) -> None:
-        self._made = made  # called with the connection once it stands
+    def __init__(self, on_connect: Callable[[Connection], None] | None = None) -> None:
+        self._on_connect = on_connect  # called with the connection once it stands
         self.buffer = EMPTY  # what was received and not yet asked for
         self._needed = 0  # how many the receiver waits for; 0: as many as come next
         self._woken = False  # whether the task that waited is to go on in the loop's next turn
         self._callback: Callable[[StreamProtocol], object] | None = None  # wakes the task that waits; None: none waits
         self._context: Context | None = None  # in which it is woken
-        self.result: Callable[[], None] = _NOTHING  # what it is woken with
+        self.result: Callable[[], None] = _RETURN_NONE  # what it is woken with
         self.handed: bytes | None = None  # what it was handed
         self._asyncio_future_blocking = False
-        self._drained: asyncio.Future[None] | None = None  # the sender that waits
+        self._drain_waiter: asyncio.Future[None] | None = None  # the sender that waits
         self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
-        self.unturned = 0  # sends since data was waited for, or since the loop had its turn
+        self.sends_since_wait = 0  # sends since data was waited for, or since the loop had its turn
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer will send no more
@@ -92,9 +92,9 @@ class StreamProtocol(KeepaliveProtocol):
         return self.connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        made, self._made = self._made, None
-        if made is not None:
-            made(self.connection)
+        on_connect, self._on_connect = self._on_connect, None
+        if on_connect is not None:
+            on_connect(self.connection)
 
     def data_received(self, data: bytes) -> None:
         callback = self._callback
@@ -115,10 +115,10 @@ class StreamProtocol(KeepaliveProtocol):
             except (SystemExit, KeyboardInterrupt) as exc:  # uvloop keeps to itself what a callback for data raises
                 self._loop.call_soon(_raise, exc)
                 return
-        self.keep(data)
+        self.store(data)
         if callback is not None:
             if self.buffer.size >= self._needed:
-                self._wake()
+                self._wake_receiver()
         elif self.buffer.size > _HIGH_WATER and not self._reading_paused and not self.is_closed:
             self._pause_reading()
 
@@ -136,7 +136,7 @@ class StreamProtocol(KeepaliveProtocol):
                 if not self._woken:
                     raise
                 self._callback = callback
-                self._wake()
+                self._wake_receiver()
             except (SystemExit, KeyboardInterrupt) as exc:
                 self._loop.call_soon(_raise, exc)
         # True keeps our half open. TLS has no halves and warns when asked to.
@@ -148,8 +148,8 @@ class StreamProtocol(KeepaliveProtocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        self.settle()
-        _wake(self._drained)
+        self.update_flags()
+        _wake_waiter(self._drain_waiter)
 
     def peer_dead(self, error: DeadPeerError) -> None:
         self._kaio_ending(error)
@@ -161,42 +161,42 @@ class StreamProtocol(KeepaliveProtocol):
         """
         self.error = remember(error)
         self.sendable = False
-        _wake(self._drained)
+        _wake_waiter(self._drain_waiter)
         if self._reading_paused and self.receiving:
             self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.is_closed:
-            self._keep_unread()
+            self._store_unread()
         self.error = remember(exc)
-        self._ended()
+        self._mark_lost()
 
     def _kaio_handed_over(self, _: asyncio.BaseProtocol) -> None:
         """Another protocol takes the connection over: to this stream, and to no one else, it is closed."""
         self.is_closed = True
-        self._ended()
+        self._mark_lost()
         if self._reading_paused:  # of which the other knows nothing
             self._reading_paused = False
-            self._read_on()
+            self._resume_transport()
 
-    def _ended(self) -> None:
+    def _mark_lost(self) -> None:
         self.is_lost = self._eof = True
         self.receivable = self.sendable = False
-        self._wake()
-        _wake(self._drained)
-        _wake(self._lost_waiter)
+        self._wake_receiver()
+        _wake_waiter(self._drain_waiter)
+        _wake_waiter(self._lost_waiter)
         del self.connection  # so that what has ended goes away without the garbage collector's help
 
-    def _keep_unread(self) -> None:
+    def _store_unread(self) -> None:
         """Take what is left in the socket: a loop whose write fails closes at once, whatever had arrived."""
         transport = self._transport
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if transport.get_extra_info("sslcontext") is None:
                 data = take_unread(transport.get_extra_info("socket"))
                 if data:
-                    self.keep(data)
+                    self.store(data)
 
-    def settle(self) -> None:
+    def update_flags(self) -> None:
         """Something has changed: see what the short ways have to know."""
         self.receivable = not (
             self.buffer.size
@@ -212,7 +212,7 @@ class StreamProtocol(KeepaliveProtocol):
             or self.sent_eof
             or self._writing_paused
             or self.error is not None
-            or self._drained is not None
+            or self._drain_waiter is not None
         )
 
     # -- the task that waits for data: to asyncio this is the future for which it waits
@@ -221,14 +221,14 @@ class StreamProtocol(KeepaliveProtocol):
     def wait(self, needed: int) -> Generator[object, None, bytes | None]:
         """Wait for the next data, which is handed over, or until the buffer has that many bytes or its end is here."""
         self._needed = needed
-        self.unturned = 0  # the loop has its turn
+        self.sends_since_wait = 0  # the loop has its turn
         self.receivable = False
         self._asyncio_future_blocking = True
         try:
             yield self
         finally:
             self._needed = 0
-            self.goes_on()
+            self.stop_waiting()
         handed, self.handed = self.handed, None
         return handed
 
@@ -237,11 +237,11 @@ class StreamProtocol(KeepaliveProtocol):
         """Whether a task waits for data, or was woken and has not gone on yet."""
         return self._callback is not None or self._woken
 
-    def goes_on(self) -> None:
+    def stop_waiting(self) -> None:
         """The task that waited does not wait any more."""
         self._callback = None
         self._woken = False
-        self.settle()
+        self.update_flags()
 
     def add_done_callback(
         self, callback: Callable[[StreamProtocol], object], *, context: Context | None = None
@@ -259,10 +259,10 @@ class StreamProtocol(KeepaliveProtocol):
         if self._callback is None:  # it is woken already: then it cancels itself when it goes on
             return False
         self.result = _Cancelled(self, msg)
-        self._wake()
+        self._wake_receiver()
         return True
 
-    def _wake(self) -> None:
+    def _wake_receiver(self) -> None:
         """Let the task go on in the loop's next turn."""
         callback, self._callback = self._callback, None
         if callback is not None:
@@ -271,7 +271,7 @@ class StreamProtocol(KeepaliveProtocol):
 
     # -- for Connection
 
-    def fail(self) -> NoReturn:
+    def raise_error(self) -> NoReturn:
         """Raise what ended the connection."""
         error = as_stream_error(self.error)
         assert error is not None
@@ -287,35 +287,35 @@ class StreamProtocol(KeepaliveProtocol):
         if self._callback is not None or self._woken:  # `receiving`, without the call
             raise BusyResourceError("receiving from")
 
-    def check_more(self) -> None:
+    def check_wait(self) -> None:
         """Before waiting: raise EndOfStream or the error when no more will come."""
         if self.is_closed:
             raise ClosedResourceError
         if self.is_lost and self.error is not None:
-            self.fail()
+            self.raise_error()
         if self._eof and self.error is None:
             raise EndOfStream
         if self._reading_paused:
             self._resume_reading()
 
-    async def more(self, needed: int) -> None:
+    async def wait_for_bytes(self, needed: int) -> None:
         """Wait until that many bytes are here; raise EndOfStream or the error when they will not come."""
         while self.buffer.size < needed:
-            self.check_more()
+            self.check_wait()
             await self.wait(needed)
 
-    async def next(self, most: int) -> bytes:
+    async def receive_next(self, most: int) -> bytes:
         """Wait for data, and take at most that many bytes of it."""
         while not self.buffer.size:
-            self.check_more()
+            self.check_wait()
             data = await self.wait(0)
             if data is not None:
                 if len(data) <= most:
                     return data
-                self.keep(data)
+                self.store(data)
         return self.take(most)
 
-    def keep(self, data: bytes) -> None:
+    def store(self, data: bytes) -> None:
         """What nobody has taken."""
         if self._lingering:
             return
@@ -341,11 +341,11 @@ class StreamProtocol(KeepaliveProtocol):
 
     def _resume_reading(self) -> None:
         self._reading_paused = False
-        self.settle()
+        self.update_flags()
         if not self.is_lost and not self.is_closed:
-            self._read_on()
+            self._resume_transport()
 
-    def _read_on(self) -> None:
+    def _resume_transport(self) -> None:
         self._transport.resume_reading()
         self._resume_below()
 
@@ -361,7 +361,7 @@ class StreamProtocol(KeepaliveProtocol):
         if self._reading_paused:
             self._resume_if_low()
         elif not self.buffer.size:
-            self.settle()
+            self.update_flags()
         return data
 
     def take_exactly(self, count: int) -> bytes:
@@ -370,7 +370,7 @@ class StreamProtocol(KeepaliveProtocol):
         if self._reading_paused:
             self._resume_if_low()
         elif not self.buffer.size:
-            self.settle()
+            self.update_flags()
         return data
 
     def _resume_if_low(self) -> None:
@@ -381,14 +381,14 @@ class StreamProtocol(KeepaliveProtocol):
     def check_send(self) -> None:
         """Raise what stands in the way of sending."""
         if self.error is not None:
-            self.fail()
+            self.raise_error()
         if self.is_closed:
             raise ClosedResourceError
         if self.is_lost:
             raise BrokenResourceError
         if self.sent_eof:
             raise ClosedResourceError
-        if self._drained is not None:
+        if self._drain_waiter is not None:
             raise BusyResourceError("sending to")
 
     async def drain(self) -> None:
@@ -396,25 +396,25 @@ class StreamProtocol(KeepaliveProtocol):
         while self._writing_paused:
             if self.is_lost or self.is_closed or self.error is not None:
                 break
-            self._drained = asyncio.get_running_loop().create_future()
+            self._drain_waiter = asyncio.get_running_loop().create_future()
             try:
-                await self._drained
+                await self._drain_waiter
             finally:
-                self._drained = None
-                self.settle()
+                self._drain_waiter = None
+                self.update_flags()
         if self.is_lost or self.is_closed or self.error is not None:
             self.check_send()
 
-    def closing(self) -> None:
+    def mark_closed(self) -> None:
         """We close: whoever waits is told."""
         self.is_closed = True
         self.receivable = self.sendable = False
-        self._wake()
-        _wake(self._drained)
+        self._wake_receiver()
+        _wake_waiter(self._drain_waiter)
         if self._reading_paused:
             self._resume_below()  # TLS waits for the peer's farewell
 
-    def linger(self) -> bool:
+    def start_lingering_close(self) -> bool:
         """Close in a way that a peer who still sends gets the whole answer; False: an ordinary close is as good.
 
         A socket that is closed with input unread sends a reset, and what was not acknowledged until then is lost. So,
@@ -424,7 +424,11 @@ class StreamProtocol(KeepaliveProtocol):
         """
         if self._lingering:
             return True
-        if self._eof or self.error is not None or not (self.buffer.size or self._reading_paused or self.unturned):
+        if (
+            self._eof
+            or self.error is not None
+            or not (self.buffer.size or self._reading_paused or self.sends_since_wait)
+        ):
             return False
         transport = self._transport
         try:
@@ -437,7 +441,7 @@ class StreamProtocol(KeepaliveProtocol):
                 transport.write_eof()
         except (OSError, ValueError, AttributeError, RuntimeError):  # it has ended
             return False
-        transport.note_closing()
+        transport.mark_closing()
         self._lingering = self.sent_eof = True
         self.buffer = EMPTY
         if self._reading_paused:
@@ -452,7 +456,7 @@ class StreamProtocol(KeepaliveProtocol):
             self._lost_waiter = self._loop.create_future()
         self._lost_waiter.add_done_callback(lambda _: handle.cancel())
 
-    async def lost(self) -> None:
+    async def wait_lost(self) -> None:
         """Wait for connection_lost."""
         while not self.is_lost:
             if self._lost_waiter is None or self._lost_waiter.done():
@@ -460,7 +464,7 @@ class StreamProtocol(KeepaliveProtocol):
             await asyncio.shield(self._lost_waiter)
 
 
-_NOTHING: Final = type(None)  # called, it returns None: the quickest function to do so
+_RETURN_NONE: Final = type(None)  # called, it returns None: the quickest function to do so
 
 
 class _Cancelled:
@@ -473,7 +477,7 @@ class _Cancelled:
         self._message = message
 
     def __call__(self) -> None:
-        self._protocol.result = _NOTHING
+        self._protocol.result = _RETURN_NONE
         raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
 
 
@@ -493,6 +497,6 @@ def _raise(exc: BaseException) -> None:
     raise exc
 
 
-def _wake(waiting: asyncio.Future[None] | None) -> None:
+def _wake_waiter(waiting: asyncio.Future[None] | None) -> None:
     if waiting is not None and not waiting.done():
         waiting.set_result(None)

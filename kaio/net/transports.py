@@ -27,7 +27,7 @@ from ..liveness.watch import Decision, Watch
 from ..monitor.counters import Event
 from ..monitor.monitor import Monitor, get_monitor
 from ..policy import Keepalive, KeepaliveArg, SocketState
-from .ending import OVER, TABLE, UNDECIDED, Happening, Stage
+from .ending import BEFORE_VERDICT, ENDED, TABLE, Stage, Trigger
 from .endpoints import Endpoint, watched_by
 from .internals import (
     end_reading,
@@ -43,14 +43,14 @@ from .scopes import AliveScope
 
 __all__ = ["KeepaliveTransport", "WatchedTransport"]
 
-_PATIENCE: Final = 0.5  # seconds for the loop to read a piece of what had arrived
-_LONGEST: Final = 5.0  # and at most, between two looks at whether the application reads again
-_MOMENT: Final = 0.01  # seconds; many turns of a loop that is not blocked
+_READ_DELAY: Final = 0.5  # seconds for the loop to read a piece of what had arrived
+_MAX_READ_DELAY: Final = 5.0  # and at most, between two looks at whether the application reads again
+_SHORT_DELAY: Final = 0.01  # seconds; many turns of a loop that is not blocked
 _FIRST_CHECK: Final = 0.25  # seconds until it is seen whether a transport that was handed out has been closed
-_LAST_CHECK: Final = 60.0  # and at most, between two of those
-_CLOSED: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket or transport raises
+_MAX_CHECK_DELAY: Final = 60.0  # and at most, between two of those
+_CLOSED_ERRORS: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket or transport raises
 
-_without_layers: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
+_types_without_tls: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
 
 
 class KeepaliveTransport(asyncio.Transport):
@@ -220,17 +220,17 @@ class WatchedTransport(KeepaliveTransport):
 
         Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
         """
-        self.note_closing()
+        self.mark_closing()
         if self.stage is Stage.ENDING:
-            self._drop()
+            self._force_close()
         elif not self.loop_transport.is_closing():
             self.loop_transport.close()
 
     def abort(self) -> None:
         """Close the connection at once, and drop what has not left, as in asyncio."""
-        self.note_closing()
+        self.mark_closing()
         if self.stage is Stage.ENDING:
-            self._drop()
+            self._force_close()
         else:
             self.loop_transport.abort()
 
@@ -243,7 +243,7 @@ class WatchedTransport(KeepaliveTransport):
         """Read again, as in asyncio."""
         self.loop_transport.resume_reading()
         if self.stage is Stage.VERDICT:
-            self._next(_PATIENCE, self._read_out, _PATIENCE, True)
+            self._schedule(_READ_DELAY, self._continue_final_read, _READ_DELAY, True)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
@@ -260,8 +260,8 @@ class WatchedTransport(KeepaliveTransport):
         elif not self.ended:
             for scope in list(self.scopes or ()):
                 scope.ended(RuntimeError("another protocol has taken the connection over"))
-            self._move(Happening.RELEASED)
-            self._leave()
+            self._advance(Trigger.RELEASED)
+            self._unregister()
         self.loop_transport.set_protocol(protocol)
 
     @property
@@ -280,7 +280,7 @@ class WatchedTransport(KeepaliveTransport):
 
     @property
     def inner(self) -> asyncio.Transport:
-        self.expect_layer()
+        self.start_close_checks()
         return self.loop_transport
 
     @property
@@ -319,7 +319,7 @@ class WatchedTransport(KeepaliveTransport):
 
         Reading SO_ERROR takes the error from the inner transport, so it is read only here.
         """
-        if self.stage not in UNDECIDED:
+        if self.stage not in BEFORE_VERDICT:
             return
         inner = self.loop_transport
         sending = is_sending_file(inner)  # which has reading paused, and may take the error first
@@ -337,15 +337,15 @@ class WatchedTransport(KeepaliveTransport):
                     self.end_dead(OSError(number, os.strerror(number)), None, sample)
                     return
             if sample is not None and (sending or lent):
-                error = self._error_in(sample)
+                error = self._error_from(sample)
                 if sending:
                     self.end_dead(error, None, sample)
                 else:
-                    self._next(_MOMENT, self._check, _FIRST_CHECK, error)
-        except _CLOSED:
+                    self._schedule(_SHORT_DELAY, self._check_closed, _FIRST_CHECK, error)
+        except _CLOSED_ERRORS:
             return
 
-    def _error_in(self, sample: TcpInfo) -> OSError:
+    def _error_from(self, sample: TcpInfo) -> OSError:
         """What ended a connection whose error somebody else has taken."""
         silent = fell_silent(sample, platform.read(self.get_socket()))
         number = errno.ETIMEDOUT if silent else errno.ECONNRESET
@@ -380,22 +380,22 @@ class WatchedTransport(KeepaliveTransport):
         What the peer had sent before stays in the socket while the application has reading paused; it is read, and the
         end follows it, when reading resumes. Otherwise the end comes in the loop's next turn.
         """
-        if self.stage not in UNDECIDED:
+        if self.stage not in BEFORE_VERDICT:
             return
         if cause is not None:  # the monitor's own
-            with contextlib.suppress(*_CLOSED):
+            with contextlib.suppress(*_CLOSED_ERRORS):
                 exc, cause = with_reason(self.get_socket(), exc, cause)
-        self.verdict = self._translate(exc, cause, sample)
-        self._move(Happening.JUDGED)
+        self.verdict = self._convert_error(exc, cause, sample)
+        self._advance(Trigger.VERDICT)
         self._monitor.discard(self)
-        self.write = _write_nothing  # a write that fails would end it with what had arrived unread
-        self._pass_verdict()
+        self.write = _discard_write  # a write that fails would end it with what had arrived unread
+        self._report_verdict()
         if self.stage is Stage.VERDICT:
-            self._begin_to_read_out()
+            self._start_final_read()
         elif self.stage is Stage.ENDING:
-            self._drop()
+            self._force_close()
 
-    def _pass_verdict(self) -> None:
+    def _report_verdict(self) -> None:
         """Tell who waits that the connection has ended."""
         error = self.verdict
         if isinstance(error, DeadPeerError):
@@ -407,10 +407,10 @@ class WatchedTransport(KeepaliveTransport):
 
     # -- after a verdict
 
-    def _begin_to_read_out(self) -> None:
+    def _start_final_read(self) -> None:
         """There is a verdict: see whether something of what the peer had sent waits to be read before the end."""
         inner = self.loop_transport
-        with contextlib.suppress(*_CLOSED):
+        with contextlib.suppress(*_CLOSED_ERRORS):
             sock = self.get_socket()
             held = is_held_back(inner)
             if not inner.is_closing() and (held or unread(sock)):
@@ -418,12 +418,12 @@ class WatchedTransport(KeepaliveTransport):
                     end_reading(sock)
                 if is_sending_file(inner):
                     stop_sending_file(sock)
-                self._next(_PATIENCE, self._read_out, _PATIENCE, not held and inner.is_reading())
+                self._schedule(_READ_DELAY, self._continue_final_read, _READ_DELAY, not held and inner.is_reading())
                 return
-        self._move(Happening.READ)
-        self._drop()
+        self._advance(Trigger.READ_ALL)
+        self._force_close()
 
-    def _read_out(self, delay: float, was_reading: bool) -> None:
+    def _continue_final_read(self, delay: float, was_reading: bool) -> None:
         """Once all that a dead peer had sent is read, the end is due. Streams resume reading past this transport.
 
         Twice in a row: a TLS layer needs a turn to pass on what the socket no longer holds.
@@ -431,59 +431,59 @@ class WatchedTransport(KeepaliveTransport):
         if self.stage is not Stage.VERDICT:
             return
         inner = self.loop_transport
-        with contextlib.suppress(*_CLOSED):
+        with contextlib.suppress(*_CLOSED_ERRORS):
             if not inner.is_closing():
                 reading = inner.is_reading() and not is_held_back(inner)
                 if not (reading and was_reading) or unread(self.get_socket()):
-                    delay = _PATIENCE if reading else min(2 * delay, _LONGEST)
-                    self._next(delay, self._read_out, delay, reading)
+                    delay = _READ_DELAY if reading else min(2 * delay, _MAX_READ_DELAY)
+                    self._schedule(delay, self._continue_final_read, delay, reading)
                     return
-        self._move(Happening.READ)
-        self._drop()
+        self._advance(Trigger.READ_ALL)
+        self._force_close()
 
-    def _drop(self) -> None:
+    def _force_close(self) -> None:
         """End a dead connection in the loop's next turn, and wait for nothing that it still has to say."""
         if is_sending_file(self.loop_transport):
-            with contextlib.suppress(*_CLOSED):
+            with contextlib.suppress(*_CLOSED_ERRORS):
                 stop_sending_file(self.get_socket())
-            self._next(_MOMENT, self._drop)
+            self._schedule(_SHORT_DELAY, self._force_close)
             return
-        with contextlib.suppress(*_CLOSED):
+        with contextlib.suppress(*_CLOSED_ERRORS):
             reset_on_close(self.get_socket())
-        with contextlib.suppress(*_CLOSED):
+        with contextlib.suppress(*_CLOSED_ERRORS):
             force_close(self.loop_transport, self.verdict)
-        self._next(_MOMENT, self._check, _FIRST_CHECK, None)
+        self._schedule(_SHORT_DELAY, self._check_closed, _FIRST_CHECK, None)
 
     # -- an end of which nobody tells
 
-    def expect_layer(self) -> None:
+    def start_close_checks(self) -> None:
         """The inner transport is handed out. What is put over it may keep its end to itself.
 
         The TLS of asyncio and of uvloop calls no connection_lost when the connection ends in the handshake: so it is
         seen from time to time, and after any error, whether the transport was closed.
         """
-        if self._timer is None and self.stage in UNDECIDED:
+        if self._timer is None and self.stage in BEFORE_VERDICT:
             with contextlib.suppress(RuntimeError):  # no loop is running: nothing can be put over it there
-                self._next(_FIRST_CHECK, self._check, _FIRST_CHECK, None)
+                self._schedule(_FIRST_CHECK, self._check_closed, _FIRST_CHECK, None)
                 self._monitor.watch_errors(self)
 
-    def _check(self, delay: float, error: OSError | None) -> None:
+    def _check_closed(self, delay: float, error: OSError | None) -> None:
         """See whether the loop's transport is closed though connection_lost has not come."""
         if is_closed(self.loop_transport):
             self.on_socket_closed(error)
         elif not self.ended:
-            self._next(delay, self._check, min(2 * delay, _LAST_CHECK), None)
+            self._schedule(delay, self._check_closed, min(2 * delay, _MAX_CHECK_DELAY), None)
 
     def on_socket_closed(self, error: OSError | None = None) -> None:
         """The socket is closed and connection_lost has not come: if it does not come in a few turns, call it here."""
         if not self.ended:
             loop = asyncio.get_running_loop()
             if error is None and not self.closer:
-                error = self._error_unheard(loop.time())
+                error = self._missed_error(loop.time())
             # Through the queue in which a TLS layer puts its own call, so that this one comes after it.
-            self._next(_MOMENT, loop.call_soon, self._call_lost, error)
+            self._schedule(_SHORT_DELAY, loop.call_soon, self._call_connection_lost, error)
 
-    def _error_unheard(self, now: float) -> OSError | None:
+    def _missed_error(self, now: float) -> OSError | None:
         """What ended a connection whose socket was closed before it could be asked; None: as far as is known, nothing.
 
         The loop may hear of an error, and close, before the error watch does.
@@ -501,39 +501,39 @@ class WatchedTransport(KeepaliveTransport):
         self._sample = ended
         return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
-    def _call_lost(self, error: OSError | None) -> None:
+    def _call_connection_lost(self, error: OSError | None) -> None:
         if not self.ended:
             self.call_back("connection_lost", error)
             if not self.ended:  # not one of kaio's protocols, whose hooks do that
                 self.on_connection_lost(error)
-            self._move(Happening.TOLD)
+            self._advance(Trigger.SUPPLIED)
 
     # -- moving on
 
     @property
     def ended(self) -> bool:
         """Whether connection_lost has been passed on, or the connection is another protocol's."""
-        return self.stage in OVER
+        return self.stage in ENDED
 
-    def _move(self, happening: Happening) -> None:
-        self.stage = TABLE[self.stage].get(happening, self.stage)  # `after`, without the call
+    def _advance(self, trigger: Trigger) -> None:
+        self.stage = TABLE[self.stage].get(trigger, self.stage)  # `next_stage`, without the call
 
-    def _next(self, delay: float, step: Callable[..., object], *arguments: object) -> None:
+    def _schedule(self, delay: float, step: Callable[..., object], *arguments: object) -> None:
         """What is to be done towards the end after a while; there is one such thing at a time."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay, step, *arguments)
 
-    def note_closing(self) -> None:
+    def mark_closing(self) -> None:
         """This side closes the connection."""
         self.closer = self.closer or _current_task() or True
-        self._move(Happening.CLOSE)
+        self._advance(Trigger.CLOSE)
 
     # -- the end, called by the protocol's hooks
 
     def on_half_close(self) -> None:
         """The peer sends no more and the protocol keeps the connection: the loop no longer listens."""
-        self._move(Happening.EOF)
+        self._advance(Trigger.EOF)
         if self.stage is Stage.HALF_CLOSED:
             self._monitor.watch_errors_soon(self)
 
@@ -551,11 +551,11 @@ class WatchedTransport(KeepaliveTransport):
                 left = unread(sock)
                 while left > 0 and (data := os.read(sock.fileno(), left)):
                     left -= len(data)
-                    self._pass_on(protocol, data)
-        except _CLOSED:
+                    self._feed_protocol(protocol, data)
+        except _CLOSED_ERRORS:
             return
 
-    def _pass_on(self, protocol: object, data: bytes) -> None:
+    def _feed_protocol(self, protocol: object, data: bytes) -> None:
         """Call back the protocol with data, of whichever of asyncio's kinds it is."""
         if not isinstance(protocol, asyncio.BufferedProtocol):
             self.call_back("data_received", data)
@@ -569,11 +569,11 @@ class WatchedTransport(KeepaliveTransport):
             self.call_back("buffer_updated", count)
             data = data[count:]
 
-    def is_end_of_read_out(self) -> bool:
+    def ends_final_read(self) -> bool:
         """At an end of file: whether it is no such thing, but the end of what a dead peer had sent."""
         if self.stage is Stage.VERDICT:
-            self._move(Happening.READ)
-            self._drop()
+            self._advance(Trigger.READ_ALL)
+            self._force_close()
         return self.stage is Stage.ENDING
 
     def sample_before_close(self, protocol: object) -> None:
@@ -583,11 +583,11 @@ class WatchedTransport(KeepaliveTransport):
         only the look-up comes early enough.
         """
         inner = self.loop_transport
-        if self.verdict is not None or (type(inner) in _without_layers and inner.get_protocol() is protocol):
+        if self.verdict is not None or (type(inner) in _types_without_tls and inner.get_protocol() is protocol):
             return
         try:
             if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
-                _without_layers.add(type(inner))
+                _types_without_tls.add(type(inner))
                 return
             self._peername = inner.get_extra_info("peername")
             sample = tcp_info(inner)
@@ -600,21 +600,21 @@ class WatchedTransport(KeepaliveTransport):
         """The connection is gone: what its protocol is to be told."""
         if exc is None and self.verdict is None and not self.scopes and self._policy is not None:  # most ends
             self.stage = Stage.LOST
-            self._leave()
+            self._unregister()
             return None
         news = self.verdict is None and (exc is not None or self.scopes)
         if news:
-            self.verdict = self._translate(exc, None, self._sample)
-        self._move(Happening.LOST)
+            self.verdict = self._convert_error(exc, None, self._sample)
+        self._advance(Trigger.LOST)
         if news:
-            self._pass_verdict()
+            self._report_verdict()
         if self._policy is None:  # not TCP: uvloop knows the name no longer than the socket
             self._peername = self.peername
         verdict, self.verdict = self.verdict, remember(self.verdict)
-        self._leave()
+        self._unregister()
         return verdict
 
-    def _leave(self) -> None:
+    def _unregister(self) -> None:
         """Leave every table."""
         self.limits = None
         self._monitor.discard(self)
@@ -629,7 +629,7 @@ class WatchedTransport(KeepaliveTransport):
             if not endpoint.live and endpoint.on_empty is not None:
                 endpoint.on_empty()
 
-    def _translate(
+    def _convert_error(
         self, exc: BaseException | None, cause: Cause | None, sample: TcpInfo | None
     ) -> BaseException | None:
         """What ended the connection, as kaio says it; a death is counted and logged here."""
@@ -638,7 +638,7 @@ class WatchedTransport(KeepaliveTransport):
         if exc.errno not in DEATHS and exc.errno not in NO_WAY:
             return exc
         if sample is None and self._policy is not None:  # None: not TCP
-            with contextlib.suppress(*_CLOSED):
+            with contextlib.suppress(*_CLOSED_ERRORS):
                 sample = platform.tcp_info(self.get_socket())
         if cause is None and not is_death(exc.errno, sample):
             return exc
@@ -657,5 +657,5 @@ def _current_task() -> object:
         return None
 
 
-def _write_nothing(data: bytes | bytearray | memoryview) -> None:
+def _discard_write(data: bytes | bytearray | memoryview) -> None:
     """What is written after a verdict is dropped, as asyncio drops what is written after the end."""
