@@ -239,7 +239,7 @@ async def test_on_a_bare_loop_the_protocol_brings_its_policy_itself() -> None:
 async def test_on_a_bare_unix_loop_a_class_that_asks_for_keepalive_is_warned(
     tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be had is logged, and only when it was asked for."""
+    """A warning is logged if the class has a policy of its own, and not for the default."""
     loop = asyncio.get_running_loop()
 
     class Own(Recorder):

@@ -1,8 +1,8 @@
 """`Connection`: a TCP or Unix connection as a stream, for handlers and clients.
 
-Rules kept here: a byte that arrived is delivered, before any error and in spite of any cancellation. What a dead peer
-raises is one `DeadPeerError`, the same object everywhere. Both directions have backpressure. Closing takes no longer
-than its timeout, and does not lose the answer because the request was not read.
+Rules kept here: every byte that was received is delivered, before any error and despite any cancellation. A dead peer
+raises one `DeadPeerError`, the same object in every method. Both directions have backpressure. Closing takes no longer
+than its timeout, and does not lose what was sent because what was received is unread.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 CLOSE_TIMEOUT: Final = 10.0
-"""Seconds that closing waits for what was sent to leave, unless told otherwise."""
+"""The default time in seconds that closing waits until everything written has been sent."""
 
-_ALL: Final = 1 << 62  # as many as there are
-_TURN: Final = 64  # sends without waiting, after which the loop gets a turn
+_ALL: Final = 1 << 62  # no limit for `receive_next`
+_TURN: Final = 64  # sends without a wait after which send() yields to the loop
 
 
 def _as_bytes(item: object) -> bytes:
@@ -55,10 +55,11 @@ def _as_bytes(item: object) -> bytes:
 def _real_coroutine(
     function: Callable[[S], Generator[object, None, T]],
 ) -> Callable[[S], types.CoroutineType[object, None, T]]:
-    """A generator function as `async def` would make it: what it returns is a coroutine, which create_task() takes.
+    """Turn a generator function into a coroutine function, as `async def` does.
 
-    As types.coroutine, which sets a flag of the code, too; but those are generators, and asyncio takes none from 3.12
-    on. An `await` in place of the `yield` needs an object with __await__, a call that makes a message 10 % dearer.
+    `types.coroutine` also only sets a flag in the code object; but its functions return generators, which
+    `create_task()` does not accept from Python 3.12 on. `await` in place of `yield` needs an object with `__await__`,
+    whose call makes a message 10 % more expensive.
     """
     code = function.__code__
     flags = code.co_flags & ~inspect.CO_GENERATOR | inspect.CO_COROUTINE
@@ -66,8 +67,8 @@ def _real_coroutine(
     return cast("Callable[[S], types.CoroutineType[object, None, T]]", made)
 
 
-# An anyio stream to isinstance() and to type checkers, without what each object of anyio's classes holds: a dictionary,
-# which makes 264 bytes on CPython 3.11.
+# An anyio stream for isinstance() and type checkers, but not a subclass: objects of anyio's classes have a __dict__,
+# which takes 264 bytes on CPython 3.11.
 if TYPE_CHECKING:
     _Stream = SocketStream
 else:
@@ -79,10 +80,10 @@ class Connection(_Stream):
 
     Every method that waits raises `DeadPeerError` when the peer dies, `ResetError` when it resets the connection (both
     are `anyio.BrokenResourceError`, too), `anyio.ClosedResourceError` after `aclose`, and `anyio.BusyResourceError`
-    when another task is in the same method. What arrived before is delivered first.
+    when another task is in the same method. What was received before is delivered first.
 
-    A method that need not wait mostly returns without letting the loop turn, unlike anyio's own streams: a handler that
-    works long on each of many small messages yields by itself, with `await asyncio.sleep(0)`.
+    Unlike those of anyio's own streams, methods that need not wait mostly return without yielding to the loop. A
+    handler that takes long for each of many small messages should yield itself, with `await asyncio.sleep(0)`.
     """
 
     __slots__ = ("__weakref__", "_protocol", "_transport")
@@ -94,9 +95,9 @@ class Connection(_Stream):
     # -- receiving
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Receive at least one byte and at most `max_bytes`. Returns at once when something is here.
+        """Receive at least one byte and at most `max_bytes`. Returns at once when the buffer is not empty.
 
-        Raises `anyio.EndOfStream` when the peer will send no more.
+        Raises `anyio.EndOfStream` when the peer has closed or sent EOF.
         """
         protocol = self._protocol
         protocol.check_receive()
@@ -110,7 +111,7 @@ class Connection(_Stream):
     @_real_coroutine
     def __anext__(self) -> Generator[object, None, bytes]:
         protocol = self._protocol
-        if protocol.receivable:  # `protocol.wait`, the short way
+        if protocol.receivable:  # `protocol.wait`, without the call
             protocol.receivable = False
             protocol.sends_since_wait = 0
             protocol._asyncio_future_blocking = True
@@ -134,7 +135,7 @@ class Connection(_Stream):
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive exactly that many bytes.
 
-        Raises `anyio.IncompleteRead` when the peer sends no more before; what there is stays and can be received.
+        Raises `anyio.IncompleteRead` at an earlier end of the stream; what was received stays in the buffer.
         """
         protocol = self._protocol
         protocol.check_receive()
@@ -148,10 +149,10 @@ class Connection(_Stream):
         return protocol.take_exactly(nbytes)
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
-        """Receive up to a delimiter, and return what stands before it; the delimiter is taken away.
+        """Receive up to a delimiter and return what comes before it. The delimiter is removed.
 
-        Raises `anyio.DelimiterNotFound` when it does not stand within the first `max_bytes` bytes, and
-        `anyio.IncompleteRead` when the peer sends no more before it; what there is stays and can be received.
+        Raises `anyio.DelimiterNotFound` when the first `max_bytes` bytes do not contain it, and
+        `anyio.IncompleteRead` at an end of the stream before it; what was received stays in the buffer.
         """
         protocol = self._protocol
         protocol.check_receive()
@@ -175,33 +176,36 @@ class Connection(_Stream):
     # -- sending
 
     async def send(self, item: bytes) -> None:
-        """Send bytes. Returns at once while the transport's buffer has room (64 KiB), else when it has again.
+        """Send bytes. Returns at once while the transport's buffer has room (64 KiB), else waits until it has.
 
-        A send that is cancelled while it waits has been taken whole, and goes out.
+        The bytes are in the transport's buffer before the wait, so cancelling it does not keep them from being sent.
         """
         protocol = self._protocol
         if not protocol.sendable:
             protocol.check_send()
-        # Anything but bytes could be changed by its owner while the transport still holds it.
+        # A copy of everything but bytes: its owner may change it while it is in the transport's buffer.
         self._transport.write(item if type(item) is bytes else _as_bytes(item))
         protocol.sends_since_wait = sends_since_wait = protocol.sends_since_wait + 1
         if not protocol.sendable:
             await protocol.drain()
         elif sends_since_wait >= _TURN:
-            # Where writes vanish without a word, as after a reset, only the loop's turn can bring the news.
+            # After an error transports drop writes silently: only the loop's next iteration can report it.
             await asyncio.sleep(0)
-            protocol.sends_since_wait = 1  # there was something: see `start_lingering_close`
+            protocol.sends_since_wait = 1  # not 0, which would tell `start_lingering_close` that nothing was sent
             if not protocol.sendable:
                 protocol.check_send()
 
     async def send_eof(self) -> None:
-        """Say that no more will be sent, and go on receiving. Raises NotImplementedError with TLS, which cannot."""
+        """Send EOF after what was written; receiving goes on.
+
+        Raises NotImplementedError with TLS, which has no half close.
+        """
         protocol = self._protocol
         if protocol.sent_eof:
             return
         protocol.check_send()
         if not self._transport.can_write_eof():
-            raise NotImplementedError("TLS cannot send an end of file and go on receiving")
+            raise NotImplementedError("TLS has no half close")
         protocol.sent_eof = True
         protocol.update_flags()
         self._transport.write_eof()
@@ -209,15 +213,15 @@ class Connection(_Stream):
     # -- the end
 
     async def aclose(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
-        """Close the connection: let what was sent leave for at most `timeout` seconds (None: for ever), then abort.
+        """Close the connection: wait at most `timeout` seconds (None: no limit) until everything is sent, then abort.
 
-        When the peer still sends what was not received, and has not acknowledged all of what was sent to it, this side
-        says that it sends no more, and throws away what comes until the peer closes, too, within the same time: an
-        immediate close would reset the connection and lose the answer. With TLS, which has no such half close, it is
-        reset and may be lost; receive up to the end of what the peer sends before closing.
+        If the peer has sent data that was not received and has not acknowledged all data sent to it, closing at once
+        would reset the connection, and the data could be lost. This side then sends EOF and discards what it receives
+        until the peer closes as well, within the same time. TLS has no half close: there the connection is reset, so
+        receive everything that the peer sends before closing.
 
-        Never raises for what the network does. Whoever waits in another method gets `anyio.ClosedResourceError`. When
-        cancelled, the connection is aborted at once.
+        Never raises errors of the network. Other tasks that wait in the connection get `anyio.ClosedResourceError`.
+        When cancelled, it aborts the connection at once.
         """
         protocol = self._protocol
         protocol.mark_closed()
@@ -244,7 +248,7 @@ class Connection(_Stream):
         await self.aclose()
 
     def abort(self) -> None:
-        """Close at once, and drop what has not left yet."""
+        """Close at once, and discard what has not been sent yet."""
         self._protocol.mark_closed()
         self._transport.abort()
 
@@ -252,9 +256,9 @@ class Connection(_Stream):
 
     @property
     def keepalive(self) -> Keepalive | None:
-        """The policy of this connection; None when it is not TCP. Setting it changes the live connection.
+        """The policy of this connection; None if it is not TCP. Setting it changes the socket's options at once.
 
-        Raises `PolicyError`, `KeepaliveError`; then nothing has changed.
+        Raises `PolicyError` or `KeepaliveError`, and then changes nothing.
         """
         return self._transport.keepalive
 
@@ -266,15 +270,15 @@ class Connection(_Stream):
         self._transport._kaio_follow(policy, state)
 
     def health(self) -> Health:
-        """How the peer is now. Raises `KeepaliveError` when the connection is not TCP or is closed."""
+        """Return the health of the peer. Raises `KeepaliveError` if the connection is not TCP or is closed."""
         return self._transport.health()
 
     def while_alive(self) -> AliveScope:
-        """A scope, like `asyncio.timeout`, whose block is cancelled when the connection ends meanwhile.
+        """Return a scope, like `asyncio.timeout`, whose block is cancelled when the connection ends.
 
-        It then raises `DeadPeerError` when the peer died, `ResetError` when it reset the connection,
-        `anyio.EndOfStream` when it closed it, and `anyio.ClosedResourceError` when another task of this side did. A
-        peer that only says that it sends no more (EOF) ends no block. Scopes nest, also with asyncio's and anyio's.
+        The block then raises `DeadPeerError` if the peer died, `ResetError` if it reset the connection,
+        `anyio.EndOfStream` if it closed it, and `anyio.ClosedResourceError` if another task of this side did. A mere
+        EOF (half close) from the peer does not end the block. Scopes can be nested, also with asyncio's and anyio's.
         """
         return AliveScope(self._transport)
 
@@ -282,16 +286,16 @@ class Connection(_Stream):
 
     @property
     def transport(self) -> KeepaliveTransport:
-        """The transport below.
+        """The connection's transport.
 
-        Its `set_protocol` hands the connection over to another protocol: to the stream it is closed then, but `aclose`
-        closes nothing. What arrived and was not received is lost; receive it first.
+        Its `set_protocol` hands the connection over to another protocol. The stream is closed then, and `aclose` does
+        not close the connection. Receive what is in the buffer first: it is discarded.
         """
         return self._transport
 
     @property
     def peername(self) -> Any:
-        """The peer's address as asyncio gives it: (host, port) or more; a path for a Unix socket."""
+        """The peer's address, as `get_extra_info("peername")` returns it; a path for a Unix socket."""
         return self._transport.peername
 
     @property
@@ -339,7 +343,7 @@ SocketStream.register(Connection)
 
 
 def finish(connection: Connection, timeout: float) -> None:
-    """Close a connection without waiting for it: what was sent has so many seconds to leave. For servers."""
+    """Close a connection without waiting, and abort it unless everything is sent within that time. For servers."""
     protocol, transport = connection._protocol, connection._transport  # noqa: SLF001 - not for users, so no method
     protocol.mark_closed()
     if protocol.is_lost:
@@ -348,6 +352,6 @@ def finish(connection: Connection, timeout: float) -> None:
         protocol.abort_after(timeout)
     else:
         transport.close()
-        # TLS has its farewell to send and to wait for, of which the size says nothing.
+        # TLS still exchanges close_notify, which the buffer's size does not include.
         if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
             protocol.abort_after(timeout)

@@ -1,18 +1,18 @@
-"""How a connection ends: the stages that it goes through, and what moves it from one to the next.
+"""The state machine of a connection's end: its stages, and what leads from one to the next.
 
-    stage         what holds in it
+    stage         meaning
     OPEN          the loop reads, unless the application has paused reading
-    HALF_CLOSED   the peer sends no more and the protocol keeps the connection: the loop no longer listens
-    CLOSING       this side has closed it: what was written may still leave, and nothing is read
-    VERDICT       the end is known and told, connection_lost is not: what had arrived before is still to be read
-    ENDING        the loop's transport was told to end: connection_lost is due
-    LOST          connection_lost has come, and whatever is left is the protocol's affair
-    LOST_BY_KAIO       connection_lost never came, and kaio has called it instead: a late one is not passed on
-    RELEASED      a protocol of another kind has the connection: it is no longer kaio's
+    HALF_CLOSED   the peer has sent EOF and the protocol keeps the connection open: the loop no longer reads
+    CLOSING       this side has closed it: what was written may still be sent, and nothing is read
+    VERDICT       its error is known and reported; data that was received before is still to be read
+    ENDING        the loop's transport has been closed: connection_lost follows
+    LOST          connection_lost was called, by the loop
+    LOST_BY_KAIO  connection_lost was called by kaio because the loop did not; a later call is ignored
+    RELEASED      a protocol of another kind has taken the connection over
 
-Rules kept here: no I/O; a connection has one stage; what a stage does not name changes nothing in it. A verdict in OPEN
-waits until all is read; in HALF_CLOSED and CLOSING there is nothing to wait for. Only OPEN, HALF_CLOSED and CLOSING can
-get a verdict, so `peer_dead` is told once; only what is not over can be lost, so `connection_lost` is, too.
+Rules kept here: no I/O; a trigger that a stage does not name changes nothing. A verdict in OPEN waits until everything
+is read; in HALF_CLOSED and CLOSING nothing is left to read. A verdict is possible in OPEN, HALF_CLOSED and CLOSING, so
+`peer_dead` is called once; every stage that is not final leads to LOST once, so `connection_lost` is, too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Final
 __all__ = ["BEFORE_VERDICT", "ENDED", "TABLE", "Stage", "Trigger", "next_stage"]
 
 
-# Integers, because Enum's own hash is a function in Python, and a connection's end looks up a dozen of them.
+# IntEnum, because the hash of Enum is a function in Python, and the end of a connection looks up a dozen of them.
 
 
 class Stage(enum.IntEnum):
-    """How far a connection is on the way to its end; the module says what holds in each."""
+    """The state of a connection; the module's docstring has the meaning of each."""
 
     OPEN = enum.auto()
     HALF_CLOSED = enum.auto()
@@ -40,20 +40,20 @@ class Stage(enum.IntEnum):
 
 
 class Trigger(enum.IntEnum):
-    """What may happen to it."""
+    """What changes the stage."""
 
     EOF = enum.auto()
-    """The peer sends no more, and the protocol keeps the connection."""
+    """The peer has sent EOF, and the protocol keeps the connection open."""
     CLOSE = enum.auto()
     """This side closes or aborts it."""
     VERDICT = enum.auto()
-    """The peer is dead or the connection reset, and the loop has not heard, or would not hear."""
+    """The peer is dead or the connection was reset, and the loop does not know it, or would not report it."""
     READ_ALL = enum.auto()
-    """All that had arrived was read, or nobody will read it."""
+    """Everything received before the verdict was read, or will not be read any more."""
     LOST = enum.auto()
     """connection_lost is called, by the loop or by kaio."""
     SUPPLIED = enum.auto()
-    """It was kaio that has called it."""
+    """The call of connection_lost was kaio's own."""
     RELEASED = enum.auto()
     """A protocol of another kind takes the connection over."""
 
@@ -93,11 +93,11 @@ TABLE: Final[dict[Stage, dict[Trigger, Stage]]] = {
 }
 
 BEFORE_VERDICT: Final = frozenset({Stage.OPEN, Stage.HALF_CLOSED, Stage.CLOSING})
-"""The stages in which a verdict can come."""
+"""The stages in which a verdict is possible."""
 ENDED: Final = frozenset({Stage.LOST, Stage.LOST_BY_KAIO, Stage.RELEASED})
-"""The stages in which nothing of the connection is kaio's any more."""
+"""The final stages."""
 
 
 def next_stage(stage: Stage, trigger: Trigger) -> Stage:
-    """The stage that follows when something happens in one."""
+    """Return the stage that follows a trigger."""
     return TABLE[stage].get(trigger, stage)

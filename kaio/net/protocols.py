@@ -1,8 +1,8 @@
-"""The protocols that users subclass, and the hooks by which they hear of a dead peer.
+"""The protocol classes that users subclass, and the hooks that report a dead peer to them.
 
-Rules kept here: `connection_made`, then at most one `peer_dead`, then one `connection_lost` with the same error; also
-when a subclass overrides any of them without calling `super()`, because the hooks are put around whatever a class
-ends up with when it is defined. Data goes from the loop to `data_received` untouched.
+Rules kept here: `connection_made`, then at most one `peer_dead`, then one `connection_lost` with the same error. This
+also holds if a subclass overrides them without calling `super()`, because the hooks wrap the methods of each class when
+it is defined. The loop calls `data_received` directly.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["BufferedKeepaliveProtocol", "KeepaliveProtocol", "Watched"]
 
 
 class Watched:
-    """What `KeepaliveProtocol` and `BufferedKeepaliveProtocol` have in common."""
+    """The common base of `KeepaliveProtocol` and `BufferedKeepaliveProtocol`."""
 
     __slots__ = ("_kaio",)
 
     keepalive: ClassVar[KeepaliveArg] = None
-    """The policy of this class's connections where no `keepalive=` argument says otherwise; None: the default."""
+    """The policy of this class's connections, unless there is a `keepalive=` argument; None: the default."""
 
-    # what it starts with before connection_made, the transport from then on; None: turned away
+    # before connection_made what it starts with, afterwards the transport; None: refused
     _kaio: Terms | Handshake | WatchedTransport | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -55,37 +55,37 @@ class Watched:
             setattr(cls, "eof_received", _wrap_eof_received(eof))  # noqa: B010
 
     def connection_made(self, transport: Any) -> None:
-        """The connection stands. `transport` is a `KeepaliveTransport`: asyncio's, with `.keepalive` and `.health()`.
+        """Called when the connection is made, with its `KeepaliveTransport`.
 
         Typed Any because asyncio's type is wider: an override may say `transport: kaio.KeepaliveTransport`.
         """
 
     def peer_suspect(self, health: Health) -> None:
-        """A probe or a retransmission went unanswered. `peer_recovered` or `peer_dead` follows."""
+        """Called when a probe or a retransmission is unanswered. `peer_recovered` or `peer_dead` follows."""
 
     def peer_recovered(self, health: Health) -> None:
-        """The peer that was suspect was heard again."""
+        """Called when a suspect peer has answered again."""
 
     def peer_dead(self, error: DeadPeerError) -> None:
-        """The peer no longer answers. Called once; `connection_lost` follows with the same error.
+        """Called once when the peer no longer answers. `connection_lost` follows with the same error.
 
-        It follows in the loop's next turn; after what the peer had sent before, while that is still to be read: so not
-        before reading resumes, when the application has paused it. What is written meanwhile is dropped.
+        It follows in the loop's next iteration; but after data that the peer sent before, if any is in the socket,
+        and so not before the application resumes reading. What is written meanwhile is discarded.
         """
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone: None for an ordinary end, the `DeadPeerError`, or what else ended it."""
+        """Called when the connection is closed, with its error: a `DeadPeerError`, another exception, or None."""
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more. As in asyncio: a true answer keeps our half of the connection open."""
+        """Called when the peer has sent EOF. As in asyncio, return True to keep the connection open for sending."""
 
     def _kaio_entry(self, transport: WatchedTransport) -> object:
-        """What stands for the connection in `Server.connections`."""
+        """Return the connection's element of `Server.connections`."""
         return transport
 
 
 def _lookup(cls: type, name: str) -> Any:
-    """What a class has under a name, not bound and not asked."""
+    """Return a class's attribute without calling descriptors."""
     return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__)
 
 
@@ -94,9 +94,9 @@ def _wrap_connection_made(
 ) -> Callable[[Watched, asyncio.Transport], None]:
     @functools.wraps(function)
     def connection_made(self: Watched, transport: asyncio.Transport) -> None:
-        if type(transport) is not WatchedTransport:  # through super() it is ours already
+        if type(transport) is not WatchedTransport:  # else a call by super(), from an outer hook
             terms = getattr(self, "_kaio", None)
-            if type(terms) is not Terms:  # made by a bare loop, or a protocol that is used again
+            if type(terms) is not Terms:  # made by a loop's own method, or a protocol that is used again
                 terms = terms.terms if type(terms) is Handshake else None
             if terms is None:
                 transport = _make_foreign_transport(self, transport)
@@ -130,14 +130,17 @@ def _wrap_eof_received(function: Callable[[Watched], bool | None]) -> Callable[[
 
 
 class _ConnectionLost:
-    """`connection_lost` of one class. A descriptor, because a TLS layer's look-up of it is the last moment at which
-    the socket can be asked why it died (see `WatchedTransport.sample_before_close`)."""
+    """The hook around a class's `connection_lost`.
+
+    A descriptor, because a TLS layer's look-up of the method is the last moment at which TCP_INFO can be read (see
+    `WatchedTransport.sample_before_close`).
+    """
 
     def __init__(self, function: Callable[[Watched, BaseException | None], None]) -> None:
         @functools.wraps(function)
         def connection_lost(protocol: Watched, exc: BaseException | None) -> None:
             transport: object = getattr(protocol, "_kaio", function)
-            if transport is None:  # turned away before it was made
+            if transport is None:  # refused in connection_made
                 return
             if type(transport) is WatchedTransport:
                 stage = transport.stage
@@ -165,7 +168,7 @@ class _ConnectionLost:
 
 
 def _make_transport(protocol: Watched, inner: asyncio.Transport, terms: Terms) -> WatchedTransport:
-    """Make the transport that a protocol gets, with the policy that it is to have."""
+    """Make a protocol's transport, and set its policy if the socket does not have it yet."""
     endpoint = terms.endpoint
     now = terms if endpoint is None else endpoint.terms
     own: KeepaliveArg = protocol.keepalive
@@ -179,8 +182,8 @@ def _make_transport(protocol: Watched, inner: asyncio.Transport, terms: Terms) -
 
 
 def _make_foreign_transport(protocol: Watched, inner: asyncio.Transport) -> WatchedTransport:
-    """Make the transport of a connection that kaio has neither accepted nor made."""
-    default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # kaio's loop has one
+    """Make the transport for a connection that was made by a loop's own methods, and set its policy."""
+    default: Keepalive | None = getattr(asyncio.get_running_loop(), "keepalive", None)  # on kaio's loop
     own: KeepaliveArg = protocol.keepalive
     policy = as_policy(own if own is not None else default)
     given = _set_policy(protocol, inner, policy, asked_for=own is not None)
@@ -204,26 +207,26 @@ def _attach(
 def _set_policy(
     protocol: Watched, inner: asyncio.Transport, policy: Keepalive, *, asked_for: bool = True
 ) -> tuple[Keepalive, Limits | None] | None:
-    """Set a policy on a connection that does not have it yet; None when that fails: then it has what it had."""
+    """Set a policy on a connection; return None if that fails, which changes nothing."""
     try:
         return policy, watched_by(policy, apply_or_warn(raw_socket(inner), policy, explicit=True))
     except KeepaliveError as exc:
         if asked_for:
-            logger.warning("%s: keepalive %s cannot be had: %s", type(protocol).__name__, policy, exc.strerror)
+            logger.warning("%s: cannot set keepalive %s: %s", type(protocol).__name__, policy, exc.strerror)
         return None
 
 
 class KeepaliveProtocol(Watched, Protocol):
-    """An `asyncio.Protocol` that hears of its peer's death.
+    """An `asyncio.Protocol` whose `peer_dead` is called when the peer no longer answers.
 
-    Use it with `kaio.serve`, `kaio.create_server` and `kaio.create_connection`, or with a bare loop's methods: there
-    its policy is set when the connection is made, without the loop's help.
+    Use it with `kaio.serve`, `kaio.create_server` and `kaio.create_connection`, or with the methods of any loop: those
+    connections get the policy when they are made.
     """
 
     __slots__ = ()
 
 
 class BufferedKeepaliveProtocol(Watched, BufferedProtocol):
-    """An `asyncio.BufferedProtocol` that hears of its peer's death. Otherwise as `KeepaliveProtocol`."""
+    """An `asyncio.BufferedProtocol` with the additional callbacks of `KeepaliveProtocol`."""
 
     __slots__ = ()

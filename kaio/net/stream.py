@@ -1,8 +1,8 @@
-"""The loop's side of a `Connection`: what it has received, and which tasks wait for what.
+"""The protocol of a `Connection`: its receive buffer, its flow control, and the tasks that wait in it.
 
-A task that waits for data waits for the protocol itself, and goes on inside `data_received`: a future, its callback and
-the loop's next turn would cost as much as all else together. It is handed the bytes only there, where nothing can come
-between; otherwise it is woken in the loop's next turn, and takes what is in the buffer.
+A task that waits for data awaits the protocol itself and is resumed inside `data_received`: a future, its callback and
+another iteration of the loop would double the cost of a message. It is handed the bytes only there, where it cannot be
+cancelled before it gets them; otherwise it is resumed in the next iteration and takes the bytes from the buffer.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .transports import WatchedTransport
 
 __all__ = ["StreamProtocol"]
 
-_HIGH_WATER: Final = 128 * 1024  # bytes received and not yet asked for, above which reading is paused
-_LOW_WATER: Final = 32 * 1024  # and below which it is resumed
+_HIGH_WATER: Final = 128 * 1024  # bytes in the receive buffer above which reading is paused
+_LOW_WATER: Final = 32 * 1024  # bytes at or below which it is resumed
 
 
 class StreamProtocol(KeepaliveProtocol):
-    """The loop's side of a `Connection`: its buffer, and who waits for what."""
+    """What the loop calls for a `Connection`, and the future that its receiver awaits."""
 
     __slots__ = (
         "_asyncio_future_blocking",
@@ -62,28 +62,28 @@ class StreamProtocol(KeepaliveProtocol):
     )
 
     def __init__(self, on_connect: Callable[[Connection], None] | None = None) -> None:
-        self._on_connect = on_connect  # called with the connection once it stands
-        self.buffer = EMPTY  # what was received and not yet asked for
-        self._needed = 0  # how many the receiver waits for; 0: as many as come next
-        self._woken = False  # whether the task that waited is to go on in the loop's next turn
-        self._callback: Callable[[StreamProtocol], object] | None = None  # wakes the task that waits; None: none waits
-        self._context: Context | None = None  # in which it is woken
-        self.result: Callable[[], None] = _RETURN_NONE  # what it is woken with
-        self.handed: bytes | None = None  # what it was handed
+        self._on_connect = on_connect  # called with the connection in connection_made
+        self.buffer = EMPTY  # bytes received and not yet taken
+        self._needed = 0  # bytes that the receiver waits for; 0: any number
+        self._woken = False  # whether the receiver is to be resumed in the next iteration of the loop
+        self._callback: Callable[[StreamProtocol], object] | None = None  # resumes the receiver; None: none waits
+        self._context: Context | None = None  # in which `_callback` is called
+        self.result: Callable[[], None] = _RETURN_NONE  # called by the task when it is resumed
+        self.handed: bytes | None = None  # bytes for the receiver that is being resumed
         self._asyncio_future_blocking = False
-        self._drain_waiter: asyncio.Future[None] | None = None  # the sender that waits
-        self._lost_waiter: asyncio.Future[None] | None = None  # who waits for connection_lost
-        self.sends_since_wait = 0  # sends since data was waited for, or since the loop had its turn
+        self._drain_waiter: asyncio.Future[None] | None = None  # of the sender that waits in drain()
+        self._lost_waiter: asyncio.Future[None] | None = None  # of those who wait for connection_lost
+        self.sends_since_wait = 0  # sends since the last wait for data or iteration of the loop
         self._reading_paused = False
         self._writing_paused = False
-        self._eof = False  # the peer will send no more
-        self.sent_eof = False  # we will send no more
-        self.is_closed = False  # we have closed it
-        self._lingering = False  # we have, and throw away what the peer still sends until it closes, too
-        self.is_lost = False  # connection_lost has come
-        self.error: RememberedError | BaseException | None = None  # what it came with, as `remember` keeps it
-        self.receivable = True  # whether a receiver need only wait: none does, and nothing is here or has happened
-        self.sendable = True  # whether a sender need only write
+        self._eof = False  # the peer has sent FIN
+        self.sent_eof = False  # this side has sent FIN, or will after what was written
+        self.is_closed = False  # this side has closed it
+        self._lingering = False  # in a lingering close: what still arrives is discarded until the peer closes
+        self.is_lost = False  # connection_lost was called
+        self.error: RememberedError | BaseException | None = None  # its argument, as `remember` returns it
+        self.receivable = True  # whether receiving can wait for data without any other check
+        self.sendable = True  # whether sending can write without any other check
 
     def _kaio_entry(self, transport: WatchedTransport) -> Connection:
         self._transport = transport
@@ -98,21 +98,24 @@ class StreamProtocol(KeepaliveProtocol):
 
     def data_received(self, data: bytes) -> None:
         callback = self._callback
-        # What fills a loop's buffer is followed by more at once, before anybody else has a turn: that waits for one.
+        # A read that fills the loop's buffer is followed by the next at once. Such data goes to the receive buffer,
+        # so that other connections have a turn before the receiver does.
         if callback is not None and not self._needed and len(data) <= _HIGH_WATER:
             self._callback = None
             self.handed = data
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
-                callback = None  # from 3.12 on the task's traceback holds this frame, which would hold the task
+                callback = (
+                    None  # from 3.12 on the task's traceback refers to this frame, which would keep the task alive
+                )
                 return
             except RuntimeError:
-                if self.handed is None:  # the task has gone on, and this is its own
+                if self.handed is None:  # raised by the task after it was resumed
                     raise
-                # Not while another task runs: this was called by hand, in that task.
+                # Refused by asyncio because another task runs, in which somebody has called data_received.
                 self.handed = None
                 self._callback = callback
-            except (SystemExit, KeyboardInterrupt) as exc:  # uvloop keeps to itself what a callback for data raises
+            except (SystemExit, KeyboardInterrupt) as exc:  # uvloop does not propagate exceptions of data_received
                 self._loop.call_soon(_raise, exc)
                 return
         self.store(data)
@@ -139,7 +142,7 @@ class StreamProtocol(KeepaliveProtocol):
                 self._wake_receiver()
             except (SystemExit, KeyboardInterrupt) as exc:
                 self._loop.call_soon(_raise, exc)
-        # True keeps our half open. TLS has no halves and warns when asked to.
+        # True keeps this side open for sending. TLS has no half close, and asyncio's warns about True.
         return not self._lingering and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
@@ -155,9 +158,9 @@ class StreamProtocol(KeepaliveProtocol):
         self._kaio_ending(error)
 
     def _kaio_ending(self, error: BaseException) -> None:
-        """The transport knows how it will end, before the loop does.
+        """Called by the transport when the connection has failed and connection_lost is still to come.
 
-        A sender is told at once; a receiver first gets what is still in the socket, and then connection_lost.
+        Senders get the error at once. Receivers first get what is still in the socket.
         """
         self.error = remember(error)
         self.sendable = False
@@ -172,10 +175,10 @@ class StreamProtocol(KeepaliveProtocol):
         self._mark_lost()
 
     def _kaio_handed_over(self, _: asyncio.BaseProtocol) -> None:
-        """Another protocol takes the connection over: to this stream, and to no one else, it is closed."""
+        """Called by `set_protocol`: mark the stream, but not the connection, closed."""
         self.is_closed = True
         self._mark_lost()
-        if self._reading_paused:  # of which the other knows nothing
+        if self._reading_paused:  # the new protocol does not know that
             self._reading_paused = False
             self._resume_transport()
 
@@ -185,10 +188,10 @@ class StreamProtocol(KeepaliveProtocol):
         self._wake_receiver()
         _wake_waiter(self._drain_waiter)
         _wake_waiter(self._lost_waiter)
-        del self.connection  # so that what has ended goes away without the garbage collector's help
+        del self.connection  # a reference cycle
 
     def _store_unread(self) -> None:
-        """Take what is left in the socket: a loop whose write fails closes at once, whatever had arrived."""
+        """Read what is left in the socket. A loop whose write fails closes it without that."""
         transport = self._transport
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if transport.get_extra_info("sslcontext") is None:
@@ -197,7 +200,7 @@ class StreamProtocol(KeepaliveProtocol):
                     self.store(data)
 
     def update_flags(self) -> None:
-        """Something has changed: see what the short ways have to know."""
+        """Update `receivable` and `sendable`."""
         self.receivable = not (
             self.buffer.size
             or self._eof
@@ -215,13 +218,13 @@ class StreamProtocol(KeepaliveProtocol):
             or self._drain_waiter is not None
         )
 
-    # -- the task that waits for data: to asyncio this is the future for which it waits
+    # -- the interface of a future, for the task that waits for data
 
     @types.coroutine
     def wait(self, needed: int) -> Generator[object, None, bytes | None]:
-        """Wait for the next data, which is handed over, or until the buffer has that many bytes or its end is here."""
+        """Wait for the next data and return it, or None once the buffer has that many bytes or no more will come."""
         self._needed = needed
-        self.sends_since_wait = 0  # the loop has its turn
+        self.sends_since_wait = 0  # other callbacks run meanwhile
         self.receivable = False
         self._asyncio_future_blocking = True
         try:
@@ -234,11 +237,11 @@ class StreamProtocol(KeepaliveProtocol):
 
     @property
     def receiving(self) -> bool:
-        """Whether a task waits for data, or was woken and has not gone on yet."""
+        """Whether a task waits for data, or is about to be resumed."""
         return self._callback is not None or self._woken
 
     def stop_waiting(self) -> None:
-        """The task that waited does not wait any more."""
+        """Reset the state of a wait that has ended."""
         self._callback = None
         self._woken = False
         self.update_flags()
@@ -246,49 +249,49 @@ class StreamProtocol(KeepaliveProtocol):
     def add_done_callback(
         self, callback: Callable[[StreamProtocol], object], *, context: Context | None = None
     ) -> None:
-        """The task says how it is to be woken."""
+        """Called by the task that awaits this object, as `Future.add_done_callback` is."""
         self._callback = callback
         self._context = context
 
     def done(self) -> bool:
-        """Whether the task is woken; anyio asks."""
+        """Whether no task waits, as `Future.done`; called by anyio."""
         return self._callback is None
 
     def cancel(self, msg: object = None) -> bool:
-        """The task is cancelled."""
-        if self._callback is None:  # it is woken already: then it cancels itself when it goes on
+        """Called when the task is cancelled, as `Future.cancel` is."""
+        if self._callback is None:  # about to be resumed: the task then raises CancelledError by itself
             return False
         self.result = _Cancelled(self, msg)
         self._wake_receiver()
         return True
 
     def _wake_receiver(self) -> None:
-        """Let the task go on in the loop's next turn."""
+        """Resume the receiver in the next iteration of the loop."""
         callback, self._callback = self._callback, None
         if callback is not None:
             self._woken = True
             self._loop.call_soon(callback, self, context=self._context)
 
-    # -- for Connection
+    # -- called by Connection
 
     def raise_error(self) -> NoReturn:
-        """Raise what ended the connection."""
+        """Raise the error that ended the connection."""
         error = as_stream_error(self.error)
         assert error is not None
         try:
             raise error.with_traceback(None)
         finally:
-            del error  # which holds this frame
+            del error  # its traceback refers to this frame
 
     def check_receive(self) -> None:
-        """Raise what stands in the way of receiving."""
+        """Raise ClosedResourceError or BusyResourceError where receiving is not possible."""
         if self.is_closed:
             raise ClosedResourceError
         if self._callback is not None or self._woken:  # `receiving`, without the call
             raise BusyResourceError("receiving from")
 
     def check_wait(self) -> None:
-        """Before waiting: raise EndOfStream or the error when no more will come."""
+        """Before a wait: raise EndOfStream or the connection's error if no more data will come; resume reading."""
         if self.is_closed:
             raise ClosedResourceError
         if self.is_lost and self.error is not None:
@@ -299,13 +302,13 @@ class StreamProtocol(KeepaliveProtocol):
             self._resume_reading()
 
     async def wait_for_bytes(self, needed: int) -> None:
-        """Wait until that many bytes are here; raise EndOfStream or the error when they will not come."""
+        """Wait until the buffer has that many bytes. Raises EndOfStream or the error if they will not come."""
         while self.buffer.size < needed:
             self.check_wait()
             await self.wait(needed)
 
     async def receive_next(self, most: int) -> bytes:
-        """Wait for data, and take at most that many bytes of it."""
+        """Wait for data and return at most that many bytes of it."""
         while not self.buffer.size:
             self.check_wait()
             data = await self.wait(0)
@@ -316,7 +319,7 @@ class StreamProtocol(KeepaliveProtocol):
         return self.take(most)
 
     def store(self, data: bytes) -> None:
-        """What nobody has taken."""
+        """Put data into the receive buffer."""
         if self._lingering:
             return
         if self.buffer is EMPTY:
@@ -325,13 +328,16 @@ class StreamProtocol(KeepaliveProtocol):
         self.receivable = False
 
     def _pause_reading(self) -> None:
-        """Stop reading. The TLS layer of uvloop is let run dry first: of what it holds, an end of file loses a part."""
+        """Pause reading: with uvloop's TLS first the transport below the TLS layer, which is paused once it is empty.
+
+        An EOF that comes while that layer is paused loses part of the data that it holds.
+        """
         self._reading_paused = True
         below = _below_uvloops_tls(self._transport.loop_transport)
         if below is None:
             self._transport.pause_reading()
         else:
-            with contextlib.suppress(RuntimeError):  # closing
+            with contextlib.suppress(RuntimeError):  # it is closing
                 below.pause_reading()
             self._loop.call_soon(self._pause_tls)
 
@@ -352,11 +358,11 @@ class StreamProtocol(KeepaliveProtocol):
     def _resume_below(self) -> None:
         below = _below_uvloops_tls(self._transport.loop_transport)
         if below is not None:
-            with contextlib.suppress(RuntimeError):  # closing
+            with contextlib.suppress(RuntimeError):  # it is closing
                 below.resume_reading()
 
     def take(self, most: int) -> bytes:
-        """At most that many of the bytes that are here, up to the end of the first chunk."""
+        """Take at most that many bytes from the buffer, up to the end of its first chunk."""
         data = self.buffer.take(most)
         if self._reading_paused:
             self._resume_if_low()
@@ -365,7 +371,7 @@ class StreamProtocol(KeepaliveProtocol):
         return data
 
     def take_exactly(self, count: int) -> bytes:
-        """That many of the bytes that are here, across chunks."""
+        """Take that many bytes from the buffer."""
         data = self.buffer.take_exactly(count)
         if self._reading_paused:
             self._resume_if_low()
@@ -374,12 +380,12 @@ class StreamProtocol(KeepaliveProtocol):
         return data
 
     def _resume_if_low(self) -> None:
-        """Something was taken from the buffer: read on when there is room again."""
+        """Resume reading if the buffer is at its low-water mark."""
         if self.buffer.size <= _LOW_WATER:
             self._resume_reading()
 
     def check_send(self) -> None:
-        """Raise what stands in the way of sending."""
+        """Raise the connection's error, ClosedResourceError or BusyResourceError where sending is not possible."""
         if self.error is not None:
             self.raise_error()
         if self.is_closed:
@@ -392,7 +398,7 @@ class StreamProtocol(KeepaliveProtocol):
             raise BusyResourceError("sending to")
 
     async def drain(self) -> None:
-        """Wait until the transport takes more; raise when it never will."""
+        """Wait until the transport's buffer has room. Raises what `check_send` raises."""
         while self._writing_paused:
             if self.is_lost or self.is_closed or self.error is not None:
                 break
@@ -406,21 +412,20 @@ class StreamProtocol(KeepaliveProtocol):
             self.check_send()
 
     def mark_closed(self) -> None:
-        """We close: whoever waits is told."""
+        """Mark the stream closed and wake all who wait."""
         self.is_closed = True
         self.receivable = self.sendable = False
         self._wake_receiver()
         _wake_waiter(self._drain_waiter)
         if self._reading_paused:
-            self._resume_below()  # TLS waits for the peer's farewell
+            self._resume_below()  # TLS has to read the peer's close_notify
 
     def start_lingering_close(self) -> bool:
-        """Close in a way that a peer who still sends gets the whole answer; False: an ordinary close is as good.
+        """Start a lingering close if an ordinary one could lose data that was sent; return whether it was started.
 
-        A socket that is closed with input unread sends a reset, and what was not acknowledged until then is lost. So,
-        as nginx's lingering_close: say that no more will be sent, and throw away what comes until the peer closes, too.
-        Costs nothing where the peer has said that it sends no more, or nothing was sent since it was last waited for;
-        else one look at the socket.
+        Closing a socket with unread input sends RST, and what the peer has not acknowledged until then is lost. So, as
+        nginx's lingering_close does: send FIN, and discard what arrives until the peer closes as well. The socket is
+        asked only if something was sent since data was last waited for, and the peer has not sent FIN.
         """
         if self._lingering:
             return True
@@ -439,7 +444,7 @@ class StreamProtocol(KeepaliveProtocol):
                 return False
             if not self.sent_eof:
                 transport.write_eof()
-        except (OSError, ValueError, AttributeError, RuntimeError):  # it has ended
+        except (OSError, ValueError, AttributeError, RuntimeError):  # the socket is closed
             return False
         transport.mark_closing()
         self._lingering = self.sent_eof = True
@@ -450,7 +455,7 @@ class StreamProtocol(KeepaliveProtocol):
         return True
 
     def abort_after(self, timeout: float) -> None:
-        """Let what was sent leave for so many seconds."""
+        """Abort the transport after that many seconds, unless connection_lost comes first."""
         handle = self._loop.call_later(timeout, self._transport.abort)
         if self._lost_waiter is None or self._lost_waiter.done():
             self._lost_waiter = self._loop.create_future()
@@ -464,11 +469,11 @@ class StreamProtocol(KeepaliveProtocol):
             await asyncio.shield(self._lost_waiter)
 
 
-_RETURN_NONE: Final = type(None)  # called, it returns None: the quickest function to do so
+_RETURN_NONE: Final = type(None)  # a call of it returns None; faster than any function in Python
 
 
 class _Cancelled:
-    """What a task that is cancelled while it waits is woken with, once."""
+    """The `result` of a cancelled wait: raises CancelledError when called."""
 
     __slots__ = ("_message", "_protocol")
 

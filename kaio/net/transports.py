@@ -1,8 +1,8 @@
 """The transport that protocols get.
 
-Rules kept here: nothing is added to what is done for each message: `write` is the inner transport's own method. The
-kernel is asked about a connection only after the loop has reported its death. How far a connection is on the way to its
-end is one stage of `ending`; connection_lost is the loop's to call, and called here where a loop does not.
+Rules kept here: messages cost nothing extra: `write` is the inner transport's own method. The kernel is asked about a
+connection only after the loop has reported its end. The state of a connection's end is one `Stage` of `ending`.
+connection_lost is called by the loop, and by this module where the loop does not call it.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ from .scopes import AliveScope
 
 __all__ = ["KeepaliveTransport", "WatchedTransport"]
 
-_READ_DELAY: Final = 0.5  # seconds for the loop to read a piece of what had arrived
-_MAX_READ_DELAY: Final = 5.0  # and at most, between two looks at whether the application reads again
-_SHORT_DELAY: Final = 0.01  # seconds; many turns of a loop that is not blocked
-_FIRST_CHECK: Final = 0.25  # seconds until it is seen whether a transport that was handed out has been closed
-_MAX_CHECK_DELAY: Final = 60.0  # and at most, between two of those
+_READ_DELAY: Final = 0.5  # seconds for the loop to read a part of what was received before the verdict
+_MAX_READ_DELAY: Final = 5.0  # and at most, between two checks whether the application has resumed reading
+_SHORT_DELAY: Final = 0.01  # seconds; many iterations of a loop that is not blocked
+_FIRST_CHECK: Final = 0.25  # seconds until the first check whether an inner transport that was handed out is closed
+_MAX_CHECK_DELAY: Final = 60.0  # and at most, between two such checks
 _CLOSED_ERRORS: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket or transport raises
 
-_types_without_tls: Final[set[type]] = set()  # types of transports that are never TLS, as far as was seen
+_types_without_tls: Final[set[type]] = set()  # types of inner transports that were seen without TLS
 
 
 class KeepaliveTransport(asyncio.Transport):
-    """An asyncio transport that knows its keepalive policy and can be asked how its peer is.
+    """An asyncio transport with a keepalive policy, which can report the health of its peer.
 
-    It is what `KeepaliveProtocol.connection_made` gets. All of `asyncio.Transport` is the loop's own.
+    The argument of `KeepaliveProtocol.connection_made`. The methods of `asyncio.Transport` are those of the loop's own.
     """
 
     __slots__ = ()
 
     @property
     def keepalive(self) -> Keepalive | None:
-        """The policy of this connection; None when it is not TCP.
+        """The policy of this connection; None if it is not TCP.
 
-        Setting it changes the live connection. Takes what every `keepalive=` takes. Raises `PolicyError`,
-        `KeepaliveError`; then nothing has changed.
+        Setting it changes the socket's options at once; it accepts what every `keepalive=` argument does. Raises
+        `PolicyError` or `KeepaliveError`, and then changes nothing.
         """
         raise NotImplementedError
 
@@ -76,39 +76,40 @@ class KeepaliveTransport(asyncio.Transport):
 
     @property
     def inner(self) -> asyncio.Transport:
-        """The loop's own transport, for what takes no other: `loop.start_tls`, `loop.sendfile`.
+        """The loop's own transport, for functions that accept no other: `loop.start_tls`, `loop.sendfile`.
 
-        Whoever has it may do what this transport does not see. The peer's death and the connection's end are reported
-        all the same, also in a TLS handshake, of whose failure asyncio and uvloop tell no protocol.
+        Its methods bypass this transport. The peer's death and the connection's end are reported nevertheless, also
+        during a TLS handshake, whose failure asyncio and uvloop report to no protocol.
         """
         raise NotImplementedError
 
     @property
     def peername(self) -> Any:
-        """The peer's address as asyncio gives it, also after the end."""
+        """The peer's address, as `get_extra_info("peername")` returns it; also after the end."""
         raise NotImplementedError
 
     def health(self) -> Health:
-        """How the peer is now, by a sample of the kernel's TCP_INFO; after its death, how it was then.
+        """Return the health of the peer from TCP_INFO; after its death, from the TCP_INFO of that time.
 
-        Raises `KeepaliveError` when the connection is not TCP, or has ended in another way.
+        Raises `KeepaliveError` if the connection is not TCP, or has ended in another way.
         """
         raise NotImplementedError
 
     def while_alive(self) -> AliveScope:
-        """A scope, like `asyncio.timeout`, whose block is cancelled when the connection ends meanwhile.
+        """Return a scope, like `asyncio.timeout`, whose block is cancelled when the connection ends.
 
-        It then raises `DeadPeerError` when the peer died, `ResetError` when it reset the connection,
-        `anyio.EndOfStream` when it closed it, and `anyio.ClosedResourceError` when another task of this side did. A
-        peer that only says that it sends no more (EOF) ends no block. Scopes nest, also with asyncio's and anyio's.
+        The block then raises `DeadPeerError` if the peer died, `ResetError` if it reset the connection,
+        `anyio.EndOfStream` if it closed it, and `anyio.ClosedResourceError` if another task of this side did. A mere
+        EOF (half close) from the peer does not end the block. Scopes can be nested, also with asyncio's and anyio's.
         """
         raise NotImplementedError
 
 
 class WatchedTransport(KeepaliveTransport):
-    """A `KeepaliveTransport` as kaio itself knows it: with what the monitor and the protocols' hooks need of it.
+    """The implementation of `KeepaliveTransport`, with the interface for the monitor and the protocols' hooks.
 
-    It is a `WatchedConnection` to the monitor. What is named here without an underscore is for kaio's own modules.
+    To the monitor it is a `WatchedConnection`. Names without an underscore that `KeepaliveTransport` does not have are
+    for kaio's own modules.
     """
 
     __slots__ = (
@@ -135,23 +136,23 @@ class WatchedTransport(KeepaliveTransport):
     )
 
     loop_transport: asyncio.Transport  # the loop's own
-    _endpoint: Endpoint | None  # where it came from; None once it has ended
-    entry: object  # what stands for it in the endpoint's live set
-    _policy: Keepalive | None  # how it is watched; None: not TCP
-    limits: Limits | None  # by which times the monitor watches it; None: not at all
+    _endpoint: Endpoint | None  # that accepted it; None if none did, or once it has ended
+    entry: object  # its element of the endpoint's live set
+    _policy: Keepalive | None  # None: it is not TCP
+    limits: Limits | None  # the times by which the monitor watches it; None: it does not
     _monitor: Monitor  # the loop's
-    _protocol: object  # the user's; None once it has ended
-    verdict: BaseException | None  # what connection_lost will come with, known before the loop knows
-    scopes: list[AliveScope] | None  # who is to be cancelled when it ends
-    due: int  # the monitor's
-    watched_fd: int  # the monitor's
-    watch: Watch | None  # the monitor's
-    inode: int  # the monitor's
-    stage: Stage  # how far it is on the way to its end
-    closer: object  # the task in which this side has closed it, or True; False: it has not
-    _timer: asyncio.TimerHandle | None  # the next step towards the end, where the loop may not bring it by itself
+    _protocol: object  # the user's protocol; None once it has ended
+    verdict: BaseException | None  # the argument of the connection_lost that is to come
+    scopes: list[AliveScope] | None  # those whose blocks are cancelled when it ends
+    due: int  # set by the monitor
+    watched_fd: int  # set by the monitor
+    watch: Watch | None  # set by the monitor
+    inode: int  # set by the monitor
+    stage: Stage  # the state of its end
+    closer: object  # the task that has closed it, or True outside of tasks; False: this side has not closed it
+    _timer: asyncio.TimerHandle | None  # the next step towards its end that does not depend on the loop
     _sample: TcpInfo | None  # TCP_INFO of the dead socket
-    _peername: object  # where a layer between forgets it when it ends
+    _peername: object  # kept for inner transports that lose it at the end
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class WatchedTransport(KeepaliveTransport):
     # -- asyncio's
 
     write: Callable[[bytes | bytearray | memoryview], None]  # type: ignore[assignment]
-    """The inner transport's own method, as it is."""
+    """The inner transport's bound method."""
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         if self.verdict is None:
@@ -216,9 +217,9 @@ class WatchedTransport(KeepaliveTransport):
         self.loop_transport.set_write_buffer_limits(high, low)
 
     def close(self) -> None:
-        """Close the connection once what was written has left; harmless when it is closing already.
+        """Close the connection once everything written has been sent; does nothing if it is closing already.
 
-        Not bound like the others: asyncio's TLS transport comes apart when it is closed twice.
+        asyncio's TLS transport raises AttributeError after it was closed twice.
         """
         self.mark_closing()
         if self.stage is Stage.ENDING:
@@ -227,7 +228,7 @@ class WatchedTransport(KeepaliveTransport):
             self.loop_transport.close()
 
     def abort(self) -> None:
-        """Close the connection at once, and drop what has not left, as in asyncio."""
+        """Close the connection at once and discard what has not been sent, as in asyncio."""
         self.mark_closing()
         if self.stage is Stage.ENDING:
             self._force_close()
@@ -235,12 +236,12 @@ class WatchedTransport(KeepaliveTransport):
             self.loop_transport.abort()
 
     def pause_reading(self) -> None:
-        """Stop reading, as in asyncio. The peer's death is reported all the same."""
+        """Pause reading, as in asyncio. The peer's death is reported nevertheless."""
         self.loop_transport.pause_reading()
         self._monitor.watch_errors(self)
 
     def resume_reading(self) -> None:
-        """Read again, as in asyncio."""
+        """Resume reading, as in asyncio."""
         self.loop_transport.resume_reading()
         if self.stage is Stage.VERDICT:
             self._schedule(_READ_DELAY, self._continue_final_read, _READ_DELAY, True)
@@ -248,18 +249,18 @@ class WatchedTransport(KeepaliveTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to another protocol, as in asyncio.
 
-        A `KeepaliveProtocol` goes on being told of the peer's death. Another one gets what the loop tells it: the
-        connection keeps its policy, and is no longer the monitor's nor in `Server.connections`.
+        A `KeepaliveProtocol` keeps getting `peer_dead` and the other callbacks. With any other protocol the connection
+        keeps its policy, but is no longer watched by the monitor nor in `Server.connections`.
         """
         if protocol is not self._protocol:
             self.call_back("_kaio_handed_over", protocol)
-        # By name: the protocols are a row above, and any class that has the slot will do.
+        # Not by isinstance: `protocols` imports this module, and any class with the slot will do.
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]
             self._protocol = protocol
         elif not self.ended:
             for scope in list(self.scopes or ()):
-                scope.ended(RuntimeError("another protocol has taken the connection over"))
+                scope.ended(RuntimeError("the connection was handed over to another protocol"))
             self._advance(Trigger.RELEASED)
             self._unregister()
         self.loop_transport.set_protocol(protocol)
@@ -273,7 +274,7 @@ class WatchedTransport(KeepaliveTransport):
         apply(self, keepalive)
 
     def _kaio_follow(self, policy: Keepalive, state: SocketState) -> None:
-        """The socket has another policy from now on."""
+        """Called after another policy was set on the socket."""
         self._policy = policy
         if not self.ended:
             self._monitor.change_limits(self, watched_by(policy, state))
@@ -289,7 +290,7 @@ class WatchedTransport(KeepaliveTransport):
             return self._peername
         try:
             return self.loop_transport.get_extra_info("peername")
-        except AttributeError:  # uvloop, not TCP: it asks the socket, and has none any more
+        except AttributeError:  # a Unix connection on uvloop, which asks the socket, after it was closed
             return None
 
     def health(self) -> Health:
@@ -306,31 +307,31 @@ class WatchedTransport(KeepaliveTransport):
     def while_alive(self) -> AliveScope:
         return AliveScope(self)
 
-    # -- for the monitor
+    # -- called by the monitor
 
     def get_socket(self) -> SocketLike:
         return self.loop_transport.get_extra_info("socket")  # type: ignore[no-any-return]
 
     def on_look(self, sock: SocketLike, decision: Decision) -> None:
-        """Nothing more is to be done."""
+        """Do nothing."""
 
     def on_kernel_end(self, sample: TcpInfo | None) -> None:
-        """A loop that listens reports that; from one that does not, the error is taken and delivered.
+        """Take the error from the socket and end the connection if the loop, which is not reading, would not notice.
 
-        Reading SO_ERROR takes the error from the inner transport, so it is read only here.
+        Reading SO_ERROR clears it, so that the inner transport cannot get the error any more: it is read only here.
         """
         if self.stage not in BEFORE_VERDICT:
             return
         inner = self.loop_transport
-        sending = is_sending_file(inner)  # which has reading paused, and may take the error first
-        lent = self._timer is not None  # a TLS layer may hear of it and tell nobody
+        sending = is_sending_file(inner)  # reading is paused then, and sendfile may take the error first
+        lent = self._timer is not None  # a TLS layer may get the error and not report it
         try:
             sock = self.get_socket()
             if sample is None and self._policy is not None:
-                with contextlib.suppress(KeepaliveError):  # a platform that does not tell
+                with contextlib.suppress(KeepaliveError):  # not available on this platform
                     sample = platform.tcp_info(sock)
             if sample is not None and sample.state != TcpState.CLOSE:
-                return  # both have closed their halves, say; SO_ERROR may give what is no end yet
+                return  # both sides have sent FIN, for example; SO_ERROR may not be final
             if self.stage is Stage.HALF_CLOSED or not inner.is_reading():
                 number = take_error(sock)
                 if number:
@@ -346,7 +347,7 @@ class WatchedTransport(KeepaliveTransport):
             return
 
     def _error_from(self, sample: TcpInfo) -> OSError:
-        """What ended a connection whose error somebody else has taken."""
+        """Infer from TCP_INFO what ended a connection whose SO_ERROR is cleared."""
         silent = fell_silent(sample, platform.read(self.get_socket()))
         number = errno.ETIMEDOUT if silent else errno.ECONNRESET
         return OSError(number, os.strerror(number))
@@ -354,7 +355,7 @@ class WatchedTransport(KeepaliveTransport):
     def call_back(self, name: str, argument: object) -> None:
         protocol = self._protocol
         method = getattr(protocol, name, None)
-        if method is None:  # another kind of protocol has taken over
+        if method is None:  # a protocol of another kind, after set_protocol
             return
         try:
             method(argument)
@@ -375,20 +376,20 @@ class WatchedTransport(KeepaliveTransport):
             self._endpoint.counters.count(event)
 
     def end_dead(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
-        """End the connection with a verdict that the loop has not heard, or would not hear.
+        """End the connection with an error that the loop does not know, or would not report.
 
-        What the peer had sent before stays in the socket while the application has reading paused; it is read, and the
-        end follows it, when reading resumes. Otherwise the end comes in the loop's next turn.
+        connection_lost follows in the loop's next iteration; but after data that the peer sent before, if there is any
+        in the socket, and so not before the application resumes reading.
         """
         if self.stage not in BEFORE_VERDICT:
             return
-        if cause is not None:  # the monitor's own
+        if cause is not None:  # a verdict of the monitor, not of the kernel
             with contextlib.suppress(*_CLOSED_ERRORS):
                 exc, cause = with_reason(self.get_socket(), exc, cause)
         self.verdict = self._convert_error(exc, cause, sample)
         self._advance(Trigger.VERDICT)
         self._monitor.discard(self)
-        self.write = _discard_write  # a write that fails would end it with what had arrived unread
+        self.write = _discard_write  # a write that fails would close the socket before its data is read
         self._report_verdict()
         if self.stage is Stage.VERDICT:
             self._start_final_read()
@@ -396,7 +397,7 @@ class WatchedTransport(KeepaliveTransport):
             self._force_close()
 
     def _report_verdict(self) -> None:
-        """Tell who waits that the connection has ended."""
+        """Report the verdict to the protocol and end the scopes."""
         error = self.verdict
         if isinstance(error, DeadPeerError):
             self.call_back("peer_dead", error)
@@ -408,7 +409,7 @@ class WatchedTransport(KeepaliveTransport):
     # -- after a verdict
 
     def _start_final_read(self) -> None:
-        """There is a verdict: see whether something of what the peer had sent waits to be read before the end."""
+        """Let the loop read what the peer sent before the verdict; without any such data, end the connection."""
         inner = self.loop_transport
         with contextlib.suppress(*_CLOSED_ERRORS):
             sock = self.get_socket()
@@ -424,9 +425,10 @@ class WatchedTransport(KeepaliveTransport):
         self._force_close()
 
     def _continue_final_read(self, delay: float, was_reading: bool) -> None:
-        """Once all that a dead peer had sent is read, the end is due. Streams resume reading past this transport.
+        """End the connection once the socket is empty and was read at two checks in a row; else check again later.
 
-        Twice in a row: a TLS layer needs a turn to pass on what the socket no longer holds.
+        Two, because a TLS layer needs an iteration of the loop to deliver what it has read. Checked by time, because
+        asyncio's streams resume the inner transport and not this one.
         """
         if self.stage is not Stage.VERDICT:
             return
@@ -442,7 +444,7 @@ class WatchedTransport(KeepaliveTransport):
         self._force_close()
 
     def _force_close(self) -> None:
-        """End a dead connection in the loop's next turn, and wait for nothing that it still has to say."""
+        """Close a dead connection in the loop's next iteration, and discard what has not been sent."""
         if is_sending_file(self.loop_transport):
             with contextlib.suppress(*_CLOSED_ERRORS):
                 stop_sending_file(self.get_socket())
@@ -454,39 +456,39 @@ class WatchedTransport(KeepaliveTransport):
             force_close(self.loop_transport, self.verdict)
         self._schedule(_SHORT_DELAY, self._check_closed, _FIRST_CHECK, None)
 
-    # -- an end of which nobody tells
+    # -- an end that the loop does not report
 
     def start_close_checks(self) -> None:
-        """The inner transport is handed out. What is put over it may keep its end to itself.
+        """Check from time to time, and after any error, whether the inner transport was closed.
 
-        The TLS of asyncio and of uvloop calls no connection_lost when the connection ends in the handshake: so it is
-        seen from time to time, and after any error, whether the transport was closed.
+        For inner transports that were handed out: the TLS of asyncio and of uvloop, put over one by `loop.start_tls`,
+        does not call connection_lost when the connection ends during the handshake.
         """
         if self._timer is None and self.stage in BEFORE_VERDICT:
-            with contextlib.suppress(RuntimeError):  # no loop is running: nothing can be put over it there
+            with contextlib.suppress(RuntimeError):  # no running loop, so no start_tls either
                 self._schedule(_FIRST_CHECK, self._check_closed, _FIRST_CHECK, None)
                 self._monitor.watch_errors(self)
 
     def _check_closed(self, delay: float, error: OSError | None) -> None:
-        """See whether the loop's transport is closed though connection_lost has not come."""
+        """Check whether the inner transport is closed without a call of connection_lost."""
         if is_closed(self.loop_transport):
             self.on_socket_closed(error)
         elif not self.ended:
             self._schedule(delay, self._check_closed, min(2 * delay, _MAX_CHECK_DELAY), None)
 
     def on_socket_closed(self, error: OSError | None = None) -> None:
-        """The socket is closed and connection_lost has not come: if it does not come in a few turns, call it here."""
+        """Call connection_lost unless the loop does so within a few iterations."""
         if not self.ended:
             loop = asyncio.get_running_loop()
             if error is None and not self.closer:
                 error = self._missed_error(loop.time())
-            # Through the queue in which a TLS layer puts its own call, so that this one comes after it.
+            # With call_soon, as a TLS layer calls connection_lost, so that this call comes after that one.
             self._schedule(_SHORT_DELAY, loop.call_soon, self._call_connection_lost, error)
 
     def _missed_error(self, now: float) -> OSError | None:
-        """What ended a connection whose socket was closed before it could be asked; None: as far as is known, nothing.
+        """Infer from the last check what ended a connection whose socket is closed already; None: no error is known.
 
-        The loop may hear of an error, and close, before the error watch does.
+        The loop may get an error, and close the socket, before the error watch does.
         """
         watch, limits = self.watch, self.limits
         ended = None if watch is None else watch.at_end(watch.silence(now))
@@ -504,43 +506,44 @@ class WatchedTransport(KeepaliveTransport):
     def _call_connection_lost(self, error: OSError | None) -> None:
         if not self.ended:
             self.call_back("connection_lost", error)
-            if not self.ended:  # not one of kaio's protocols, whose hooks do that
+            if not self.ended:  # not a protocol of kaio's, whose hook does that
                 self.on_connection_lost(error)
             self._advance(Trigger.SUPPLIED)
 
-    # -- moving on
+    # -- the stages of the end
 
     @property
     def ended(self) -> bool:
-        """Whether connection_lost has been passed on, or the connection is another protocol's."""
+        """Whether connection_lost was called, or another protocol has taken the connection over."""
         return self.stage in ENDED
 
     def _advance(self, trigger: Trigger) -> None:
         self.stage = TABLE[self.stage].get(trigger, self.stage)  # `next_stage`, without the call
 
     def _schedule(self, delay: float, step: Callable[..., object], *arguments: object) -> None:
-        """What is to be done towards the end after a while; there is one such thing at a time."""
+        """Call a step after a delay, instead of the one that was scheduled before."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay, step, *arguments)
 
     def mark_closing(self) -> None:
-        """This side closes the connection."""
+        """Record that this side closes the connection, and in which task."""
         self.closer = self.closer or _current_task() or True
         self._advance(Trigger.CLOSE)
 
-    # -- the end, called by the protocol's hooks
+    # -- called by the protocol's hooks
 
     def on_half_close(self) -> None:
-        """The peer sends no more and the protocol keeps the connection: the loop no longer listens."""
+        """Watch for errors after an EOF at which the protocol keeps the connection open: the loop no longer reads."""
         self._advance(Trigger.EOF)
         if self.stage is Stage.HALF_CLOSED:
             self._monitor.watch_errors_soon(self)
 
     def deliver_unread(self, exc: BaseException | None) -> None:
-        """Deliver what had arrived, if the loop has given the connection up with some of it unread.
+        """Deliver data that the loop has left in the socket.
 
-        Both loops do when a write fails: the peer has reset the connection while reading was paused, say.
+        Both loops do so when a write fails, for example after the peer has reset the connection while reading was
+        paused.
         """
         protocol, inner = self._protocol, self.loop_transport
         if exc is None or self.stage not in (Stage.OPEN, Stage.VERDICT):
@@ -556,7 +559,7 @@ class WatchedTransport(KeepaliveTransport):
             return
 
     def _feed_protocol(self, protocol: object, data: bytes) -> None:
-        """Call back the protocol with data, of whichever of asyncio's kinds it is."""
+        """Deliver data to an `asyncio.Protocol` or `asyncio.BufferedProtocol`."""
         if not isinstance(protocol, asyncio.BufferedProtocol):
             self.call_back("data_received", data)
             return
@@ -570,17 +573,17 @@ class WatchedTransport(KeepaliveTransport):
             data = data[count:]
 
     def ends_final_read(self) -> bool:
-        """At an end of file: whether it is no such thing, but the end of what a dead peer had sent."""
+        """At an EOF: return whether it only marks the end of what a dead peer had sent; if so, close the connection."""
         if self.stage is Stage.VERDICT:
             self._advance(Trigger.READ_ALL)
             self._force_close()
         return self.stage is Stage.ENDING
 
     def sample_before_close(self, protocol: object) -> None:
-        """Read what tells why the connection died, if a layer between will close the socket before we are told.
+        """Read TCP_INFO if a TLS layer is going to close the socket before it calls connection_lost.
 
-        asyncio's and uvloop's TLS look connection_lost up, put it on the loop's queue, and then the socket is closed:
-        only the look-up comes early enough.
+        The TLS of asyncio and of uvloop looks connection_lost up, passes it to call_soon and closes the socket. The
+        look-up is the only moment that is early enough.
         """
         inner = self.loop_transport
         if self.verdict is not None or (type(inner) in _types_without_tls and inner.get_protocol() is protocol):
@@ -591,14 +594,16 @@ class WatchedTransport(KeepaliveTransport):
                 return
             self._peername = inner.get_extra_info("peername")
             sample = tcp_info(inner)
-        except (KeepaliveError, AttributeError):  # AttributeError: asyncio's TLS transport once it was closed twice
+        except (KeepaliveError, AttributeError):  # AttributeError: asyncio's TLS transport that was closed twice
             return
         if judge(sample).state is State.DEAD:
             self._sample = sample
 
     def on_connection_lost(self, exc: BaseException | None) -> BaseException | None:
-        """The connection is gone: what its protocol is to be told."""
-        if exc is None and self.verdict is None and not self.scopes and self._policy is not None:  # most ends
+        """Record the end of the connection and return the error for the protocol's connection_lost."""
+        if (
+            exc is None and self.verdict is None and not self.scopes and self._policy is not None
+        ):  # nearly all connections
             self.stage = Stage.LOST
             self._unregister()
             return None
@@ -608,14 +613,14 @@ class WatchedTransport(KeepaliveTransport):
         self._advance(Trigger.LOST)
         if news:
             self._report_verdict()
-        if self._policy is None:  # not TCP: uvloop knows the name no longer than the socket
+        if self._policy is None:  # not TCP: uvloop loses it with the socket
             self._peername = self.peername
         verdict, self.verdict = self.verdict, remember(self.verdict)
         self._unregister()
         return verdict
 
     def _unregister(self) -> None:
-        """Leave every table."""
+        """Remove the connection from the monitor and from its endpoint."""
         self.limits = None
         self._monitor.discard(self)
         self._monitor.counters.watched -= 1
@@ -632,7 +637,7 @@ class WatchedTransport(KeepaliveTransport):
     def _convert_error(
         self, exc: BaseException | None, cause: Cause | None, sample: TcpInfo | None
     ) -> BaseException | None:
-        """What ended the connection, as kaio says it; a death is counted and logged here."""
+        """Convert an error to a `DeadPeerError` if it means that the peer is dead; count and log it then."""
         if not isinstance(exc, OSError) or isinstance(exc, ssl.SSLError):
             return exc
         if exc.errno not in DEATHS and exc.errno not in NO_WAY:
@@ -658,4 +663,4 @@ def _current_task() -> object:
 
 
 def _discard_write(data: bytes | bytearray | memoryview) -> None:
-    """What is written after a verdict is dropped, as asyncio drops what is written after the end."""
+    """Discard what is written after a verdict, as asyncio does after the end."""
