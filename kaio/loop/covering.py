@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 import sys
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import KeepaliveError
@@ -41,6 +40,7 @@ from ..net.dialing import (
     summarize,
     tls_arguments,
 )
+from ..net.internals import protocols_above, transports_of
 from ..net.protocols import Watched
 from ..policy import Keepalive, SocketState, as_policy
 from .foreign import DescriptorLink, TransportLink, state_of
@@ -64,7 +64,9 @@ class _Cover:
         self.active: bool = policy.enabled
         self.connect_bound = connect_bound(policy)
         self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
-        self._transports: Any = None  # the loop's own table of them: descriptor -> weak reference
+        self._transports: Mapping[int, weakref.ref[asyncio.Transport]] | None = (
+            None  # the loop's own table of them: descriptor -> weak reference
+        )
         self._descriptors: list[tuple[Descriptor, SocketState]] = []  # met, and not yet known to the monitor
         self._known: dict[int, TransportLink | DescriptorLink | _Ignored] = {}  # by descriptor: who is known to it
         self.resting: bool = self.active  # whether nothing was made since the monitor was told last
@@ -158,7 +160,7 @@ class _Cover:
         if loop is None:
             return
         if self._transports is None:
-            self._transports = _table_of_transports(loop)
+            self._transports = transports_of(loop)
         for fd in [fd for fd, link in self._known.items() if link.ended]:
             del self._known[fd]
         self.resting = True
@@ -174,7 +176,7 @@ class _Cover:
     def _introductions(self, loop: asyncio.AbstractEventLoop, since: float) -> Iterator[None]:
         """The transports first: a descriptor may have become one's meanwhile."""
         monitor = get_monitor(loop)
-        for fd, reference in list(self._transports.items()):
+        for fd, reference in list((self._transports or {}).items()):
             known, transport = self._known.get(fd), reference()
             if transport is not None and (known is None or not known.is_of(transport)):
                 self._forget(known)
@@ -194,7 +196,12 @@ class _Cover:
         self._known[fd] = _Ignored(transport)
         with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # it has ended
             sock = transport.get_extra_info("socket")
-            if sock is not None and sock.fileno() >= 0 and platform.is_tcp(sock) and not _is_ours(transport):
+            if (
+                sock is not None
+                and sock.fileno() >= 0
+                and platform.is_tcp(sock)
+                and not any(isinstance(each, Watched) for each in protocols_above(transport))
+            ):
                 state = state_of(sock, self.policy)
                 if state.enabled and platform.tcp_info(sock).state != TcpState.CLOSE:
                     monitor.watch(TransportLink(transport, self.policy, state, monitor, self._known, fd), since)
@@ -220,25 +227,6 @@ class _Ignored:
 
     def is_of(self, transport: object) -> bool:
         return self._transport() is transport
-
-
-def _table_of_transports(loop: Any) -> Any:
-    """The loop's own table of its transports. asyncio has it as an attribute; of uvloop the garbage collector knows."""
-    table = getattr(loop, "_transports", None)
-    for found in [table] if table is not None else gc.get_referents(loop):
-        if type(found) is weakref.WeakValueDictionary:
-            return found.data  # type: ignore[attr-defined]
-    logger.warning("%r does not tell of its transports: its sockets have the policy, and no monitor", loop)
-    return {}
-
-
-def _is_ours(transport: Any) -> bool:
-    """Whether a connection belongs to a protocol of kaio's, which has told the monitor of it."""
-    protocol = transport.get_protocol()
-    if type(protocol).__name__ == "SSLProtocol":  # it stands between; uvloop's does not say what is above it
-        above = getattr(protocol, "_app_protocol", None)
-        return any(isinstance(each, Watched) for each in ([above] if above else gc.get_referents(protocol)))
-    return isinstance(protocol, Watched)
 
 
 class _FromQueue(asyncio.Protocol):
