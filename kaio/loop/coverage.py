@@ -44,11 +44,11 @@ class Coverage:
         self.active: bool = policy.enabled
         self.connect_bound = connect_bound(policy)
         self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
-        self._transports: Mapping[int, weakref.ref[asyncio.Transport]] | None = (
-            None  # the loop's own table of them: descriptor -> weak reference
-        )
+        # The loop's own table: descriptor -> weak reference.
+        self._transports: Mapping[int, weakref.ref[asyncio.Transport]] | None = None
         self._descriptors: list[tuple[Descriptor, SocketState]] = []  # not registered with the monitor yet
-        self._known: dict[int, ForeignTransport | ForeignDescriptor | _NotWatched] = {}  # by descriptor
+        # What was done about each descriptor.
+        self._known: dict[int, ForeignTransport | ForeignDescriptor | _NotWatched] = {}
         self.up_to_date: bool = self.active  # whether nothing was made since the last registration
         self._since = 0.0  # when the first of it was made
         self._warned = False
