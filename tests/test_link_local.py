@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kaio
-from kaio.loop.covering import take_over
+from kaio.loop.covering import cover_loop
 
 from . import namespaces
 from .conftest import Recorder, echo
@@ -57,7 +57,7 @@ async def test_serve_and_connect_know_the_interface() -> None:
 @pytest.mark.usefixtures("link_local")
 async def test_the_drop_in_loop_knows_the_interface() -> None:
     """create_server, create_connection and sock_connect of kaio's loop over this one."""
-    take_over(asyncio.get_running_loop(), POLICY)
+    cover_loop(asyncio.get_running_loop(), POLICY)
     loop: Any = asyncio.get_running_loop()
     server = await loop.create_server(Recorder, HOST, 0, reuse_address=True)
     async with server:

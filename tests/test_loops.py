@@ -28,7 +28,7 @@ import pytest
 import uvloop
 
 import kaio
-from kaio.loop.foreign import DescriptorLink, TransportLink
+from kaio.loop.foreign import ForeignDescriptor, ForeignTransport
 from kaio.testing import blackhole
 
 from .conftest import echo, reset, until
@@ -1729,7 +1729,7 @@ async def test_thousands_of_quick_connections_leave_nothing(
 
 
 def _links() -> list[object]:
-    return [each for each in gc.get_objects() if isinstance(each, (TransportLink, DescriptorLink))]
+    return [each for each in gc.get_objects() if isinstance(each, (ForeignTransport, ForeignDescriptor))]
 
 
 @pytest.mark.slow

@@ -1,37 +1,23 @@
-"""What is put over an event loop, so that whatever a library opens or accepts through it gets the policy.
+"""The methods that cover a base's event loop: every TCP socket that a library opens or accepts gets the policy.
 
-Rules kept here: the loop is its base to the letter, but for the options of TCP sockets and for how soon a death is
-heard. Listening sockets get their options before they listen, so that what they accept costs nothing; outgoing ones
-before they connect; a socket that a library made itself when the loop first sees its descriptor. What the application
-chose itself stands (`standing`). Nothing is added to a message, and a connection is known to the monitor only once it
-has lived for a moment.
+Rules kept here: the loop behaves exactly like its base, except that TCP sockets get the policy and dead peers are
+reported sooner. Listening sockets get their options before they listen, so that accepted ones inherit them; outgoing
+ones before they connect; sockets that a library made itself when the loop first sees their descriptor. Options set by
+the application are never changed. Nothing is done per message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import os
 import socket
-import sys
 import weakref
-from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import KeepaliveError
-from ..kernel.descriptors import Descriptor, is_listening
-from ..kernel.options import SocketLike, platform
-from ..kernel.sockets import logger
-from ..kernel.tcpinfo import TcpState
-from ..liveness.limits import limits_of
-from ..liveness.standing import Standing, adopt
-from ..monitor.monitor import Monitor, close_monitor, get_monitor
-from ..monitor.wheel import TURN
+from ..kernel.options import platform
+from ..monitor.monitor import close_monitor
 from ..net.dialing import (
     Attempts,
     DialOptions,
-    connect_bound,
     detach_if_closed,
     dial,
     find_route,
@@ -42,12 +28,11 @@ from ..net.dialing import (
     tls_arguments,
 )
 from ..net.protocols import Watched
-from ..policy import Keepalive, SocketState, as_policy
-from .foreign import DescriptorLink, TransportLink, state_of
+from ..policy import Keepalive, as_policy
+from .coverage import Coverage
 
-__all__ = ["Covering", "loop_class", "take_over"]
+__all__ = ["Covering", "cover_loop", "loop_class"]
 
-_INTRODUCTION: Final = 5.0  # seconds, at most, after which the monitor is told of a connection that still stands
 
 if TYPE_CHECKING:
     _Base = asyncio.SelectorEventLoop
@@ -55,204 +40,18 @@ else:
     _Base = object
 
 
-class _Cover:
-    """What one loop knows of its sockets."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:
-        self._loop = weakref.ref(loop)
-        self.policy: Keepalive = policy
-        self.active: bool = policy.enabled
-        self.connect_bound = connect_bound(policy)
-        self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
-        self._transports: Any = None  # the loop's own table of them: descriptor -> weak reference
-        self._descriptors: list[tuple[Descriptor, SocketState]] = []  # met, and not yet known to the monitor
-        self._known: dict[int, TransportLink | DescriptorLink | _Ignored] = {}  # by descriptor: who is known to it
-        self.resting: bool = self.active  # whether nothing was made since the monitor was told last
-        self._since = 0.0  # when the first of it was
-        self._complained = False
-
-    # -- options
-
-    def adopt(self, sock: SocketLike) -> tuple[Standing, SocketState] | None:
-        """Give a socket the policy, unless the application chose for it; None when it is not TCP or is closed."""
-        try:
-            if not platform.is_tcp(sock):
-                return None
-            return adopt(sock, self.policy)
-        except KeepaliveError as exc:
-            if sock.fileno() >= 0 and not self._complained:  # once: thousands would say the same
-                self._complained = True
-                logger.warning("the policy %s cannot be had: %s", self.policy, exc.strerror)
-        except (OSError, ValueError, AttributeError, TypeError):  # closed, or no socket at all: the base says so
-            pass
-        return None
-
-    def queued(self, sock: SocketLike) -> int:
-        """How many connections wait at a listening socket: they have what it had when they came."""
-        try:
-            if platform.is_tcp(sock) and is_listening(sock):
-                return platform.tcp_info(sock).unacked or 0  # net/ipv4/tcp.c: tcpi_unacked is sk_ack_backlog there
-        except (OSError, KeepaliveError, AttributeError, TypeError, ValueError):  # no socket at all: the base says so
-            pass
-        return 0
-
-    @contextlib.asynccontextmanager
-    async def connecting(self, sock: SocketLike) -> AsyncIterator[None]:
-        """Within the block, the policy's user timeout bounds the handshake, where the application has none."""
-        found = self.adopt(sock)
-        bound = self.connect_bound
-        if found is None or found[0] is not Standing.POLICY or found[1].user_timeout or bound is None:
-            yield
-            return
-        try:
-            bounded = platform.set_user_timeout(sock, bound)
-        except KeepaliveError:  # MPTCP
-            bounded = False
-        try:
-            yield
-        finally:
-            if bounded:
-                with contextlib.suppress(OSError, KeepaliveError, ValueError):
-                    platform.set_user_timeout(sock, None)
-
-    # -- first sight
-
-    def sight(self, fileobj: Any) -> None:
-        """A library waits for a socket by itself: cover it, if it was not seen before."""
-        try:
-            fd = fileobj if type(fileobj) is int else fileobj.fileno()
-            inode = os.fstat(fd).st_ino
-        except (OSError, AttributeError, TypeError, ValueError):  # the loop says what is wrong
-            return
-        if type(fd) is int and self._seen.get(fd) != inode:
-            self._seen[fd] = inode
-            self.meet(fd, inode)
-
-    def meet(self, fd: int, inode: int) -> None:
-        """Cover a descriptor that the loop has not seen."""
-        if not sys.platform.startswith("linux"):
-            return
-        try:
-            descriptor = Descriptor(fd, inode)
-            found = self.adopt(descriptor)
-            if found is not None and not is_listening(descriptor):
-                self._descriptors.append((descriptor, found[1]))
-                self.stir()
-        except OSError:  # a pipe, say
-            return
-
-    # -- the monitor
-
-    def stir(self) -> None:
-        """A connection is made: in a while, tell the monitor of those that still stand. Most of a server's do not."""
-        loop = self._loop()
-        if self.resting and loop is not None:
-            self.resting = False
-            self._since = loop.time()
-            limits = limits_of(self.policy)
-            delay = _INTRODUCTION if limits is None else min(limits.first_look / 2, _INTRODUCTION)
-            loop.call_later(delay, self._introduce_all)
-
-    def _introduce_all(self) -> None:
-        loop = self._loop()
-        if loop is None:
-            return
-        if self._transports is None:
-            self._transports = _table_of_transports(loop)
-        for fd in [fd for fd, link in self._known.items() if link.ended]:
-            del self._known[fd]
-        self.resting = True
-        self._work_on(loop, self._introductions(loop, self._since))
-
-    def _work_on(self, loop: asyncio.AbstractEventLoop, steps: Iterator[None]) -> None:
-        until = loop.time() + TURN
-        for _ in steps:
-            if loop.time() > until:
-                loop.call_soon(self._work_on, loop, steps)
-                return
-
-    def _introductions(self, loop: asyncio.AbstractEventLoop, since: float) -> Iterator[None]:
-        """The transports first: a descriptor may have become one's meanwhile."""
-        monitor = get_monitor(loop)
-        for fd, reference in list(self._transports.items()):
-            known, transport = self._known.get(fd), reference()
-            if transport is not None and (known is None or not known.is_of(transport)):
-                self._forget(known)
-                self._introduce(fd, transport, monitor, since)
-            del transport  # it is not to be kept alive while others have their turn
-            yield
-        descriptors, self._descriptors = self._descriptors, []
-        for descriptor, state in descriptors:
-            fd = descriptor.fileno()
-            known = self._known.get(fd)
-            if fd >= 0 and state.enabled and (known is None or known.ended or isinstance(known, DescriptorLink)):
-                self._forget(known)
-                monitor.watch(DescriptorLink(descriptor, self.policy, state, monitor, self._known, fd), since)
-            yield
-
-    def _introduce(self, fd: int, transport: asyncio.Transport, monitor: Monitor, since: float) -> None:
-        self._known[fd] = _Ignored(transport)
-        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # it has ended
-            sock = transport.get_extra_info("socket")
-            if sock is not None and sock.fileno() >= 0 and platform.is_tcp(sock) and not _is_ours(transport):
-                state = state_of(sock, self.policy)
-                if state.enabled and platform.tcp_info(sock).state != TcpState.CLOSE:
-                    monitor.watch(TransportLink(transport, self.policy, state, monitor, self._known, fd), since)
-
-    @staticmethod
-    def _forget(link: TransportLink | DescriptorLink | _Ignored | None) -> None:
-        """The descriptor is another connection's."""
-        if isinstance(link, (TransportLink, DescriptorLink)):
-            link.retire()
-
-
-class _Ignored:
-    """A transport that is none of the monitor's affair: not TCP, or kaio's own, which is there already."""
-
-    __slots__ = ("_transport",)
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = weakref.ref(transport)
-
-    @property
-    def ended(self) -> bool:
-        return self._transport() is None
-
-    def is_of(self, transport: object) -> bool:
-        return self._transport() is transport
-
-
-def _table_of_transports(loop: Any) -> Any:
-    """The loop's own table of its transports. asyncio has it as an attribute; of uvloop the garbage collector knows."""
-    table = getattr(loop, "_transports", None)
-    for found in [table] if table is not None else gc.get_referents(loop):
-        if type(found) is weakref.WeakValueDictionary:
-            return found.data  # type: ignore[attr-defined]
-    logger.warning("%r does not tell of its transports: its sockets have the policy, and no monitor", loop)
-    return {}
-
-
-def _is_ours(transport: Any) -> bool:
-    """Whether a connection belongs to a protocol of kaio's, which has told the monitor of it."""
-    protocol = transport.get_protocol()
-    if type(protocol).__name__ == "SSLProtocol":  # it stands between; uvloop's does not say what is above it
-        above = getattr(protocol, "_app_protocol", None)
-        return any(isinstance(each, Watched) for each in ([above] if above else gc.get_referents(protocol)))
-    return isinstance(protocol, Watched)
-
-
-class _FromQueue(asyncio.Protocol):
-    """Stands in for a protocol until its connection stands, which waited before its listening socket had the policy."""
+class _QueuedProtocol(asyncio.Protocol):
+    """Sets the policy on a connection that was in the accept queue before its listening socket had the policy."""
 
     __slots__ = ("_cover", "_protocol")
 
-    def __init__(self, cover: _Cover, protocol: Any) -> None:
+    def __init__(self, cover: Coverage, protocol: Any) -> None:
         self._cover = cover
         self._protocol = protocol
 
     def connection_made(self, transport: Any) -> None:
         protocol = self._protocol
-        self._cover.adopt(transport.get_extra_info("socket"))
+        self._cover.apply_policy(transport.get_extra_info("socket"))
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
@@ -260,11 +59,11 @@ class _FromQueue(asyncio.Protocol):
 class Covering(_Base):
     """What is put over any loop class."""
 
-    _kaio_cover: _Cover
+    _kaio_cover: Coverage
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._kaio_cover = _Cover(self, as_policy(None))
+        self._kaio_cover = Coverage(self, as_policy(None))
 
     @property
     def _kaio_bare(self) -> Any:
@@ -287,27 +86,27 @@ class Covering(_Base):
         if not cover.active:
             await sock_connect(super(), sock, address)
             return
-        async with cover.connecting(sock):
+        async with cover.bound_connect(sock):
             await sock_connect(super(), sock, address)
-        cover.sight(sock)
+        cover.on_descriptor(sock)
 
     async def sock_accept(self, sock: Any) -> Any:
         cover = self._kaio_cover
         if not cover.active:
             return await super().sock_accept(sock)
-        cover.sight(sock)
+        cover.on_descriptor(sock)
         conn, address = await super().sock_accept(sock)
-        cover.sight(conn)
+        cover.on_descriptor(conn)
         return conn, address
 
     def add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
         if self._kaio_cover.active:
-            self._kaio_cover.sight(fd)
+            self._kaio_cover.on_descriptor(fd)
         return super().add_reader(fd, callback, *args)
 
     def add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
         if self._kaio_cover.active:
-            self._kaio_cover.sight(fd)
+            self._kaio_cover.on_descriptor(fd)
         return super().add_writer(fd, callback, *args)
 
     # -- servers
@@ -326,8 +125,8 @@ class Covering(_Base):
         sock = kwargs.get("sock")
         waiting = 0
         if sock is not None and host is None and port is None and cover.active and keep_alive is not False:
-            cover.adopt(sock)  # and only then count: what comes in between has the policy
-            waiting = cover.queued(sock)
+            cover.apply_policy(sock)  # and only then count: what comes in between has the policy
+            waiting = cover.accept_queue_length(sock)
         if cover.active:
             protocol_factory = self._accepting(protocol_factory, waiting)
         server = await super().create_server(protocol_factory, host, port, start_serving=False, **kwargs)
@@ -336,7 +135,7 @@ class Covering(_Base):
                 if keep_alive and platform.is_tcp(listening):
                     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 if cover.active and keep_alive is not False:
-                    cover.adopt(listening)
+                    cover.apply_policy(listening)
             if start_serving:
                 await server.start_serving()
         except BaseException:
@@ -350,20 +149,20 @@ class Covering(_Base):
 
         def make() -> Any:
             nonlocal left
-            if cover.resting:
-                cover.stir()
+            if cover.up_to_date:
+                cover.on_connection()
             if left:
                 left -= 1
                 protocol = factory()
-                return protocol if isinstance(protocol, Watched) else _FromQueue(cover, protocol)
+                return protocol if isinstance(protocol, Watched) else _QueuedProtocol(cover, protocol)
             return factory()
 
         return make
 
     async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
         if self._kaio_cover.active:
-            self._kaio_cover.adopt(sock)
-            self._kaio_cover.stir()
+            self._kaio_cover.apply_policy(sock)
+            self._kaio_cover.on_connection()
         return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
 
 
@@ -373,9 +172,9 @@ class _CoveringSelector(Covering):
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
         cover, sock = self._kaio_cover, kwargs.get("sock")
         if sock is not None and host is None and port is None and cover.active:
-            cover.adopt(sock)
+            cover.apply_policy(sock)
         made = await super().create_connection(protocol_factory, host, port, **kwargs)
-        cover.stir()
+        cover.on_connection()
         return made
 
 
@@ -409,10 +208,10 @@ class _CoveringOther(Covering):
             sock = await self._dial(host, port, options, all_errors=all_errors)
             return await self._make_transport(sock, protocol, {**tls, **kwargs})
         if sock is not None and host is None and port is None and cover.active:
-            cover.adopt(sock)
+            cover.apply_policy(sock)
         kwargs["sock"] = sock
         made = await super().create_connection(protocol_factory, host, port, **kwargs)
-        cover.stir()
+        cover.on_connection()
         return made
 
     async def _dial(
@@ -441,7 +240,7 @@ class _CoveringOther(Covering):
             sock.close()
             raise
         detach_if_closed(sock, transport)
-        self._kaio_cover.stir()
+        self._kaio_cover.on_connection()
         return transport, protocol
 
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
@@ -463,7 +262,7 @@ class _CoveringOther(Covering):
         reuse_address: bool | None = None,
         reuse_port: bool | None = None,
     ) -> socket.socket:
-        """Bind to a link-local address with its scope, which uvloop loses."""
+        """Bind to a known-local address with its scope, which uvloop loses."""
         route = await find_route(self, host, port, DialOptions(family=family, flags=flags))
         family, kind, proto, _, address = route.remote[0]
         sock = socket.socket(family, kind, proto)
@@ -488,7 +287,7 @@ _classes: Final[weakref.WeakKeyDictionary[type, type]] = weakref.WeakKeyDictiona
 
 
 def loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEventLoop]:
-    """A loop class over another one, with that one's constructor. Its loops have the default policy."""
+    """Return a covering class derived from a loop class. Its loops have the default policy."""
     if issubclass(base, Covering):
         return base
     made = _classes.get(base)
@@ -501,12 +300,12 @@ def loop_class(base: type[asyncio.AbstractEventLoop]) -> type[asyncio.AbstractEv
     return made
 
 
-def take_over(loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:
-    """Make a loop that its base has just made one of kaio's. Raises TypeError for a loop that lets nobody."""
+def cover_loop(loop: asyncio.AbstractEventLoop, policy: Keepalive) -> None:
+    """Change the class of a new loop to one that covers its sockets. Raises TypeError where that is impossible."""
     if not isinstance(loop, Covering):
         try:
             loop.__class__ = loop_class(type(loop))
         except TypeError as exc:
             raise TypeError(f"kaio cannot cover the sockets of {loop!r}: {exc}") from None
     assert isinstance(loop, Covering)
-    loop._kaio_cover = _Cover(loop, policy)
+    loop._kaio_cover = Coverage(loop, policy)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..monitor.survey import Report, survey
 from ..policy import Keepalive, KeepaliveArg, as_policy
-from .covering import Covering, loop_class, take_over
+from .covering import Covering, cover_loop, loop_class
 
 __all__ = [
     "EventLoopPolicy",
@@ -48,7 +48,7 @@ def loop_factory(keepalive: KeepaliveArg = None, *, base: LoopFactory | None = N
     def factory() -> asyncio.AbstractEventLoop:
         loop = make()
         try:
-            take_over(loop, policy)
+            cover_loop(loop, policy)
         except TypeError:
             if isinstance(loop, asyncio.AbstractEventLoop):
                 loop.close()
@@ -210,6 +210,6 @@ def _covered_from_birth(init: Callable[..., None]) -> Callable[..., None]:
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         if _everywhere is not None and not isinstance(self, Covering):
-            take_over(self, _everywhere)
+            cover_loop(self, _everywhere)
 
     return make

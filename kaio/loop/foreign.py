@@ -30,7 +30,7 @@ from ..net.ending import Stage, Trigger, next_stage
 from ..net.internals import force_close, is_sending_file, stop_sending_file, take_error, with_reason
 from ..policy import Keepalive, SocketState
 
-__all__ = ["DescriptorLink", "TransportLink", "state_of"]
+__all__ = ["ForeignDescriptor", "ForeignTransport", "read_state"]
 
 _GONE: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a closed socket says, on one loop or another
 _PIECE: Final = 0.01  # seconds for a loop to read a piece of what waits
@@ -39,7 +39,7 @@ _TURNS: Final = 20  # of the loop in which loop.sendfile may end
 _AT_ONCE: Final = 0.001  # seconds of user timeout: at the kernel's next timer
 
 
-def state_of(sock: SocketLike, policy: Keepalive) -> SocketState:
+def read_state(sock: SocketLike, policy: Keepalive) -> SocketState:
     """What a socket has now. Raises OSError.
 
     The policy's user timeout with other times, which the application has set since, might kill after one lost probe:
@@ -56,8 +56,8 @@ def state_of(sock: SocketLike, policy: Keepalive) -> SocketState:
     return platform.read(sock)
 
 
-class _Link:
-    """What both kinds have in common."""
+class ForeignConnection:
+    """What both kinds of other libraries' connections have in common, as the monitor knows them."""
 
     __slots__ = (
         "_home",
@@ -93,24 +93,24 @@ class _Link:
     # -- what differs
 
     @property
-    def _owner(self) -> Any:
-        """What events name."""
+    def _subject(self) -> Any:
+        """The transport that events name."""
         raise NotImplementedError
 
     def _find(self) -> SocketLike | None:
-        """The socket, while there is one."""
+        """Return the socket, or None when there is none."""
         raise NotImplementedError
 
     def _with_reason(self, sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, Cause | None]:
-        """A verdict of the monitor's, with what else is known of it."""
+        """Return the error and cause of a verdict, with what the socket itself reports."""
         return exc, cause
 
     def _deliver(self, exc: OSError) -> None:
-        """Let the owner hear that the connection has died, with that verdict of the monitor's."""
+        """Report a death that the monitor has found to the owner of the connection."""
         raise NotImplementedError
 
-    def _help(self, sock: SocketLike, silent: bool) -> None:
-        """The kernel has ended the connection: let a loop that does not listen hear of it."""
+    def _report_kernel_end(self, sock: SocketLike, silent: bool) -> None:
+        """The kernel has ended the connection: report it where the loop does not listen."""
 
     # -- for the monitor
 
@@ -121,37 +121,37 @@ class _Link:
             if sock is not None and sock.fileno() < 0:
                 sock = None
         if sock is None:
-            self._vanished()
+            self._on_vanished()
             self._end()
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return sock
 
-    def _vanished(self) -> None:
-        """Its socket was closed, and nobody has told why."""
+    def _on_vanished(self) -> None:
+        """Its socket was closed for an unknown reason."""
 
     def on_look(self, sock: SocketLike, decision: Decision) -> None:
-        self._hear_of_end(decision.state is not State.ALIVE)
-        self._follow(sock)
+        self._expect_end(decision.state is not State.ALIVE)
+        self._update_limits(sock)
 
-    def _hear_of_end(self, near: bool) -> None:
-        """The kernel may end the connection soon: know why, when it does."""
+    def _expect_end(self, near: bool) -> None:
+        """Watch for errors while the kernel may end the connection soon, to know the reason."""
         if near:
             self._monitor.watch_errors(self)
 
     def _read(self, sock: SocketLike) -> SocketState:
-        """What the application and the policy have made of the socket."""
-        return state_of(sock, self._policy)
+        """Return the options of the socket."""
+        return read_state(sock, self._policy)
 
     def _fell_silent(self, sample: TcpInfo) -> bool:
-        """Whether a connection that the kernel has ended had a peer that no longer answered."""
+        """Return whether a connection that the kernel has ended had a silent peer."""
         state, watch, silence = self._state, self.watch, sample.silence
         bound = state.user_timeout or (None if self.limits is None else self.limits.user_timeout)
         if bound and silence and watch is not None and watch.waiting and silence >= bound - (state.interval or 0) / 2:
             return True
         return fell_silent(sample, dataclasses.replace(state, user_timeout=bound))
 
-    def _follow(self, sock: SocketLike) -> bool:
-        """See whether the application has set other times since; they stand."""
+    def _update_limits(self, sock: SocketLike) -> bool:
+        """Use the times that the application has set since, if any; return whether there are new ones."""
         try:
             state = self._read(sock)
         except _GONE:
@@ -169,17 +169,17 @@ class _Link:
         return True
 
     def call_back(self, name: str, argument: object) -> None:
-        """A library's protocol has no such callbacks."""
+        """Other libraries' protocols have no such callbacks."""
 
     def make_event(self, kind: Literal["suspect", "recovered"], health: Health) -> Event:
-        return Event(kind, self._owner, health, None)
+        return Event(kind, self._subject, health, None)
 
     def end_dead(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         try:
             sock = self.get_socket()
         except OSError:
             return
-        if self._follow(sock):  # the verdict was by times that no longer hold
+        if self._update_limits(sock):  # the verdict was by times that no longer hold
             return
         exc, cause = self._with_reason(sock, exc, cause or Cause.UNACKNOWLEDGED)
         if cause is None:
@@ -201,7 +201,7 @@ class _Link:
             self._report(sock, TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), None, sample)
         else:
             self._end(Trigger.VERDICT)
-        self._help(sock, silent)
+        self._report_kernel_end(sock, silent)
 
     def on_socket_closed(self) -> None:
         """Nothing more is to be done: `_socket` has seen it."""
@@ -211,7 +211,7 @@ class _Link:
         if self.ended:
             return
         error = dead_peer(exc, cause, sample, peername=self._peername(sock), policy=self._policy)
-        self._monitor.emit(Event("dead", self._owner, None, error))
+        self._monitor.emit(Event("dead", self._subject, None, error))
         self._end(Trigger.VERDICT)
 
     def _peername(self, sock: SocketLike) -> Any:
@@ -227,8 +227,8 @@ class _Link:
         """Whether it is that transport's."""
         return False
 
-    def retire(self) -> None:
-        """It is somebody else's to watch, or it has ended."""
+    def stop(self) -> None:
+        """Stop watching it: its descriptor belongs to another connection."""
         self._end()
 
     def _end(self, trigger: Trigger = Trigger.LOST) -> None:
@@ -242,8 +242,8 @@ class _Link:
                 del self._home[self._key]
 
 
-class TransportLink(_Link):
-    """A transport of any library, on any loop. It is not kept alive by this."""
+class ForeignTransport(ForeignConnection):
+    """A transport of another library, on any loop; held by a weak reference."""
 
     __slots__ = ("_transport",)
 
@@ -258,7 +258,7 @@ class TransportLink(_Link):
         return self._transport() is transport
 
     @property
-    def _owner(self) -> Any:
+    def _subject(self) -> Any:
         return self._transport()
 
     def _find(self) -> SocketLike | None:
@@ -275,7 +275,7 @@ class TransportLink(_Link):
     def _deliver(self, exc: OSError) -> None:
         self._read_out(exc, 0)
 
-    def _help(self, sock: SocketLike, silent: bool) -> None:
+    def _report_kernel_end(self, sock: SocketLike, silent: bool) -> None:
         error = None
         if is_sending_file(self._transport()):  # which may have taken the error, and the loop then sees none
             number = take_error(sock) or (errno.ETIMEDOUT if silent else errno.ECONNRESET)
@@ -283,7 +283,7 @@ class TransportLink(_Link):
         self._read_out(error, _PATIENCE)
 
     def _read_out(self, error: OSError | None, patience: int) -> None:
-        """Let the library have what its peer had sent, if it has paused reading; then the end.
+        """Let the library read what its peer had sent, even if it has paused reading; then end the connection.
 
         A loop takes a paused connection out of its epoll: reading again, it finds the data. A protocol may pause at
         each piece of it. Without an error, the loop has some time to find the kernel's by itself.
@@ -313,7 +313,7 @@ class TransportLink(_Link):
                 force_close(transport, error)
 
     def _wait_for_sendfile(self, error: OSError | None, turns: int) -> None:
-        """It ends in a turn or two, and the loop then reads: the end is to come before that, or it has no error."""
+        """Wait for loop.sendfile to end, and end the connection before the loop reads, which would lose the error."""
         loop = asyncio.get_running_loop()
         if not is_sending_file(self._transport()):
             self._read_out(error, 0)
@@ -323,7 +323,7 @@ class TransportLink(_Link):
             loop.call_later(_PIECE, self._wait_for_sendfile, error, turns)
 
 
-class DescriptorLink(_Link):
+class ForeignDescriptor(ForeignConnection):
     """A socket that a library only ever gives to `add_reader`, `add_writer` or `sock_*`.
 
     A verdict on it is the kernel's to deliver, at its next timer: so the user timeout is put on the socket while its
@@ -342,7 +342,7 @@ class DescriptorLink(_Link):
         super().__init__(*common)
 
     @property
-    def _owner(self) -> None:
+    def _subject(self) -> None:
         return None
 
     def _find(self) -> SocketLike:
@@ -358,16 +358,16 @@ class DescriptorLink(_Link):
         self._bound = None
         return state
 
-    def _hear_of_end(self, near: bool) -> None:
-        super()._hear_of_end(near)
+    def _expect_end(self, near: bool) -> None:
+        super()._expect_end(near)
         if near:
             self._monitor.suspect_descriptors.add(self)
         else:
             self._monitor.suspect_descriptors.discard(self)
 
     def on_look(self, sock: SocketLike, decision: Decision) -> None:
-        self._hear_of_end(decision.state is not State.ALIVE)
-        if not self._follow(sock) and self.limits is not None and self._state.user_timeout is None:
+        self._expect_end(decision.state is not State.ALIVE)
+        if not self._update_limits(sock) and self.limits is not None and self._state.user_timeout is None:
             suspect = decision.state is State.SUSPECT and decision.waiting and not decision.spare
             bound = self.limits.user_timeout if suspect else None
             if bound != self._bound:
@@ -381,7 +381,7 @@ class DescriptorLink(_Link):
             self._report_if_silent(self.watch.at_end(self.watch.silence(asyncio.get_running_loop().time())))
             self._end()
 
-    def _vanished(self) -> None:
+    def _on_vanished(self) -> None:
         # When it was closed is not known: what the last look saw must be enough.
         if self.watch is not None:
             self._report_if_silent(self.watch.at_end(self.watch.silence()))
