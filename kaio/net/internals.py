@@ -23,6 +23,7 @@ from ..kernel.options import SocketLike
 from ..liveness.causes import NO_WAY
 
 __all__ = [
+    "below_tls",
     "end_reading",
     "force_close",
     "is_closed",
@@ -183,3 +184,19 @@ def with_reason(sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, 
     if number in (0, errno.ETIMEDOUT):
         return exc, cause
     return OSError(number, os.strerror(number)), None
+
+
+def below_tls(transport: asyncio.Transport) -> asyncio.Transport | None:
+    """Return the transport that uvloop's TLS reads from; None for any other transport, and once TLS has ended.
+
+    uvloop (sslproto.pyx) has both `_ssl_protocol` and its `_transport` as C attributes, which only the garbage collector
+    knows. Where they are not found, reading is paused in the TLS layer alone, as with asyncio's TLS.
+    """
+    if type(transport).__name__ != "_SSLProtocolTransport" or not type(transport).__module__.startswith("uvloop"):
+        return None
+    for protocol in gc.get_referents(transport):
+        if type(protocol).__name__ == "SSLProtocol":
+            for found in gc.get_referents(protocol):
+                if found is not transport and hasattr(found, "pause_reading"):
+                    return found  # type: ignore[no-any-return]
+    return None

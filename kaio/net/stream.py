@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import types
 from collections.abc import Callable, Generator
 from contextvars import Context
@@ -20,6 +19,7 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, E
 from ..errors import DeadPeerError, RememberedError, as_stream_error, remember
 from ..kernel.descriptors import take_unread, unacknowledged, unread
 from .connection import Connection
+from .internals import below_tls
 from .protocols import KeepaliveProtocol
 from .receivebuffer import EMPTY, ReceiveBuffer
 from .transports import WatchedTransport
@@ -333,7 +333,7 @@ class StreamProtocol(KeepaliveProtocol):
         An EOF that comes while that layer is paused loses part of the data that it holds.
         """
         self._reading_paused = True
-        below = _below_uvloops_tls(self._transport.loop_transport)
+        below = below_tls(self._transport.loop_transport)
         if below is None:
             self._transport.pause_reading()
         else:
@@ -356,7 +356,7 @@ class StreamProtocol(KeepaliveProtocol):
         self._resume_below()
 
     def _resume_below(self) -> None:
-        below = _below_uvloops_tls(self._transport.loop_transport)
+        below = below_tls(self._transport.loop_transport)
         if below is not None:
             with contextlib.suppress(RuntimeError):  # it is closing
                 below.resume_reading()
@@ -484,18 +484,6 @@ class _Cancelled:
     def __call__(self) -> None:
         self._protocol.result = _RETURN_NONE
         raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
-
-
-def _below_uvloops_tls(inner: asyncio.Transport) -> asyncio.Transport | None:
-    """What uvloop's TLS reads from, of which only the garbage collector tells; None for any other transport."""
-    if type(inner).__name__ != "_SSLProtocolTransport" or not type(inner).__module__.startswith("uvloop"):
-        return None
-    for protocol in gc.get_referents(inner):
-        if type(protocol).__name__ == "SSLProtocol":
-            for found in gc.get_referents(protocol):
-                if found is not inner and hasattr(found, "pause_reading"):
-                    return found  # type: ignore[no-any-return]
-    return None
 
 
 def _raise(exc: BaseException) -> None:
