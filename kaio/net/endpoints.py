@@ -11,14 +11,16 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..addresses import Address, TcpAddress
 from ..errors import PolicyError
 from ..liveness.limits import Limits, limits_of
-from ..monitor.counters import Counters
-from ..monitor.monitor import Monitor
 from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
+
+if TYPE_CHECKING:
+    from ..monitor.counters import Counters
+    from ..monitor.monitor import Monitor
 
 __all__ = [
     "REFUSED",

@@ -189,7 +189,7 @@ def with_reason(sock: SocketLike, exc: OSError, cause: Cause) -> tuple[OSError, 
 def below_tls(transport: asyncio.Transport) -> asyncio.Transport | None:
     """Return the transport that uvloop's TLS reads from; None for any other transport, and once TLS has ended.
 
-    uvloop (sslproto.pyx) has `_ssl_protocol` and, in that, `_transport` as C attributes, which only the garbage
+    uvloop (sslproto.pyx) has both `_ssl_protocol` and its `_transport` as C attributes, which only the garbage
     collector knows. Where they are not found, reading is paused in the TLS layer alone, as with asyncio's TLS.
     """
     if type(transport).__name__ != "_SSLProtocolTransport" or not type(transport).__module__.startswith("uvloop"):
