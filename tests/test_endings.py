@@ -210,7 +210,7 @@ async def test_cancellation_of_start_tls_ends_the_connection(
 async def test_dead_peer_during_start_tls_is_reported(
     contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: kaio.Keepalive
 ) -> None:
-    """peer_dead and connection_lost get one error in time: a server when idle, a client with a ClientHello in flight."""
+    """peer_dead and connection_lost get one error in time, a server when idle, a client with a hello in flight."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         async with upgrading(contexts(server_side), policy, server_side=server_side) as (ours, their):
