@@ -63,7 +63,7 @@ class StreamProtocol(KeepaliveProtocol):
 
     def __init__(self, on_connect: Callable[[Connection], None] | None = None) -> None:
         self._on_connect = on_connect  # called with the connection in connection_made
-        self.buffer = EMPTY  # bytes received and not yet taken
+        self.buffer: ReceiveBuffer = EMPTY  # bytes received and not yet taken
         self._needed = 0  # bytes that the receiver waits for; 0: any number
         self._woken = False  # whether the receiver is to be resumed in the next iteration of the loop
         self._callback: Callable[[StreamProtocol], object] | None = None  # resumes the receiver; None: none waits
@@ -73,17 +73,17 @@ class StreamProtocol(KeepaliveProtocol):
         self._asyncio_future_blocking = False
         self._drain_waiter: asyncio.Future[None] | None = None  # of the sender that waits in drain()
         self._lost_waiter: asyncio.Future[None] | None = None  # of those who wait for connection_lost
-        self.sends_since_wait = 0  # sends since the last wait for data or iteration of the loop
+        self.sends_since_wait: int = 0  # sends since the last wait for data or iteration of the loop
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer has sent FIN
-        self.sent_eof = False  # this side has sent FIN, or will after what was written
-        self.is_closed = False  # this side has closed it
+        self.sent_eof: bool = False  # this side has sent FIN, or will after what was written
+        self.is_closed: bool = False  # this side has closed it
         self._lingering = False  # in a lingering close: what still arrives is discarded until the peer closes
-        self.is_lost = False  # connection_lost was called
+        self.is_lost: bool = False  # connection_lost was called
         self.error: RememberedError | BaseException | None = None  # its argument, as `remember` returns it
-        self.receivable = True  # whether receiving can wait for data without any other check
-        self.sendable = True  # whether sending can write without any other check
+        self.receivable: bool = True  # whether receiving can wait for data without any other check
+        self.sendable: bool = True  # whether sending can write without any other check
 
     def _kaio_entry(self, transport: WatchedTransport) -> Connection:
         self._transport = transport
