@@ -56,18 +56,18 @@ class StreamProtocol(AwaitedProtocol):
         self.receivable = True
         self.result = RETURN_NONE
         self._on_connect = on_connect  # called with the connection in connection_made
-        self.buffer = EMPTY  # bytes received and not yet taken
+        self.buffer: ReceiveBuffer = EMPTY  # bytes received and not yet taken
         self._drain_waiter: asyncio.Future[None] | None = None  # of the sender that waits in drain()
         self._lost_waiter: asyncio.Future[None] | None = None  # of those who wait for connection_lost
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer has sent FIN
-        self.sent_eof = False  # this side has sent FIN, or will after what was written
-        self.is_closed = False  # this side has closed it
+        self.sent_eof: bool = False  # this side has sent FIN, or will after what was written
+        self.is_closed: bool = False  # this side has closed it
         self._lingering = False  # in a lingering close: what still arrives is discarded until the peer closes
-        self.is_lost = False  # connection_lost was called
+        self.is_lost: bool = False  # connection_lost was called
         self.error: RememberedError | BaseException | None = None  # its argument, as `remember` returns it
-        self.sendable = True  # whether sending can write without any other check
+        self.sendable: bool = True  # whether sending can write without any other check
 
     def _kaio_entry(self, transport: WatchedTransport) -> Connection:
         self._transport = transport
