@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import itertools
+import pathlib
 import random
 import socket
 import ssl
@@ -305,7 +306,7 @@ async def test_policy_changes_on_the_live_connection() -> None:
         assert not kaio.inspect(client).enabled
 
 
-async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: Any) -> None:
+async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: pathlib.Path) -> None:
     """IPv4, IPv6, Unix."""
     path = f"unix:{tmp_path}/echo.sock"
     listeners = [kaio.Listener("127.0.0.1:0"), kaio.Listener("[::1]:0"), kaio.Listener(path)]
@@ -355,7 +356,7 @@ async def test_closed_connection_is_freed_without_garbage_collector() -> None:
             client = await kaio.connect(str(server.listeners[0].address))
             await client.send(b"x")
             await client.receive()
-            dead: list[weakref.ref[Any]] = [weakref.ref(client), weakref.ref(client.transport)]
+            dead: list[weakref.ref[object]] = [weakref.ref(client), weakref.ref(client.transport)]
             dead += [weakref.ref(each) for each in server.connections]
             await client.aclose()
             del client

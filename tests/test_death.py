@@ -7,7 +7,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -88,7 +88,7 @@ async def half_close(recorder: Recorder, their: Their) -> None:
     assert await their.reader.read() == b""
 
 
-CASES: list[tuple[str, Any, str, bool, Callable[[Recorder, Their], Any]]] = [
+CASES: list[tuple[str, Any, str, bool, Callable[[Recorder, Their], Awaitable[None]]]] = [
     ("accepted", ours_accepted, "127.0.0.1", False, nothing),
     ("connected", ours_connected, "127.0.0.1", False, nothing),
     ("accepted, TLS", ours_accepted, "127.0.0.1", True, nothing),
@@ -124,7 +124,9 @@ async def test_death_of_idle_peer_is_reported_for_every_kind_of_connection(
     """Cause KEEPALIVE, within the detection time + 1 s, with the true time of silence."""
     loop = asyncio.get_running_loop()
 
-    async def case(name: str, make: Any, host: str, tls: bool, prepare: Callable[[Recorder, Their], Any]) -> str:
+    async def case(
+        name: str, make: Any, host: str, tls: bool, prepare: Callable[[Recorder, Their], Awaitable[None]]
+    ) -> str:
         async with make(QUICK, host, server_tls if tls else None, client_tls if tls else None) as (ours, their):
             await prepare(ours, their)
             their.writer.write(b"the last word")
@@ -200,7 +202,7 @@ async def test_unanswered_connect_fails_within_the_user_timeout() -> None:
     assert BOUND - 0.2 < took < BOUND + 1.0
 
 
-async def _awaited(pending: Any) -> Any:
+async def _awaited(pending: Awaitable[object]) -> object:
     return await pending
 
 
@@ -257,7 +259,7 @@ async def test_every_method_of_a_stream_raises_the_same_error() -> None:
     server.close()
 
 
-async def _error_of(awaitable: Any) -> BaseException | None:
+async def _error_of(awaitable: Awaitable[object]) -> BaseException | None:
     try:
         await awaitable
     except BaseException as exc:

@@ -10,7 +10,7 @@ import pathlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -82,7 +82,7 @@ class Upgrading(Recorder):
     server_side = True
     timeout = 30.0
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
         super().connection_made(transport)
         self.upgrade = asyncio.create_task(self._upgrade())
 
@@ -104,7 +104,7 @@ class Upgrading(Recorder):
 
 @contextlib.asynccontextmanager
 async def upgrading(
-    context: ssl.SSLContext, policy: Any, *, server_side: bool, timeout: float = 30.0
+    context: ssl.SSLContext, policy: kaio.Keepalive | str | None, *, server_side: bool, timeout: float = 30.0
 ) -> AsyncIterator[tuple[Upgrading, socket.socket]]:
     """A connection during a TLS handshake, and its peer, which has sent nothing. Check that it is freed."""
     loop = asyncio.get_running_loop()
@@ -161,7 +161,7 @@ async def test_reset_during_start_tls_ends_the_connection(
 @SIDES
 @pytest.mark.parametrize("policy", [None, "off"])
 async def test_timeout_of_start_tls_ends_the_connection(
-    contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: Any, loop_name: str
+    contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: kaio.Keepalive | str | None, loop_name: str
 ) -> None:
     """connection_lost once, soon after the loop has closed it; also of a connection that nobody watches.
 
@@ -359,7 +359,7 @@ async def test_sendfile_to_a_dead_peer_raises(
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @pytest.mark.parametrize("stalled", ["keep", "drop"])
-def test_sendfile_of_a_library_to_a_dead_peer_raises(stalled: Any, tmp_path: pathlib.Path) -> None:
+def test_sendfile_of_a_library_to_a_dead_peer_raises(stalled: Literal["keep", "drop"], tmp_path: pathlib.Path) -> None:
     """On kaio's loop over asyncio, sendfile raises, and any protocol gets one connection_lost(OSError)."""
     path = tmp_path / "file"
     with path.open("wb") as file:

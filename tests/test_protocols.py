@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import pathlib
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +35,7 @@ def classes() -> list[type[Watched]]:
         pass
 
     class Plain:
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             self.note("mixin made")  # type: ignore[attr-defined]
             super().connection_made(transport)  # type: ignore[misc]
 
@@ -42,7 +44,7 @@ def classes() -> list[type[Watched]]:
             self.events.append((name, None))
 
     class Twice(Recorder):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             super().connection_made(transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -237,7 +239,7 @@ async def test_protocol_sets_its_policy_on_asyncios_loop() -> None:
 
 
 async def test_unix_connection_of_a_class_with_keepalive_logs_a_warning(
-    tmp_path: Any, caplog: pytest.LogCaptureFixture
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning is logged if the class has a policy of its own, and not for the default."""
     loop = asyncio.get_running_loop()
@@ -286,7 +288,7 @@ async def test_set_protocol_keeps_the_callbacks() -> None:
     their.close()
 
 
-async def test_stream_writers_can_start_tls(server_tls: Any, client_tls: Any) -> None:
+async def test_stream_writers_can_start_tls(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     """StreamWriter.start_tls works with kaio's open_connection and start_server, and keeps the policy."""
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -313,7 +315,7 @@ async def test_server_ends_after_set_protocol_with_a_plain_protocol() -> None:
     """The server ends although the end of such a connection is not reported to kaio."""
 
     class HandsOver(Recorder):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             transport.set_protocol(asyncio.Protocol())
 
     async with await kaio.create_server(HandsOver, "127.0.0.1", 0) as server:
@@ -354,7 +356,7 @@ async def test_closing_in_connection_made_does_not_fail_the_call() -> None:
     for method in ("close", "abort"):
 
         class Closes(Recorder):
-            def connection_made(self, transport: Any, method: str = method) -> None:
+            def connection_made(self, transport: kaio.KeepaliveTransport, method: str = method) -> None:
                 super().connection_made(transport)
                 getattr(transport, method)()
 
@@ -370,7 +372,7 @@ async def test_policy_of_the_protocol_is_kept_after_connecting() -> None:
         keepalive = kaio.Keepalive(5, 5, 2, stalled="drop")
 
     class Sets(Recorder):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             super().connection_made(transport)
             transport.keepalive = kaio.Keepalive(5, 5, 2, stalled="drop")
 
@@ -382,7 +384,9 @@ async def test_policy_of_the_protocol_is_kept_after_connecting() -> None:
         their.close()
 
 
-async def test_start_tls_of_the_loop_upgrades_a_transport(server_tls: Any, client_tls: Any) -> None:
+async def test_start_tls_of_the_loop_upgrades_a_transport(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     """loop.start_tls accepts transport.inner on both loops."""
     async with kaio.serve(_echo_once, "127.0.0.1", 0, ssl=server_tls) as server:
         host, port = server.listeners[0].address  # type: ignore[misc]

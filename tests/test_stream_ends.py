@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import pathlib
 import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -26,12 +27,12 @@ from .conftest import Recorder, echo, reset, until
 
 
 @pytest.mark.parametrize("kind", ["path", "pair"])
-async def test_closed_unix_connection_has_repr_and_peername(kind: str, tmp_path: Any) -> None:
+async def test_closed_unix_connection_has_repr_and_peername(kind: str, tmp_path: pathlib.Path) -> None:
     """repr, peername and keepalive of both ends return a value or raise KeepaliveError, never AttributeError."""
     ends: list[Any] = []
 
     class Protocol(kaio.KeepaliveProtocol):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             ends.append(transport)
 
     if kind == "path":
@@ -60,7 +61,7 @@ async def test_closed_unix_connection_has_repr_and_peername(kind: str, tmp_path:
 
 
 async def test_handler_failure_is_logged_after_the_end_of_a_unix_connection(
-    tmp_path: Any, caplog: pytest.LogCaptureFixture
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The record contains the handler's traceback and the connection's repr."""
 
@@ -324,7 +325,7 @@ async def _obey(connection: kaio.Connection) -> None:
     [_clean, _eof, _reset_here, _reset_there, _scope, _incomplete, _delimiter, _cancelled],
     ids=lambda f: f.__name__,
 )
-async def test_connection_is_freed_after_any_end(live: Any) -> None:
+async def test_connection_is_freed_after_any_end(live: Callable[[kaio.Connection], Awaitable[None]]) -> None:
     """Connection, transport and protocol of both ends are freed with the collector off, however it ended."""
     async with kaio.serve(_obey, "127.0.0.1", 0) as server, nothing_left():
         client = await kaio.connect(str(server.listeners[0].address))
@@ -383,7 +384,7 @@ async def alive(connection: kaio.Connection) -> None:
         await asyncio.sleep(10)
 
 
-async def death(method: Any) -> kaio.DeadPeerError:
+async def death(method: Awaitable[object]) -> kaio.DeadPeerError:
     """Return the DeadPeerError that a call raises."""
     with pytest.raises(kaio.DeadPeerError) as caught:
         await method
@@ -601,7 +602,7 @@ def read_to_the_end(peer: ssl.SSLSocket) -> None:
 
 @pytest.mark.parametrize("then", [close_roughly, bid_farewell])
 async def test_end_of_tls_loses_no_data_of_a_slow_reader(
-    then: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    then: Callable[[ssl.SSLSocket], None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """All data is received before the end, also with uvloop, whose TLS discards what it has not delivered."""
     async with slow_reader(server_tls, client_tls, then) as (client, blob):
