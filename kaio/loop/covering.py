@@ -134,7 +134,7 @@ class Covering(_Base):
             cover.apply_policy(sock)  # and only then count: what comes in between has the policy
             waiting = cover.accept_queue_length(sock)
         if cover.active:
-            protocol_factory = self._accepting(protocol_factory, waiting)
+            protocol_factory = self._kaio_accepting(protocol_factory, waiting)
         server = await super().create_server(protocol_factory, host, port, start_serving=False, **kwargs)
         try:
             for listening in server.sockets:
@@ -149,7 +149,7 @@ class Covering(_Base):
             raise
         return server
 
-    def _accepting(self, factory: ProtocolFactory, waiting: int) -> ProtocolFactory:
+    def _kaio_accepting(self, factory: ProtocolFactory, waiting: int) -> ProtocolFactory:
         """The factory by which a server makes its protocols; so many of its first connections waited in the queue."""
         cover, left = self._kaio_cover, waiting
 
@@ -215,8 +215,8 @@ class _CoveringOther(Covering):
                 interleave=interleave,
             )
             protocol = protocol_factory()
-            sock = await self._dial(host, port, options, all_errors=all_errors)
-            return await self._make_transport(sock, protocol, {**tls, **kwargs})
+            sock = await self._kaio_dial(host, port, options, all_errors=all_errors)
+            return await self._kaio_make_transport(sock, protocol, {**tls, **kwargs})
         if sock is not None and host is None and port is None and cover.active:
             cover.apply_policy(sock)
         kwargs["sock"] = sock
@@ -224,7 +224,7 @@ class _CoveringOther(Covering):
         cover.on_connection()
         return made
 
-    async def _dial(
+    async def _kaio_dial(
         self, host: str | None, port: int | str | None, options: DialOptions, *, all_errors: bool
     ) -> socket.socket:
         """Connect by this loop's `sock_connect`: the base would make the socket where no option can be set."""
@@ -238,7 +238,7 @@ class _CoveringOther(Covering):
         finally:
             attempts.errors = []  # they hold this frame, by their tracebacks
 
-    async def _make_transport(
+    async def _kaio_make_transport(
         self, sock: socket.socket, protocol: asyncio.BaseProtocol, options: dict[str, Any]
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         """Let the base make a transport over a connected socket."""
@@ -258,14 +258,14 @@ class _CoveringOther(Covering):
     ) -> Any:
         if not has_scope(host) or kwargs.get("sock") is not None or not loses_scope(self):
             return await super().create_server(protocol_factory, host, port, **kwargs)
-        sock = await self._bind(host, port, **{name: kwargs.pop(name) for name in _BINDING if name in kwargs})
+        sock = await self._kaio_bind(host, port, **{name: kwargs.pop(name) for name in _BINDING if name in kwargs})
         try:
             return await super().create_server(protocol_factory, sock=sock, **kwargs)
         except BaseException:
             sock.close()
             raise
 
-    async def _bind(
+    async def _kaio_bind(
         self,
         host: str,
         port: int | str | None,

@@ -18,8 +18,8 @@ from typing import Final, TypedDict, TypeVar, Unpack, overload
 
 from ..addresses import Address, TcpAddress, UnixAddress, make_address
 from ..errors import Cause, DeadPeerError, KeepaliveError
-from ..kernel.options import platform
-from ..kernel.sockets import apply_or_warn, logger, target_state
+from ..kernel.options import SocketLike, platform
+from ..kernel.sockets import apply_or_warn, logger, raw_socket, target_state
 from ..liveness.causes import DEATHS, NO_WAY, dead_peer
 from ..liveness.limits import limits_of
 from ..monitor.counters import Event
@@ -312,7 +312,9 @@ async def _connect_tcp(
             raise
         raise _report_unreachable(exc, route, loop.time() - began, policy) from exc
     if not detach_if_closed(sock, transport) and attempts.bound_by_kernel:
-        _end_connect_bound(sock, attached_transport(protocol), policy)
+        # rloop takes the descriptor out of the socket object.
+        end = sock if sock.fileno() >= 0 else raw_socket(transport)
+        _end_connect_bound(end, attached_transport(protocol), policy)
     return transport, protocol
 
 
@@ -359,7 +361,7 @@ def _discard(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _end_connect_bound(sock: socket.socket, transport: KeepaliveTransport | None, policy: Keepalive) -> None:
+def _end_connect_bound(sock: SocketLike, transport: KeepaliveTransport | None, policy: Keepalive) -> None:
     """Give the socket the user timeout of its policy in place of the handshake's."""
     if transport is not None and transport.keepalive is not None:  # connection_made may have changed it
         policy = transport.keepalive
