@@ -1,4 +1,4 @@
-"""Streams: no byte lost, backpressure, bounded closing, anyio's errors."""
+"""`Connection`: no data is lost, backpressure, closing in time, anyio's errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import itertools
+import pathlib
 import random
 import socket
 import ssl
@@ -45,8 +46,8 @@ async def pair(**kwargs: Any) -> AsyncIterator[tuple[kaio.Connection, kaio.Conne
         yield client, await accepted
 
 
-async def test_is_a_socket_stream_of_anyio() -> None:
-    """What is sent arrives, in both directions, to anyio's interface."""
+async def test_connection_is_an_anyio_socket_stream() -> None:
+    """Data arrives in both directions through anyio's interface."""
     async with pair() as (client, server):
         assert isinstance(client, SocketStream)
         await client.send(b"ping")
@@ -59,7 +60,7 @@ async def test_is_a_socket_stream_of_anyio() -> None:
 
 
 async def test_end_of_stream_and_half_close() -> None:
-    """send_eof ends the peer's async for, and the other half goes on."""
+    """send_eof ends the peer's `async for`; the other direction stays open."""
     async with pair() as (client, server):
         await client.send(b"a")
         await client.send(b"b")
@@ -74,8 +75,10 @@ async def test_end_of_stream_and_half_close() -> None:
         assert await client.receive() == b"still here"
 
 
-async def test_tls_streams_carry_data_and_tell_of_it(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
-    """TLS by asyncio's arguments; no half close; anyio's TLS attributes; a large transfer."""
+async def test_tls_stream_transfers_data_and_has_tls_attributes(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """With asyncio's TLS arguments: no half close, anyio's TLS attributes, a large transfer."""
     async with pair(server_tls=server_tls, client_tls=client_tls) as (client, server):
         assert client.extra(TLSAttribute.tls_version) in ("TLSv1.2", "TLSv1.3")
         assert server.extra(TLSAttribute.server_side)
@@ -90,8 +93,8 @@ async def test_tls_streams_carry_data_and_tell_of_it(server_tls: ssl.SSLContext,
             await server.receive()
 
 
-async def test_typed_attributes_are_the_sockets() -> None:
-    """family, addresses, ports and the raw socket."""
+async def test_typed_attributes_describe_the_socket() -> None:
+    """The family, addresses, ports and the raw socket."""
     async with pair() as (client, server):
         assert client.extra(SocketAttribute.family) == socket.AF_INET
         assert client.extra(SocketAttribute.remote_port) == server.extra(SocketAttribute.local_port)
@@ -100,8 +103,8 @@ async def test_typed_attributes_are_the_sockets() -> None:
         assert kaio.inspect(client).enabled
 
 
-async def test_two_tasks_in_one_method_are_busy() -> None:
-    """The second receiver, and the second sender that would wait, get BusyResourceError; the first goes on."""
+async def test_second_task_in_one_method_gets_busy_error() -> None:
+    """A second receiver, and a second sender that would wait, get BusyResourceError; the first is not disturbed."""
     async with pair() as (client, server):
         first = asyncio.create_task(client.receive())
         await asyncio.sleep(0)
@@ -120,8 +123,8 @@ async def test_two_tasks_in_one_method_are_busy() -> None:
         await sending
 
 
-async def test_a_slow_reader_holds_the_sender_back() -> None:
-    """Backpressure both ways: neither end keeps more than its buffers while the reader does not read."""
+async def test_slow_reader_blocks_the_sender() -> None:
+    """While the reader does not read, the sender waits, and the buffers of both ends stay bounded."""
     async with pair() as (client, server):
         sent = 0
 
@@ -147,8 +150,8 @@ async def test_a_slow_reader_holds_the_sender_back() -> None:
         client.abort()
 
 
-async def test_cancellation_loses_no_byte() -> None:
-    """Receiving is cancelled again and again while bytes come, in every method; all of them arrive, in order."""
+async def test_cancellation_loses_no_data() -> None:
+    """All data is received in order while each method of receiving is cancelled at random."""
     async with pair() as (client, server):
         whole = b"".join(b"%06d\n" % number for number in range(20_000))
         chance = random.Random(1)
@@ -189,7 +192,7 @@ async def test_cancellation_loses_no_byte() -> None:
 
 
 async def test_cancellation_by_anyio_scopes_works() -> None:
-    """anyio's move_on_after ends a receive, and the connection is as it was."""
+    """After anyio's move_on_after has cancelled a receive, the connection can be used."""
     async with pair() as (client, server):
         with anyio.move_on_after(0.02) as scope:
             await client.receive()
@@ -198,8 +201,8 @@ async def test_cancellation_by_anyio_scopes_works() -> None:
         assert await client.receive() == b"later"
 
 
-async def test_receive_exactly_and_until_keep_what_they_cannot_give() -> None:
-    """IncompleteRead and DelimiterNotFound leave the bytes to be received."""
+async def test_failed_receive_exactly_and_until_leave_data_in_the_buffer() -> None:
+    """IncompleteRead and DelimiterNotFound leave the data in the buffer."""
     async with pair() as (client, server):
         await client.send(b"12345")
         with pytest.raises(anyio.DelimiterNotFound):
@@ -213,8 +216,8 @@ async def test_receive_exactly_and_until_keep_what_they_cannot_give() -> None:
         assert await server.receive_exactly(5) == b"12345"
 
 
-async def test_a_reset_is_a_reset() -> None:
-    """ConnectionResetError, anyio's BrokenResourceError, and no dead peer; what came before is delivered first."""
+async def test_reset_raises_reset_error() -> None:
+    """After the data, it raises a ConnectionResetError that is a BrokenResourceError and no DeadPeerError."""
     async with pair() as (client, server):
         await server.send(b"last")
         await until(lambda: client._protocol.buffer.size)
@@ -230,8 +233,8 @@ async def test_a_reset_is_a_reset() -> None:
             assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
-async def test_closing_tells_whoever_waits() -> None:
-    """aclose wakes a receiver and a sender with ClosedResourceError, and everything after it raises that."""
+async def test_aclose_wakes_waiting_tasks() -> None:
+    """aclose wakes a receiver and a sender with ClosedResourceError, which every later call raises, too."""
     async with pair() as (client, server):
         receiving = asyncio.create_task(client.receive())
         sending = asyncio.create_task(client.send(bytes(50_000_000)))
@@ -250,8 +253,8 @@ async def test_closing_tells_whoever_waits() -> None:
         del server
 
 
-async def test_closing_lets_what_was_sent_leave() -> None:
-    """A slow reader gets all of it when the closer gives it time."""
+async def test_aclose_waits_until_data_is_sent() -> None:
+    """A slow reader gets all data if the timeout of aclose allows it."""
     async with pair() as (client, server):
         blob = random.randbytes(2_000_000)
         sending = asyncio.create_task(client.send(blob))
@@ -266,8 +269,8 @@ async def test_closing_lets_what_was_sent_leave() -> None:
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_closing_that_is_cancelled_aborts() -> None:
-    """Cancelling aclose ends the connection at once, and stays a cancellation."""
+async def test_cancelled_aclose_aborts() -> None:
+    """Cancelling aclose aborts the connection and raises CancelledError."""
     async with pair() as (client, server):
         sending = asyncio.create_task(client.send(bytes(50_000_000)))
         await asyncio.sleep(0.02)
@@ -291,7 +294,7 @@ async def test_arguments_are_checked_before_anything_happens() -> None:
 
 
 async def test_policy_changes_on_the_live_connection() -> None:
-    """Setting keepalive is seen by the kernel; a mistake changes nothing."""
+    """Setting `keepalive` changes the socket's options; an invalid policy changes nothing."""
     async with pair() as (client, _):
         client.keepalive = "5s:2s:3"
         assert client.keepalive == kaio.Keepalive(5, 2, 3)
@@ -303,7 +306,7 @@ async def test_policy_changes_on_the_live_connection() -> None:
         assert not kaio.inspect(client).enabled
 
 
-async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: Any) -> None:
+async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: pathlib.Path) -> None:
     """IPv4, IPv6, Unix."""
     path = f"unix:{tmp_path}/echo.sock"
     listeners = [kaio.Listener("127.0.0.1:0"), kaio.Listener("[::1]:0"), kaio.Listener(path)]
@@ -316,7 +319,7 @@ async def test_a_connection_is_an_echo_over_every_address_family(tmp_path: Any) 
 
 
 async def test_a_delimiter_at_the_start_and_across_many_small_chunks() -> None:
-    """Found wherever it stands, also when it is longer than the chunks it comes in."""
+    """It is found at the start of the buffer, and when it is longer than a chunk."""
     async with pair() as (client, server):
         await client.send(b"\r\n")
         await until(lambda: server._protocol.buffer.size == 2)
@@ -326,10 +329,8 @@ async def test_a_delimiter_at_the_start_and_across_many_small_chunks() -> None:
         assert await receiving == b""
 
 
-async def test_a_sender_that_never_waits_still_hears_of_the_end(
-    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    """After a reset a loop of sends ends with ResetError, and does not hold the event loop for ever."""
+async def test_sender_that_never_waits_gets_the_error(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    """After a reset, a loop of sends raises an error and does not block the event loop."""
     for tls in ({}, {"server_tls": server_tls, "client_tls": client_tls}):
         async with pair(**tls) as (client, server):
 
@@ -346,8 +347,8 @@ async def test_a_sender_that_never_waits_still_hears_of_the_end(
             await asyncio.sleep(0.05)  # uvloop closes the descriptor in a later turn
 
 
-async def test_a_finished_connection_needs_no_garbage_collector() -> None:
-    """With the collector off, nothing of a closed connection stays."""
+async def test_closed_connection_is_freed_without_garbage_collector() -> None:
+    """A closed connection is freed with the garbage collector off."""
     gc.collect()
     gc.disable()
     try:
@@ -355,7 +356,7 @@ async def test_a_finished_connection_needs_no_garbage_collector() -> None:
             client = await kaio.connect(str(server.listeners[0].address))
             await client.send(b"x")
             await client.receive()
-            dead: list[weakref.ref[Any]] = [weakref.ref(client), weakref.ref(client.transport)]
+            dead: list[weakref.ref[object]] = [weakref.ref(client), weakref.ref(client.transport)]
             dead += [weakref.ref(each) for each in server.connections]
             await client.aclose()
             del client
@@ -366,7 +367,7 @@ async def test_a_finished_connection_needs_no_garbage_collector() -> None:
         gc.enable()
 
 
-async def test_a_closed_connection_has_no_options_and_says_so() -> None:
+async def test_closed_connection_has_no_options() -> None:
     """apply, inspect and health raise KeepaliveError, as for any closed socket."""
     async with pair() as (client, _):
         await client.aclose()
@@ -380,10 +381,10 @@ async def test_a_closed_connection_has_no_options_and_says_so() -> None:
 
 
 @pytest.mark.slow
-async def test_a_handler_that_leaves_tls_to_a_mute_peer_is_bounded(
+async def test_closing_tls_to_a_silent_peer_takes_no_longer_than_close_timeout(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """The farewell of TLS, which nobody answers, takes no longer than the close timeout."""
+    """The unanswered close_notify of TLS takes no longer than the close timeout."""
 
     async def leave(connection: kaio.Connection) -> None:
         await connection.receive()
@@ -397,8 +398,8 @@ async def test_a_handler_that_leaves_tls_to_a_mute_peer_is_bounded(
             await until(lambda: not server.connections, within=4)
 
 
-async def test_who_waits_in_aclose_is_told_though_the_handler_ends() -> None:
-    """Two wait for the same end: the server, with its timeout, and a task of the handler's."""
+async def test_aclose_returns_although_the_handler_has_ended() -> None:
+    """The server, with its timeout, and a task of the handler wait for the same connection_lost."""
     closing: list[asyncio.Task[None]] = []
 
     async def fill(connection: kaio.Connection) -> None:
@@ -418,7 +419,7 @@ async def test_who_waits_in_aclose_is_told_though_the_handler_ends() -> None:
 
 
 async def test_an_exit_in_a_handler_ends_the_program() -> None:
-    """Also where the loop keeps to itself what a callback for data raises."""
+    """SystemExit propagates, although uvloop does not propagate exceptions of data_received."""
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=30, check=False
     )
@@ -442,8 +443,8 @@ uvloop.run(main())
 """
 
 
-async def test_one_who_sends_without_end_does_not_keep_others_waiting() -> None:
-    """The handler of the flood works for a while on each piece; another connection is served in between."""
+async def test_flood_on_one_connection_does_not_starve_another() -> None:
+    """While one handler works on each chunk of a flood, another connection is served in between."""
     order: list[str] = []
 
     async def handle(connection: kaio.Connection) -> None:
@@ -473,8 +474,8 @@ async def test_one_who_sends_without_end_does_not_keep_others_waiting() -> None:
     assert statistics.median(runs or [0]) <= 8, runs
 
 
-async def test_what_a_task_waits_for_is_a_future_to_anyio() -> None:
-    """anyio.wait_all_tasks_blocked asks every task's waiter whether it is done."""
+async def test_waiting_task_is_blocked_for_anyio() -> None:
+    """anyio.wait_all_tasks_blocked calls done() of what each task awaits."""
     async with pair() as (ours, _):
         task = asyncio.create_task(ours.receive())
         async with asyncio.timeout(5):
@@ -485,7 +486,7 @@ async def test_what_a_task_waits_for_is_a_future_to_anyio() -> None:
 
 
 async def test_anext_is_a_coroutine() -> None:
-    """It can be a task of its own, on every version of Python, and ends as `async for` does."""
+    """create_task() accepts it on every version of Python; it raises StopAsyncIteration at the end."""
     async with pair() as (ours, theirs):
         assert inspect.iscoroutinefunction(type(ours).__anext__)
         task = asyncio.create_task(anext(ours))

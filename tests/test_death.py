@@ -1,4 +1,4 @@
-"""A real peer stops answering, and its death is reported: in time, once, in order, and with its cause."""
+"""A real peer stops answering: its death is reported in time, once, in order and with its cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ BOUND = 3.0
 
 
 class Their:
-    """The other end: asyncio's own streams, with no keepalive of its own."""
+    """The other end: asyncio's streams without keepalive."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -39,7 +39,7 @@ class Their:
 async def ours_accepted(
     policy: kaio.Keepalive, host: str, server_tls: ssl.SSLContext | None, client_tls: ssl.SSLContext | None
 ) -> AsyncIterator[tuple[Recorder, Their]]:
-    """A connection that kaio accepted, and the end that connected."""
+    """A connection accepted by kaio, and the other end."""
     recorders: list[Recorder] = []
 
     def factory() -> Recorder:
@@ -62,7 +62,7 @@ async def ours_accepted(
 async def ours_connected(
     policy: kaio.Keepalive, host: str, server_tls: ssl.SSLContext | None, client_tls: ssl.SSLContext | None
 ) -> AsyncIterator[tuple[Recorder, Their]]:
-    """A connection that kaio made, and the end that accepted it."""
+    """A connection made by kaio, and the other end."""
     accepted: asyncio.Future[Their] = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(
         lambda reader, writer: accepted.set_result(Their(reader, writer)), host, 0, ssl=server_tls
@@ -83,12 +83,12 @@ async def nothing(recorder: Recorder, their: Their) -> None:
 
 
 async def half_close(recorder: Recorder, their: Their) -> None:
-    """Our half is closed, and the peer knows it."""
+    """Send EOF, and wait until the peer has it."""
     recorder.transport.write_eof()
     assert await their.reader.read() == b""
 
 
-CASES: list[tuple[str, Any, str, bool, Callable[[Recorder, Their], Any]]] = [
+CASES: list[tuple[str, Any, str, bool, Callable[[Recorder, Their], Awaitable[None]]]] = [
     ("accepted", ours_accepted, "127.0.0.1", False, nothing),
     ("connected", ours_connected, "127.0.0.1", False, nothing),
     ("accepted, TLS", ours_accepted, "127.0.0.1", True, nothing),
@@ -101,7 +101,7 @@ CASES: list[tuple[str, Any, str, bool, Callable[[Recorder, Their], Any]]] = [
 
 
 def check_story(recorder: Recorder, policy: kaio.Keepalive, cause: kaio.Cause) -> kaio.DeadPeerError:
-    """peer_dead once, then connection_lost once, with one error that says why."""
+    """Check that peer_dead and then connection_lost were called once with the same error."""
     assert recorder.names.count("dead") == 1
     assert recorder.names[-2:] == ["dead", "lost"]
     error = recorder.events[-1][1]
@@ -118,13 +118,15 @@ def check_story(recorder: Recorder, policy: kaio.Keepalive, cause: kaio.Cause) -
     return error
 
 
-async def test_idle_death_is_reported_in_every_kind_of_connection(
+async def test_death_of_idle_peer_is_reported_for_every_kind_of_connection(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """Idle: cause KEEPALIVE, within the detection time + 1 s, and the silence is the true one."""
+    """Cause KEEPALIVE, within the detection time + 1 s, with the true time of silence."""
     loop = asyncio.get_running_loop()
 
-    async def case(name: str, make: Any, host: str, tls: bool, prepare: Callable[[Recorder, Their], Any]) -> str:
+    async def case(
+        name: str, make: Any, host: str, tls: bool, prepare: Callable[[Recorder, Their], Awaitable[None]]
+    ) -> str:
         async with make(QUICK, host, server_tls if tls else None, client_tls if tls else None) as (ours, their):
             await prepare(ours, their)
             their.writer.write(b"the last word")
@@ -144,7 +146,7 @@ async def test_idle_death_is_reported_in_every_kind_of_connection(
         print(line)
 
 
-async def test_unacknowledged_data_ends_it_within_the_user_timeout(
+async def test_unacknowledged_data_is_reported_within_the_user_timeout(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """stalled="drop": cause UNACKNOWLEDGED, within the user timeout + 1 s, with TLS too."""
@@ -162,7 +164,7 @@ async def test_unacknowledged_data_ends_it_within_the_user_timeout(
     await asyncio.gather(*(case(make, tls) for make in (ours_accepted, ours_connected) for tls in (False, True)))
 
 
-async def test_shut_window_of_a_dead_peer_is_its_own_cause() -> None:
+async def test_dead_peer_with_zero_window_has_its_own_cause() -> None:
     """stalled="drop": a peer that stopped reading and then died is reported as ZERO_WINDOW."""
     async with ours_connected(DROP, "127.0.0.1", None, None) as (ours, their):
         their.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -175,7 +177,7 @@ async def test_shut_window_of_a_dead_peer_is_its_own_cause() -> None:
         assert error.cause is kaio.Cause.ZERO_WINDOW
 
 
-async def test_connecting_to_silence_is_bounded_by_the_user_timeout() -> None:
+async def test_unanswered_connect_fails_within_the_user_timeout() -> None:
     """A listener that drops SYNs: cause CONNECTING, by the user timeout, from every way to connect."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener, blackhole(listener):
@@ -200,12 +202,12 @@ async def test_connecting_to_silence_is_bounded_by_the_user_timeout() -> None:
     assert BOUND - 0.2 < took < BOUND + 1.0
 
 
-async def _awaited(pending: Any) -> Any:
+async def _awaited(pending: Awaitable[object]) -> object:
     return await pending
 
 
-async def test_tls_handshake_with_a_dead_peer_is_connecting(client_tls: ssl.SSLContext) -> None:
-    """A peer that accepts and then says nothing of TLS because it died: bounded like the connect."""
+async def test_dead_peer_during_tls_handshake_has_cause_connecting(client_tls: ssl.SSLContext) -> None:
+    """A peer that dies after accepting, before the TLS handshake, is reported as soon as in connect()."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -225,8 +227,8 @@ async def test_tls_handshake_with_a_dead_peer_is_connecting(client_tls: ssl.SSLC
         dying.cancel()
 
 
-async def test_one_error_reaches_every_method_of_a_stream() -> None:
-    """receive, a pending send of 100 MB and async for raise the same error; so does whatever comes after."""
+async def test_every_method_of_a_stream_raises_the_same_error() -> None:
+    """receive, a pending send of 100 MB, async for and every later call raise the same error."""
     accepted: asyncio.Future[Their] = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(
         lambda reader, writer: accepted.set_result(Their(reader, writer)), "127.0.0.1", 0
@@ -257,7 +259,7 @@ async def test_one_error_reaches_every_method_of_a_stream() -> None:
     server.close()
 
 
-async def _error_of(awaitable: Any) -> BaseException | None:
+async def _error_of(awaitable: Awaitable[object]) -> BaseException | None:
     try:
         await awaitable
     except BaseException as exc:
@@ -265,8 +267,8 @@ async def _error_of(awaitable: Any) -> BaseException | None:
     return None
 
 
-async def test_streams_twins_raise_the_dead_peer() -> None:
-    """open_connection and start_server: reader and writer raise DeadPeerError, on both sides."""
+async def test_asyncio_streams_raise_dead_peer_error() -> None:
+    """Readers and writers of open_connection and start_server raise DeadPeerError."""
     errors: list[BaseException | None] = []
     ended = asyncio.Event()
     inside: list[asyncio.StreamWriter] = []
@@ -293,8 +295,8 @@ async def test_streams_twins_raise_the_dead_peer() -> None:
         assert errors[0] is errors[1]
 
 
-async def test_a_peer_that_comes_back_before_the_verdict_is_alive() -> None:
-    """Silence that ends before the last probe's time ends nothing."""
+async def test_peer_that_answers_again_before_the_verdict_is_alive() -> None:
+    """A peer that answers again before the last probe has timed out is not reported."""
     async with ours_accepted(QUICK, "127.0.0.1", None, None) as (ours, their):
         for _ in range(2):
             with blackhole(their.writer):
@@ -310,10 +312,10 @@ async def test_a_peer_that_comes_back_before_the_verdict_is_alive() -> None:
         assert "dead" not in ours.names
 
 
-async def test_closing_is_bounded_with_a_dead_peer_and_megabytes_unsent(
+async def test_aclose_to_a_dead_peer_with_unsent_data_takes_no_longer_than_timeout(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """aclose(timeout=) returns within its timeout, with TLS too, and the pending send is told."""
+    """aclose(timeout=) returns in time, also with TLS, and the pending send raises ClosedResourceError."""
     loop = asyncio.get_running_loop()
 
     async def case(tls: bool) -> None:

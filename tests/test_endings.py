@@ -1,4 +1,4 @@
-"""How connections end where the loops tell nothing, or not enough: each end once, with the right error."""
+"""Ends that the loops do not report, or not fully: each is reported once, with the right error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pathlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,7 +28,7 @@ BOUND = 3.0
 
 
 async def raised(awaitable: Awaitable[object]) -> BaseException | None:
-    """What it raises."""
+    """Return what an awaitable raises."""
     try:
         await awaitable
     except Exception as exc:
@@ -39,16 +39,16 @@ async def raised(awaitable: Awaitable[object]) -> BaseException | None:
 # -- the table
 
 
-def test_every_stage_has_one_way_on_for_each_happening() -> None:
-    """All stages are in the table, and what a stage does not name changes nothing."""
+def test_table_has_every_stage_and_ignores_other_triggers() -> None:
+    """All stages are in the table; a trigger that a stage does not name does not change it."""
     assert set(TABLE) == set(Stage)
     for stage in Stage:
         for trigger in Trigger:
             assert next_stage(stage, trigger) is TABLE[stage].get(trigger, stage)
 
 
-def test_every_stage_is_reached_and_every_walk_ends() -> None:
-    """From OPEN all stages can be reached; no stage is come back to; what is over stays so."""
+def test_every_stage_is_reachable_and_no_cycle_exists() -> None:
+    """All stages can be reached from OPEN, none can be entered twice, and final stages are final."""
     rank: dict[Stage, int] = {}
 
     def walk(stage: Stage, depth: int) -> None:
@@ -63,8 +63,8 @@ def test_every_stage_is_reached_and_every_walk_ends() -> None:
     assert all(following in ENDED for stage in ENDED for following in TABLE[stage].values())
 
 
-def test_a_verdict_comes_once_and_a_loss_comes_once() -> None:
-    """JUDGED only leads out of what is undecided, LOST only out of what is not over."""
+def test_verdict_and_connection_lost_are_possible_once() -> None:
+    """VERDICT only leads out of stages before the verdict, LOST only out of stages that are not final."""
     assert {stage for stage in Stage if Trigger.VERDICT in TABLE[stage]} == BEFORE_VERDICT
     assert not any(next_stage(stage, Trigger.VERDICT) in BEFORE_VERDICT for stage in BEFORE_VERDICT)
     assert {stage for stage in Stage if next_stage(stage, Trigger.LOST) is Stage.LOST} == set(Stage) - ENDED | {
@@ -76,13 +76,13 @@ def test_a_verdict_comes_once_and_a_loss_comes_once() -> None:
 
 
 class Upgrading(Recorder):
-    """A protocol whose connection begins a TLS handshake at once, by `loop.start_tls` on the inner transport."""
+    """A protocol that starts TLS in connection_made, by `loop.start_tls` on the inner transport."""
 
     context: ssl.SSLContext
     server_side = True
     timeout = 30.0
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
         super().connection_made(transport)
         self.upgrade = asyncio.create_task(self._upgrade())
 
@@ -104,9 +104,9 @@ class Upgrading(Recorder):
 
 @contextlib.asynccontextmanager
 async def upgrading(
-    context: ssl.SSLContext, policy: Any, *, server_side: bool, timeout: float = 30.0
+    context: ssl.SSLContext, policy: kaio.Keepalive | str | None, *, server_side: bool, timeout: float = 30.0
 ) -> AsyncIterator[tuple[Upgrading, socket.socket]]:
-    """A connection of kaio's in a TLS handshake, and its peer, which has said nothing yet. Nothing is left of it."""
+    """A connection during a TLS handshake, and its peer, which has sent nothing. Check that it is freed."""
     loop = asyncio.get_running_loop()
     made: list[Upgrading] = []
 
@@ -138,15 +138,15 @@ SIDES = pytest.mark.parametrize("server_side", [True, False], ids=["server", "cl
 
 @pytest.fixture
 def contexts(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> Callable[[bool], ssl.SSLContext]:
-    """The context of a side."""
+    """A function that returns the context of a side."""
     return lambda server_side: server_tls if server_side else client_tls
 
 
 @SIDES
-async def test_a_peer_that_resets_a_tls_handshake_over_a_connection_ends_it(
+async def test_reset_during_start_tls_ends_the_connection(
     contexts: Callable[[bool], ssl.SSLContext], server_side: bool
 ) -> None:
-    """connection_lost(ConnectionResetError), once, and start_tls raises."""
+    """connection_lost(ConnectionResetError) is called once, and start_tls raises."""
     async with upgrading(contexts(server_side), None, server_side=server_side) as (ours, their):
         await asyncio.sleep(0.05)
         reset(their)
@@ -160,8 +160,8 @@ async def test_a_peer_that_resets_a_tls_handshake_over_a_connection_ends_it(
 
 @SIDES
 @pytest.mark.parametrize("policy", [None, "off"])
-async def test_a_tls_handshake_over_a_connection_that_takes_too_long_ends_it(
-    contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: Any, loop_name: str
+async def test_timeout_of_start_tls_ends_the_connection(
+    contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: kaio.Keepalive | str | None, loop_name: str
 ) -> None:
     """connection_lost once, soon after the loop has closed it; also of a connection that nobody watches.
 
@@ -178,10 +178,10 @@ async def test_a_tls_handshake_over_a_connection_that_takes_too_long_ends_it(
 
 @SIDES
 @pytest.mark.complains  # asyncio says that the handshake failed
-async def test_a_tls_handshake_over_a_connection_that_fails_ends_it(
+async def test_failure_of_start_tls_ends_the_connection(
     contexts: Callable[[bool], ssl.SSLContext], server_side: bool
 ) -> None:
-    """What the peer says is no TLS."""
+    """The peer sends something that is not TLS."""
     async with upgrading(contexts(server_side), None, server_side=server_side) as (ours, their):
         their.sendall(b"this is no TLS\r\n\r\n" * 10)
         await asyncio.wait_for(ours.lost, 3)
@@ -191,10 +191,10 @@ async def test_a_tls_handshake_over_a_connection_that_fails_ends_it(
 
 
 @SIDES
-async def test_a_tls_handshake_over_a_connection_that_is_given_up_ends_it(
+async def test_cancellation_of_start_tls_ends_the_connection(
     contexts: Callable[[bool], ssl.SSLContext], server_side: bool
 ) -> None:
-    """Whoever waits for start_tls is cancelled; the peer says nothing."""
+    """The task that awaits start_tls is cancelled; the peer sends nothing."""
     async with upgrading(contexts(server_side), None, server_side=server_side) as (ours, _):
         await asyncio.sleep(0.05)
         ours.upgrade.cancel()
@@ -207,10 +207,10 @@ async def test_a_tls_handshake_over_a_connection_that_is_given_up_ends_it(
 @pytest.mark.usefixtures("dead_peers")
 @SIDES
 @pytest.mark.parametrize("policy", [QUICK, DROP], ids=["keep", "drop"])
-async def test_a_peer_that_dies_in_a_tls_handshake_over_a_connection(
+async def test_dead_peer_during_start_tls_is_reported(
     contexts: Callable[[bool], ssl.SSLContext], server_side: bool, policy: kaio.Keepalive
 ) -> None:
-    """peer_dead and connection_lost with one error, within the bound: idle as server, a hello in flight as client."""
+    """peer_dead and connection_lost get one error in time, a server when idle, a client with a hello in flight."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         async with upgrading(contexts(server_side), policy, server_side=server_side) as (ours, their):
@@ -229,10 +229,10 @@ async def test_a_peer_that_dies_in_a_tls_handshake_over_a_connection(
 
 
 @pytest.mark.parametrize("server_side", [True, False], ids=["start_server", "open_connection"])
-async def test_a_peer_that_resets_a_stream_writers_start_tls_ends_it(
+async def test_reset_during_start_tls_of_a_stream_writer_ends_the_connection(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, server_side: bool
 ) -> None:
-    """The twins of asyncio's streams: start_tls raises, and the server's own block ends."""
+    """With kaio's open_connection and start_server, StreamWriter.start_tls raises, and the server ends."""
     loop = asyncio.get_running_loop()
     errors: list[BaseException | None] = []
 
@@ -276,10 +276,10 @@ async def test_a_peer_that_resets_a_stream_writers_start_tls_ends_it(
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-async def test_a_stream_that_was_paused_by_its_limit_ends_after_its_data(
+async def test_paused_asyncio_stream_gets_all_data_before_the_error(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tls: bool
 ) -> None:
-    """keep: the peer dies with data of ours in flight; all that it had sent is read, then the error is raised."""
+    """With stalled="keep" and data in flight: all data that a dead peer had sent is read before the error is raised."""
     pieces = 10_000, 50_000  # read at once, and left in the socket
     their: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
 
@@ -329,10 +329,10 @@ async def test_a_stream_that_was_paused_by_its_limit_ends_after_its_data(
 @pytest.mark.usefixtures("dead_peers")
 @pytest.mark.parametrize("policy", [QUICK, DROP], ids=["keep", "drop"])
 @pytest.mark.parametrize("said", [b"", b"before" * 1000], ids=["silent", "with data"])
-async def test_sending_a_file_to_a_peer_that_dies_ends(
+async def test_sendfile_to_a_dead_peer_raises(
     policy: kaio.Keepalive, said: bytes, tmp_path: pathlib.Path, loop_name: str
 ) -> None:
-    """loop.sendfile raises, peer_dead and connection_lost come with one error, what had arrived is delivered."""
+    """loop.sendfile raises, received data is delivered, peer_dead and connection_lost get one error."""
     if loop_name == "uvloop":
         pytest.skip("uvloop has no sendfile")
     loop = asyncio.get_running_loop()
@@ -359,8 +359,8 @@ async def test_sending_a_file_to_a_peer_that_dies_ends(
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @pytest.mark.parametrize("stalled", ["keep", "drop"])
-def test_a_library_that_sends_a_file_to_a_peer_that_dies(stalled: Any, tmp_path: pathlib.Path) -> None:
-    """kaio's loop over asyncio, another's protocol: sendfile raises, connection_lost comes once with an OSError."""
+def test_sendfile_of_a_library_to_a_dead_peer_raises(stalled: Literal["keep", "drop"], tmp_path: pathlib.Path) -> None:
+    """On kaio's loop over asyncio, sendfile raises, and any protocol gets one connection_lost(OSError)."""
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.truncate(64 << 20)
@@ -400,8 +400,8 @@ def test_a_library_that_sends_a_file_to_a_peer_that_dies(stalled: Any, tmp_path:
 
 
 @pytest.mark.parametrize("writes", ["nothing", "afterwards", "before"])
-async def test_what_had_arrived_before_a_reset_is_delivered(writes: str) -> None:
-    """Reading paused: the data, then connection_lost(ConnectionResetError), once; whatever we write meanwhile."""
+async def test_data_received_before_a_reset_is_delivered(writes: str) -> None:
+    """With reading paused: the data, then one connection_lost(ConnectionResetError), whatever is written meanwhile."""
     loop = asyncio.get_running_loop()
     size = 50_000
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -436,7 +436,7 @@ OWN_ROUTES = {"blackhole": errno.EINVAL, "prohibit": errno.EACCES, "unreachable"
 
 
 def hosts_of(network: Routed, names: Iterable[str]) -> dict[str, str]:
-    """An address of the server's for each name, which the router and the client know."""
+    """An address of the server for each name, with routes from the client and the router."""
     hosts = {name: f"198.51.100.{last}" for last, name in enumerate(names, 10)}
     network.server.ip(*(f"address add {host}/24 dev router" for host in hosts.values()))
     network.router.ip(
@@ -446,7 +446,7 @@ def hosts_of(network: Routed, names: Iterable[str]) -> dict[str, str]:
 
 
 def drop_output(network: Routed, host: str) -> None:
-    """The client's own packet filter lets nothing out to a host: sending fails with EPERM."""
+    """Drop the client's packets to a host in its own packet filter: sending fails with EPERM."""
     network.client.run(
         "nft",
         "-f",
@@ -456,10 +456,10 @@ def drop_output(network: Routed, host: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_host_that_has_no_way_out_says_so_of_a_connection_that_stood(
+async def test_missing_route_on_this_host_is_reported_for_a_connection(
     network: Routed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Data is written after this host's own route or filter has changed: UNREACHABLE with its errno, and a text."""
+    """Writing after this host's route or filter has changed: UNREACHABLE with the errno, and a message that says so."""
     hosts = hosts_of(network, [*OWN_ROUTES, "filter"])
     with network.server.entered():
         listener = socket.create_server(("", 9000))
@@ -485,8 +485,8 @@ async def test_a_host_that_has_no_way_out_says_so_of_a_connection_that_stood(
         assert str(error) in caplog.text
 
 
-async def test_an_application_that_misuses_its_socket_has_no_dead_peer() -> None:
-    """An error with one of those numbers, on a connection that stands, is passed on as it is."""
+async def test_errno_of_a_misused_socket_is_no_dead_peer() -> None:
+    """Such an errno without a dead connection is passed on unchanged."""
     for number in (errno.EPERM, errno.EINVAL, errno.EACCES):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             _, ours = await kaio.create_connection(Recorder, *listener.getsockname())
@@ -498,8 +498,8 @@ async def test_an_application_that_misuses_its_socket_has_no_dead_peer() -> None
 
 
 @pytest.mark.slow
-async def test_a_verdict_of_the_monitors_says_what_the_network_said(network: Routed) -> None:
-    """keep, data in flight: a router's answer is the errno, and it is not this host that has no way."""
+async def test_verdict_of_the_monitor_has_the_errno_from_the_network(network: Routed) -> None:
+    """With stalled="keep" and data in flight, the errno is from the router, and `this_host` is false."""
     kinds = {"prohibit": errno.EHOSTUNREACH, "unreachable": errno.EHOSTUNREACH, "throw": errno.ENETUNREACH}
     network.answer_everybody()
     hosts = hosts_of(network, [*kinds, "blackhole"])
@@ -525,10 +525,10 @@ async def test_a_verdict_of_the_monitors_says_what_the_network_said(network: Rou
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", LOOPS)
-def test_a_librarys_connection_ends_with_what_the_network_said(
+def test_connection_of_a_library_gets_the_errno_from_the_network(
     base: str, network: Routed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """kaio's loop, another's protocol, keep, data in flight: connection_lost(OSError) with a router's number, once."""
+    """On kaio's loop, any protocol gets one connection_lost(OSError) with the errno from the router."""
     kinds = {"prohibit": errno.EHOSTUNREACH, "throw": errno.ENETUNREACH, "blackhole": errno.ETIMEDOUT}
     lost: dict[str, list[BaseException | None]] = {kind: [] for kind in kinds}
 
@@ -570,7 +570,7 @@ def test_a_librarys_connection_ends_with_what_the_network_said(
 
 
 @pytest.mark.slow
-async def test_a_host_that_has_no_way_out_says_so_while_connecting(network: Routed) -> None:
+async def test_missing_route_on_this_host_is_reported_while_connecting(network: Routed) -> None:
     """What connect() itself refuses is this host's own, and told at once; what a router answers is not.
 
     (A filter that drops the SYN is silent to connect(): net/ipv4/tcp_output.c, tcp_connect.)

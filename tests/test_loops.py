@@ -73,6 +73,7 @@ HAS_POLICY = has(7, 3, 5)
 QUICK = kaio.Keepalive(1, 1, 2)
 DROP = kaio.Keepalive(1, 1, 2, stalled="drop")
 BOUND = 3.0  # the detection time of both
+SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 LATEST = BOUND + 1 + 1.5  # seconds after which a death must have been heard: policy, interval, and some slack
 
 TCP = socket.IPPROTO_TCP
@@ -1119,9 +1120,14 @@ async def send_before(case: Case) -> None:
 
 
 async def send_more_than_is_read(case: Case) -> None:
-    """The same, and the protocol pauses again with all that it is given."""
+    """More than the loop reads at once, and the protocol pauses again with each piece.
+
+    All of it has to be in the socket: what the peer could not send it goes on probing the window for, and is heard.
+    """
+    case.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
     case.expected = os.urandom(600_000)
     await asyncio.to_thread(case.peer.sendall, case.expected)
+    await until(lambda: not kaio.health(case.peer).unsent)
     assert not case.transport.is_reading()
 
 

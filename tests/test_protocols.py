@@ -1,11 +1,13 @@
-"""The callbacks: in order and once, whatever a subclass does; and nothing put between data and user code."""
+"""The callbacks: in order and once, whatever a subclass does; and data reaches user code directly."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import logging
+import pathlib
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -20,20 +22,20 @@ DEATH = OSError(errno.ETIMEDOUT, "Connection timed out")
 
 
 async def connected(factory: Callable[[], Any], **kwargs: Any) -> tuple[Any, Any, socket.socket]:
-    """A connection of kaio's to a plain socket."""
+    """Connect a protocol to a plain socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         transport, protocol = await kaio.create_connection(factory, *listener.getsockname(), **kwargs)
         return transport, protocol, listener.accept()[0]
 
 
 def classes() -> list[type[Watched]]:
-    """Subclasses that override in every way, none of them calling super() where it can be forgotten."""
+    """Return subclasses that override the callbacks in every way, mostly without calling super()."""
 
     class Base(Recorder):
         pass
 
     class Plain:
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             self.note("mixin made")  # type: ignore[attr-defined]
             super().connection_made(transport)  # type: ignore[misc]
 
@@ -42,7 +44,7 @@ def classes() -> list[type[Watched]]:
             self.events.append((name, None))
 
     class Twice(Recorder):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             super().connection_made(transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -61,7 +63,7 @@ def classes() -> list[type[Watched]]:
 
 @pytest.mark.parametrize("kind", range(5))
 async def test_every_subclass_gets_all_callbacks_once(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """made with a KeepaliveTransport, dead, lost; also by way of mixins, super() chains and calls by name."""
+    """Made with a KeepaliveTransport, dead, lost: also with mixins, super() chains and calls by name."""
     transport, protocol, their = await connected(classes()[kind])
     assert isinstance(transport, kaio.KeepaliveTransport)
     assert protocol.transport is transport
@@ -76,7 +78,7 @@ async def test_every_subclass_gets_all_callbacks_once(kind: int, monkeypatch: py
     await asyncio.sleep(0.01)
 
 
-async def test_a_protocol_without_any_method_is_enough() -> None:
+async def test_protocol_without_methods() -> None:
     """Nothing has to be overridden."""
 
     class Nothing(kaio.KeepaliveProtocol):
@@ -89,8 +91,8 @@ async def test_a_protocol_without_any_method_is_enough() -> None:
 
 
 @pytest.mark.complains
-async def test_peer_dead_that_raises_does_not_keep_connection_lost_away() -> None:
-    """The error goes to the loop's exception handler, and connection_lost comes."""
+async def test_connection_lost_is_called_if_peer_dead_raises() -> None:
+    """The exception goes to the loop's exception handler, and connection_lost is called."""
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
 
@@ -119,8 +121,8 @@ async def test_peer_dead_that_raises_does_not_keep_connection_lost_away() -> Non
         ValueError("other"),
     ],
 )
-async def test_what_is_no_death_is_passed_on_as_it_is(exc: Exception | None) -> None:
-    """A reset stays a reset, an application's timeout its own."""
+async def test_other_errors_are_passed_on_unchanged(exc: Exception | None) -> None:
+    """A reset, an application's own TimeoutError and other exceptions are passed on unchanged."""
     transport, protocol, their = await connected(Recorder)
     protocol.connection_lost(exc)
     assert protocol.names == ["made", "lost"]
@@ -131,8 +133,8 @@ async def test_what_is_no_death_is_passed_on_as_it_is(exc: Exception | None) -> 
     await protocol.lost
 
 
-async def test_nothing_stands_between_data_and_user_code() -> None:
-    """transport.write is the loop's own bound method, and the loop calls the user's data_received."""
+async def test_data_passes_through_no_code_of_kaio() -> None:
+    """transport.write is the bound method of the loop's transport, and the loop calls data_received itself."""
     transport, protocol, their = await connected(Recorder)
     inner = transport.loop_transport
     assert transport.write == inner.write
@@ -151,8 +153,8 @@ async def test_nothing_stands_between_data_and_user_code() -> None:
     their.close()
 
 
-async def test_a_buffered_protocol_gets_its_own_buffer_filled() -> None:
-    """BufferedKeepaliveProtocol is asyncio's BufferedProtocol."""
+async def test_buffered_protocol_gets_its_buffer_filled() -> None:
+    """A BufferedKeepaliveProtocol's get_buffer and buffer_updated are called."""
 
     class Buffered(kaio.BufferedKeepaliveProtocol):
         def __init__(self) -> None:
@@ -178,8 +180,8 @@ async def test_a_buffered_protocol_gets_its_own_buffer_filled() -> None:
     await protocol.lost
 
 
-async def test_the_class_has_a_default_and_an_argument_wins() -> None:
-    """keepalive on the class, on the call, from a factory that hides the class."""
+async def test_keepalive_argument_overrides_the_class() -> None:
+    """`keepalive` of the class, and as an argument; also if the factory is not the class itself."""
 
     class Own(Recorder):
         keepalive = kaio.Keepalive.detect(within=30)
@@ -211,8 +213,8 @@ async def test_the_class_has_a_default_and_an_argument_wins() -> None:
         await server.wait_closed()
 
 
-async def test_on_a_bare_loop_the_protocol_brings_its_policy_itself() -> None:
-    """loop.create_server and loop.create_connection with a KeepaliveProtocol: covered, and told by kaio's callbacks."""
+async def test_protocol_sets_its_policy_on_asyncios_loop() -> None:
+    """loop.create_server and loop.create_connection with a KeepaliveProtocol set its policy and call its callbacks."""
 
     class Own(Recorder):
         keepalive = "5s:2s:3"
@@ -236,8 +238,8 @@ async def test_on_a_bare_loop_the_protocol_brings_its_policy_itself() -> None:
     server.close()
 
 
-async def test_on_a_bare_unix_loop_a_class_that_asks_for_keepalive_is_warned(
-    tmp_path: Any, caplog: pytest.LogCaptureFixture
+async def test_unix_connection_of_a_class_with_keepalive_logs_a_warning(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning is logged if the class has a policy of its own, and not for the default."""
     loop = asyncio.get_running_loop()
@@ -257,7 +259,7 @@ async def test_on_a_bare_unix_loop_a_class_that_asks_for_keepalive_is_warned(
         server.close()
 
 
-async def test_a_protocol_instance_can_be_used_again() -> None:
+async def test_protocol_can_be_reused() -> None:
     """A client protocol that reconnects as the same object gets a new transport and all callbacks again."""
     again = Recorder()
     for _ in range(2):
@@ -271,8 +273,8 @@ async def test_a_protocol_instance_can_be_used_again() -> None:
     assert again.names.count("made") == again.names.count("lost") == 2
 
 
-async def test_set_protocol_hands_the_watch_on() -> None:
-    """A protocol that takes over a connection is told of its end."""
+async def test_set_protocol_keeps_the_callbacks() -> None:
+    """A protocol that takes over a connection gets peer_dead and connection_lost."""
     transport, _, their = await connected(Recorder)
     second = Recorder()
     second.transport = transport
@@ -286,8 +288,8 @@ async def test_set_protocol_hands_the_watch_on() -> None:
     their.close()
 
 
-async def test_stream_writers_can_start_tls(server_tls: Any, client_tls: Any) -> None:
-    """StreamWriter.start_tls works on both twins, and the policy stays."""
+async def test_stream_writers_can_start_tls(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    """StreamWriter.start_tls works with kaio's open_connection and start_server, and keeps the policy."""
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readline() == b"STARTTLS\n"
@@ -309,11 +311,11 @@ async def test_stream_writers_can_start_tls(server_tls: Any, client_tls: Any) ->
         writer.close()
 
 
-async def test_a_plain_protocol_that_takes_over_leaves_nothing_behind() -> None:
-    """The server ends though nobody tells kaio of that connection's end."""
+async def test_server_ends_after_set_protocol_with_a_plain_protocol() -> None:
+    """The server ends although the end of such a connection is not reported to kaio."""
 
     class HandsOver(Recorder):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             transport.set_protocol(asyncio.Protocol())
 
     async with await kaio.create_server(HandsOver, "127.0.0.1", 0) as server:
@@ -326,7 +328,7 @@ async def test_a_plain_protocol_that_takes_over_leaves_nothing_behind() -> None:
 
 
 async def test_one_protocol_for_several_connections_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """The second connection is turned away with a record that says why; the first goes on, and so does the server."""
+    """The second connection is refused with a log record that says why; the first and the server go on."""
     shared = Recorder()
     async with await kaio.create_server(lambda: shared, "127.0.0.1", 0) as server:
         address = server.sockets[0].getsockname()
@@ -349,12 +351,12 @@ def _ended(sock: socket.socket) -> bool:
         return True
 
 
-async def test_closing_in_connection_made_is_no_error_of_the_call() -> None:
-    """create_connection returns, as on the bare loop."""
+async def test_closing_in_connection_made_does_not_fail_the_call() -> None:
+    """create_connection returns the closed transport, as asyncio's does."""
     for method in ("close", "abort"):
 
         class Closes(Recorder):
-            def connection_made(self, transport: Any, method: str = method) -> None:
+            def connection_made(self, transport: kaio.KeepaliveTransport, method: str = method) -> None:
                 super().connection_made(transport)
                 getattr(transport, method)()
 
@@ -363,14 +365,14 @@ async def test_closing_in_connection_made_is_no_error_of_the_call() -> None:
         their.close()
 
 
-async def test_a_policy_of_the_protocols_own_survives_the_end_of_connecting() -> None:
-    """Its user timeout is what the kernel has, though the handshake had another one."""
+async def test_policy_of_the_protocol_is_kept_after_connecting() -> None:
+    """The socket has its user timeout, although connecting needed another one."""
 
     class Own(Recorder):
         keepalive = kaio.Keepalive(5, 5, 2, stalled="drop")
 
     class Sets(Recorder):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             super().connection_made(transport)
             transport.keepalive = kaio.Keepalive(5, 5, 2, stalled="drop")
 
@@ -382,8 +384,10 @@ async def test_a_policy_of_the_protocols_own_survives_the_end_of_connecting() ->
         their.close()
 
 
-async def test_a_transport_can_be_upgraded_by_the_loops_own_start_tls(server_tls: Any, client_tls: Any) -> None:
-    """transport.inner is what loop.start_tls takes, on both loops."""
+async def test_start_tls_of_the_loop_upgrades_a_transport(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """loop.start_tls accepts transport.inner on both loops."""
     async with kaio.serve(_echo_once, "127.0.0.1", 0, ssl=server_tls) as server:
         host, port = server.listeners[0].address  # type: ignore[misc]
         transport, protocol = await kaio.create_connection(Recorder, host, port)

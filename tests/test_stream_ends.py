@@ -1,4 +1,4 @@
-"""Streams at their end: no byte that arrived or was sent is thrown away, and nothing stays behind."""
+"""The end of streams: no received or sent data is lost, and everything is freed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import pathlib
 import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -26,12 +27,12 @@ from .conftest import Recorder, echo, reset, until
 
 
 @pytest.mark.parametrize("kind", ["path", "pair"])
-async def test_a_unix_connection_can_still_be_asked_after_its_end(kind: str, tmp_path: Any) -> None:
-    """repr, peername and keepalive of both ends: an address or None, KeepaliveError, and never AttributeError."""
+async def test_closed_unix_connection_has_repr_and_peername(kind: str, tmp_path: pathlib.Path) -> None:
+    """repr, peername and keepalive of both ends return a value or raise KeepaliveError, never AttributeError."""
     ends: list[Any] = []
 
     class Protocol(kaio.KeepaliveProtocol):
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: kaio.KeepaliveTransport) -> None:
             ends.append(transport)
 
     if kind == "path":
@@ -59,10 +60,10 @@ async def test_a_unix_connection_can_still_be_asked_after_its_end(kind: str, tmp
             kaio.inspect(end)
 
 
-async def test_the_handlers_own_failure_is_logged_after_the_end_of_a_unix_connection(
-    tmp_path: Any, caplog: pytest.LogCaptureFixture
+async def test_handler_failure_is_logged_after_the_end_of_a_unix_connection(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log's record has the handler's traceback, and the connection's repr can be made."""
+    """The record contains the handler's traceback and the connection's repr."""
 
     async def fail(connection: kaio.Connection) -> None:
         await connection.receive()
@@ -86,7 +87,7 @@ ARRIVED = 600_000
 
 @contextlib.asynccontextmanager
 async def filled(factory: Any = None, keepalive: str | None = None) -> AsyncIterator[tuple[Any, socket.socket, bytes]]:
-    """A paused client, in whose socket lies more than its buffer takes; its peer's socket; and all that was sent."""
+    """A client that has paused reading with data left in its socket; its peer's socket; and the data."""
     blob = random.randbytes(ARRIVED)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what the client sends soon has to wait
@@ -109,14 +110,14 @@ async def filled(factory: Any = None, keepalive: str | None = None) -> AsyncIter
 
 
 async def heard_of_the_reset(client: kaio.Connection) -> None:
-    """Wait until the connection knows, without reading."""
+    """Wait without reading until the connection has noticed a reset."""
     with pytest.raises(kaio.ResetError):
         async with client.while_alive():
             await asyncio.sleep(5)
 
 
-async def test_a_reset_while_reading_is_paused_stops_the_sender_and_loses_nothing() -> None:
-    """send raises ResetError and writes nothing; then all that had arrived is received, and then ResetError."""
+async def test_reset_while_reading_is_paused_fails_sends_and_loses_no_data() -> None:
+    """send raises ResetError; receiving returns all data, and raises ResetError after it."""
     async with filled() as (client, peer, blob):
         reset(peer)
         peer.close()
@@ -132,8 +133,8 @@ async def test_a_reset_while_reading_is_paused_stops_the_sender_and_loses_nothin
             assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
-async def test_a_reset_that_a_waiting_write_hears_of_first_loses_nothing() -> None:
-    """The loop's failing write closes the transport at once: what lies in the socket is received all the same."""
+async def test_reset_found_by_a_write_loses_no_data() -> None:
+    """All data in the socket is received, although the loop closes the transport when a write fails."""
     async with filled() as (client, peer, blob):
         sending = asyncio.create_task(client.send(bytes(8_000_000)))
         await until(lambda: client.transport.get_write_buffer_size())
@@ -147,8 +148,8 @@ async def test_a_reset_that_a_waiting_write_hears_of_first_loses_nothing() -> No
             await client.receive()
 
 
-async def test_a_protocol_that_writes_after_a_reset_reads_what_had_arrived() -> None:
-    """What it writes while reading is paused is dropped, as asyncio drops it, and does not close the connection."""
+async def test_protocol_that_writes_after_a_reset_gets_all_data() -> None:
+    """What it writes while reading is paused is discarded, and does not close the connection."""
     async with filled(Recorder) as (transport, peer, blob):
         reset(peer)
         peer.close()
@@ -171,8 +172,8 @@ class Plain(asyncio.Protocol):
 
 
 @pytest.mark.parametrize("taker", [Plain, Recorder])
-async def test_a_connection_that_was_handed_over_is_closed_to_its_stream(taker: Any) -> None:
-    """Waiting receivers and senders are woken, aclose returns at once and closes nothing; the taker has it."""
+async def test_set_protocol_closes_the_stream_only(taker: Any) -> None:
+    """Waiting tasks get ClosedResourceError; aclose returns at once and does not close the connection."""
     async with kaio.serve(echo, "127.0.0.1", 0) as server:
         client = await kaio.connect(str(server.listeners[0].address))
         transport = client.transport
@@ -195,8 +196,8 @@ async def test_a_connection_that_was_handed_over_is_closed_to_its_stream(taker: 
         transport.close()
 
 
-async def test_handing_over_wakes_a_sender_and_ends_scopes() -> None:
-    """All who wait for what will no longer be told to the stream."""
+async def test_set_protocol_wakes_a_sender_and_ends_scopes() -> None:
+    """A waiting sender gets ClosedResourceError, and a scope's block is cancelled."""
     async with filled() as (client, _, _):
         transport = client.transport
         sending = asyncio.create_task(client.send(bytes(8_000_000)))
@@ -211,12 +212,12 @@ async def test_handing_over_wakes_a_sender_and_ends_scopes() -> None:
         assert transport.is_reading()  # the taker knows nothing of the stream's pause
         with pytest.raises(anyio.ClosedResourceError):
             await sending
-        with pytest.raises(anyio.BrokenResourceError, match="taken"):
+        with pytest.raises(anyio.BrokenResourceError, match="handed over"):
             await watching
 
 
-async def test_a_handler_may_hand_its_connection_over_and_return() -> None:
-    """The server closes nothing then, and does not wait for it when it is left."""
+async def test_handler_may_call_set_protocol_and_return() -> None:
+    """The server does not close the connection then, and does not wait for it at its own end."""
     taken: list[kaio.KeepaliveTransport] = []
 
     class Echo(asyncio.Protocol):
@@ -303,7 +304,7 @@ async def _cancelled(client: kaio.Connection) -> None:
 
 
 async def _obey(connection: kaio.Connection) -> None:
-    """Sends back what comes, or does what it is told."""
+    """Echo, or do what the client asks for."""
     async for data in connection:
         if data.startswith(b"reset"):
             reset(connection.extra(SocketAttribute.raw_socket))
@@ -324,8 +325,8 @@ async def _obey(connection: kaio.Connection) -> None:
     [_clean, _eof, _reset_here, _reset_there, _scope, _incomplete, _delimiter, _cancelled],
     ids=lambda f: f.__name__,
 )
-async def test_nothing_is_left_of_a_connection(live: Any) -> None:
-    """With the collector off: neither end's connection, transport and protocol outlive it, however it ended."""
+async def test_connection_is_freed_after_any_end(live: Callable[[kaio.Connection], Awaitable[None]]) -> None:
+    """Connection, transport and protocol of both ends are freed with the collector off, however it ended."""
     async with kaio.serve(_obey, "127.0.0.1", 0) as server, nothing_left():
         client = await kaio.connect(str(server.listeners[0].address))
         await until(lambda: server.connections)
@@ -336,7 +337,7 @@ async def test_nothing_is_left_of_a_connection(live: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """What the block makes of connections is gone soon after it, without the garbage collector."""
+    """Check that the connections made in the block are freed soon after it without the garbage collector."""
     kinds = (kaio.Connection, kaio.KeepaliveTransport, StreamProtocol)
     gc.collect()
     others = {
@@ -354,8 +355,8 @@ async def nothing_left() -> AsyncIterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
-async def test_nothing_is_left_of_a_connection_whose_peer_died(caplog: pytest.LogCaptureFixture) -> None:
-    """The error is one object for whoever has it, keeps its traceback for him, and holds nothing after him."""
+async def test_connection_of_a_dead_peer_is_freed(caplog: pytest.LogCaptureFixture) -> None:
+    """All get the same error object with its traceback, which keeps nothing alive once they have dropped it."""
     caplog.set_level(logging.CRITICAL, "kaio")  # a record of the log would hold the error
     with socket.create_server(("127.0.0.1", 0)) as listening:
         async with nothing_left():
@@ -383,8 +384,8 @@ async def alive(connection: kaio.Connection) -> None:
         await asyncio.sleep(10)
 
 
-async def death(method: Any) -> kaio.DeadPeerError:
-    """What it raises."""
+async def death(method: Awaitable[object]) -> kaio.DeadPeerError:
+    """Return the DeadPeerError that a call raises."""
     with pytest.raises(kaio.DeadPeerError) as caught:
         await method
     error = caught.value
@@ -402,7 +403,7 @@ UPLOAD = 8_000_000
 
 
 def upload(address: tuple[str, int], size: int) -> bytes:
-    """As a client that sends its whole request before it reads a byte of the answer."""
+    """Send a whole request before reading the answer, and return the answer."""
     with socket.create_connection(address, timeout=20) as sock:
         sock.sendall(bytes(size))
         sock.shutdown(socket.SHUT_WR)
@@ -414,8 +415,8 @@ def upload(address: tuple[str, int], size: int) -> bytes:
 
 @pytest.mark.parametrize("way", ["return", "aclose", "raise", "eof sent"])
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "paused"])
-async def test_an_answer_arrives_though_the_request_was_not_read(way: str, late: bool) -> None:
-    """The connection is not reset under it: what the client still sends is thrown away until it closes, too."""
+async def test_answer_arrives_although_the_request_was_not_read(way: str, late: bool) -> None:
+    """The connection is not reset: what the client still sends is discarded until it closes as well."""
     answer = random.randbytes(ANSWER)
     finished = []
 
@@ -443,8 +444,8 @@ async def test_an_answer_arrives_though_the_request_was_not_read(way: str, late:
     await asyncio.gather(*finished, return_exceptions=True)
 
 
-async def test_a_peer_that_sends_for_ever_holds_no_close() -> None:
-    """aclose ends with its timeout, and so do the handler's connection and the server's own end."""
+async def test_closing_takes_no_longer_than_timeout_while_the_peer_sends() -> None:
+    """aclose, the end of a handler and the end of the server take no longer than their timeouts."""
     closed: list[float] = []
 
     async def refuse(connection: kaio.Connection) -> None:
@@ -470,8 +471,8 @@ async def test_a_peer_that_sends_for_ever_holds_no_close() -> None:
     assert 0.2 < closed[0] < 2
 
 
-async def test_closing_with_nothing_left_to_lose_lingers_for_nobody() -> None:
-    """No time to wait, an abort, an acknowledged answer, nothing unread, the peer's own end: closed at once."""
+async def test_no_lingering_close_without_data_to_lose() -> None:
+    """Closed at once: without a timeout, by abort, all data acknowledged, nothing unread, or after the peer's EOF."""
     connections: list[kaio.Connection] = []
     closing = asyncio.Event()
 
@@ -506,8 +507,8 @@ async def test_closing_with_nothing_left_to_lose_lingers_for_nobody() -> None:
             client.abort()
 
 
-async def test_a_lingering_close_ends_with_the_peers_reset_and_cancels_no_scope_of_its_own() -> None:
-    """The end comes as an ordinary end of aclose; another task's scope hears ClosedResourceError."""
+async def test_reset_ends_a_lingering_close_without_error() -> None:
+    """aclose ends without an error; the scope of another task raises ClosedResourceError."""
     async with filled() as (client, peer, _):
         sending = asyncio.create_task(client.send(bytes(8_000_000)))
         await until(lambda: client.transport.get_write_buffer_size())
@@ -536,8 +537,8 @@ async def test_a_lingering_close_ends_with_the_peers_reset_and_cancels_no_scope_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
-async def test_a_peer_that_dies_ends_a_lingering_close() -> None:
-    """Within the policy's bound, though the close has all the time in the world."""
+async def test_dead_peer_ends_a_lingering_close() -> None:
+    """It ends within the policy's detection time, although aclose has no timeout."""
     async with filled(keepalive="1s:1s:2") as (client, peer, _):
         sending = asyncio.create_task(client.send(bytes(8_000_000)))
         await until(lambda: client.transport.get_write_buffer_size())
@@ -560,7 +561,7 @@ async def test_a_peer_that_dies_ends_a_lingering_close() -> None:
 async def slow_reader(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, then: Callable[[ssl.SSLSocket], None]
 ) -> AsyncIterator[tuple[kaio.Connection, bytes]]:
-    """A client that has paused reading, and all that its peer has sent before it did what is to follow."""
+    """A client that has paused reading, and the data that its peer has sent before a last action."""
     blob = random.randbytes(900_000)
 
     def serve_one(listening: socket.socket) -> None:
@@ -581,18 +582,18 @@ async def slow_reader(
 
 
 def close_roughly(peer: ssl.SSLSocket) -> None:
-    """As most programs do: no farewell of TLS, the end of the connection alone."""
+    """Close without close_notify, as most programs do."""
 
 
 def bid_farewell(peer: ssl.SSLSocket) -> None:
-    """Send TLS's farewell, and wait for none."""
+    """Send close_notify, and do not wait for the peer's."""
     peer.setblocking(False)
     with contextlib.suppress(ssl.SSLError):
         peer.unwrap()
 
 
 def read_to_the_end(peer: ssl.SSLSocket) -> None:
-    """Close once the other side has closed."""
+    """Read until the other side has closed, then close."""
     with contextlib.suppress(OSError):
         while peer.recv(65536):
             pass
@@ -600,10 +601,10 @@ def read_to_the_end(peer: ssl.SSLSocket) -> None:
 
 
 @pytest.mark.parametrize("then", [close_roughly, bid_farewell])
-async def test_a_peers_end_of_tls_loses_nothing_of_a_slow_reader(
-    then: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+async def test_end_of_tls_loses_no_data_of_a_slow_reader(
+    then: Callable[[ssl.SSLSocket], None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """All that had been sent is received, and then the end: also from uvloop, whose TLS drops what it still holds."""
+    """All data is received before the end, also with uvloop, whose TLS discards what it has not delivered."""
     async with slow_reader(server_tls, client_tls, then) as (client, blob):
         await asyncio.sleep(0.1)
         got = bytearray()
@@ -613,10 +614,8 @@ async def test_a_peers_end_of_tls_loses_nothing_of_a_slow_reader(
         assert bytes(got) == blob
 
 
-async def test_a_paused_tls_connection_is_closed_as_quickly_as_any(
-    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    """The peer's farewell is read, though reading was paused."""
+async def test_closing_a_paused_tls_connection_is_quick(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    """The peer's close_notify is read, although reading was paused."""
     async with slow_reader(server_tls, client_tls, read_to_the_end) as (client, _):
         await asyncio.sleep(0.05)
         began = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from anyio import ClosedResourceError, TypedAttributeProvider
 from anyio.abc import SocketAttribute, SocketStream
@@ -114,8 +114,9 @@ def raw_socket(obj: object) -> SocketLike:
         except ClosedResourceError:
             raise KeepaliveError(errno.EBADF, "the socket is closed") from None
     elif hasattr(obj, "get_extra_info"):
+        transport: Any = obj
         try:
-            found = obj.get_extra_info("socket")
+            found = transport.get_extra_info("socket")
         except AttributeError:  # from asyncio's TLS transport after its second close()
             raise KeepaliveError(errno.EBADF, "the socket is closed") from None
     elif hasattr(obj, "getsockopt") and hasattr(obj, "fileno"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import Cause, DeadPeerError
 from ..kernel.tcpinfo import TcpInfo, TcpState
@@ -117,7 +117,7 @@ def dead_peer(
     cause: Cause | None,
     sample: TcpInfo | None,
     *,
-    peername: Any,
+    peername: object,
     policy: Keepalive | None,
     silence: float | None = None,
     this_host: bool = False,
@@ -143,7 +143,7 @@ def dead_peer(
     return error
 
 
-def _is_this_hosts(number: int, sample: TcpInfo | None, peername: Any) -> bool:
+def _is_this_hosts(number: int, sample: TcpInfo | None, peername: object) -> bool:
     """Return whether it was this host that could not reach the peer, and not a router on the way.
 
     An IPv6 router that prohibits says EACCES (RFC 4443 3.1, code 1); of IPv4 only this host's own routes say that.

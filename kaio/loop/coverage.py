@@ -42,7 +42,7 @@ class Coverage:
         self._loop = weakref.ref(loop)
         self.policy: Keepalive = policy
         self.active: bool = policy.enabled
-        self.connect_bound = connect_bound(policy)
+        self.connect_bound: float | None = connect_bound(policy)
         self._seen: dict[int, int] = {}  # descriptors that add_reader and its kin have met, and their inodes
         # The loop's own table: descriptor -> weak reference.
         self._transports: Mapping[int, weakref.ref[asyncio.Transport]] | None = None

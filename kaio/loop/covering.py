@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ..kernel.options import platform
@@ -18,6 +19,7 @@ from ..monitor.monitor import close_monitor
 from ..net.dialing import (
     Attempts,
     DialOptions,
+    SocketAddress,
     detach_if_closed,
     dial,
     find_route,
@@ -31,10 +33,14 @@ from ..net.protocols import Watched
 from ..policy import Keepalive, as_policy
 from .coverage import Coverage
 
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+
 __all__ = ["Covering", "cover_loop", "loop_class"]
 
 
 if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
     _Base = asyncio.SelectorEventLoop
 else:
     _Base = object
@@ -45,11 +51,11 @@ class _QueuedProtocol(asyncio.Protocol):
 
     __slots__ = ("_cover", "_protocol")
 
-    def __init__(self, cover: Coverage, protocol: Any) -> None:
+    def __init__(self, cover: Coverage, protocol: asyncio.BaseProtocol) -> None:
         self._cover = cover
         self._protocol = protocol
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         protocol = self._protocol
         self._cover.apply_policy(transport.get_extra_info("socket"))
         transport.set_protocol(protocol)
@@ -66,8 +72,8 @@ class Covering(_Base):
         self._kaio_cover = Coverage(self, as_policy(None))
 
     @property
-    def _kaio_bare(self) -> Any:
-        return super()
+    def _kaio_bare(self) -> asyncio.AbstractEventLoop:
+        return super()  # type: ignore[return-value]
 
     @property
     def keepalive(self) -> Keepalive:
@@ -81,7 +87,7 @@ class Covering(_Base):
 
     # -- by hand
 
-    async def sock_connect(self, sock: Any, address: Any) -> None:
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         cover = self._kaio_cover
         if not cover.active:
             await sock_connect(super(), sock, address)
@@ -90,7 +96,7 @@ class Covering(_Base):
             await sock_connect(super(), sock, address)
         cover.on_descriptor(sock)
 
-    async def sock_accept(self, sock: Any) -> Any:
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, SocketAddress]:
         cover = self._kaio_cover
         if not cover.active:
             return await super().sock_accept(sock)
@@ -99,21 +105,21 @@ class Covering(_Base):
         cover.on_descriptor(conn)
         return conn, address
 
-    def add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
+    def add_reader(self, fd: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
         if self._kaio_cover.active:
             self._kaio_cover.on_descriptor(fd)
-        return super().add_reader(fd, callback, *args)
+        super().add_reader(fd, callback, *args)
 
-    def add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:  # type: ignore[override]
+    def add_writer(self, fd: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
         if self._kaio_cover.active:
             self._kaio_cover.on_descriptor(fd)
-        return super().add_writer(fd, callback, *args)
+        super().add_writer(fd, callback, *args)
 
     # -- servers
 
     async def create_server(
         self,
-        protocol_factory: Any,
+        protocol_factory: ProtocolFactory,
         host: Any = None,
         port: Any = None,
         *,
@@ -143,11 +149,11 @@ class Covering(_Base):
             raise
         return server
 
-    def _accepting(self, factory: Any, waiting: int) -> Any:
+    def _accepting(self, factory: ProtocolFactory, waiting: int) -> ProtocolFactory:
         """The factory by which a server makes its protocols; so many of its first connections waited in the queue."""
         cover, left = self._kaio_cover, waiting
 
-        def make() -> Any:
+        def make() -> asyncio.BaseProtocol:
             nonlocal left
             if cover.up_to_date:
                 cover.on_connection()
@@ -159,7 +165,9 @@ class Covering(_Base):
 
         return make
 
-    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **kwargs: Any) -> Any:
+    async def connect_accepted_socket(
+        self, protocol_factory: ProtocolFactory, sock: socket.socket, **kwargs: Any
+    ) -> Any:
         if self._kaio_cover.active:
             self._kaio_cover.apply_policy(sock)
             self._kaio_cover.on_connection()
@@ -169,7 +177,9 @@ class Covering(_Base):
 class _CoveringSelector(Covering):
     """Over asyncio's selector loops, which connect by `sock_connect`."""
 
-    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
+    async def create_connection(
+        self, protocol_factory: ProtocolFactory, host: Any = None, port: Any = None, **kwargs: Any
+    ) -> Any:
         cover, sock = self._kaio_cover, kwargs.get("sock")
         if sock is not None and host is None and port is None and cover.active:
             cover.apply_policy(sock)
@@ -183,11 +193,11 @@ class _CoveringOther(Covering):
 
     async def create_connection(
         self,
-        protocol_factory: Any,
+        protocol_factory: ProtocolFactory,
         host: Any = None,
         port: Any = None,
         *,
-        sock: Any = None,
+        sock: socket.socket | None = None,
         happy_eyeballs_delay: float | None = None,
         interleave: int | None = None,
         all_errors: bool = False,
@@ -243,7 +253,9 @@ class _CoveringOther(Covering):
         self._kaio_cover.on_connection()
         return transport, protocol
 
-    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
+    async def create_server(
+        self, protocol_factory: ProtocolFactory, host: Any = None, port: Any = None, **kwargs: Any
+    ) -> Any:
         if not has_scope(host) or kwargs.get("sock") is not None or not loses_scope(self):
             return await super().create_server(protocol_factory, host, port, **kwargs)
         sock = await self._bind(host, port, **{name: kwargs.pop(name) for name in _BINDING if name in kwargs})

@@ -139,7 +139,7 @@ class _ConnectionLost:
     def __init__(self, function: Callable[[Watched, BaseException | None], None]) -> None:
         @functools.wraps(function)
         def connection_lost(protocol: Watched, exc: BaseException | None) -> None:
-            transport: object = getattr(protocol, "_kaio", function)
+            transport: Any = getattr(protocol, "_kaio", function)
             if transport is None:  # refused in connection_made
                 return
             if type(transport) is WatchedTransport:

@@ -16,7 +16,7 @@ class ReceiveBuffer:
     def __init__(self) -> None:
         self._chunks: deque[bytes | bytearray] = deque()
         self._consumed = 0  # bytes of the first chunk that have been taken
-        self.size = 0  # bytes in all chunks that have not
+        self.size: int = 0  # bytes in all chunks that have not
 
     def append(self, data: bytes) -> None:
         """Add a chunk at the end."""

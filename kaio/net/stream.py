@@ -1,26 +1,23 @@
 """The protocol of a `Connection`: its receive buffer, its flow control, and the tasks that wait in it.
 
-A task that waits for data awaits the protocol itself and is resumed inside `data_received`: a future, its callback and
-another iteration of the loop would double the cost of a message. It is handed the bytes only there, where it cannot be
-cancelled before it gets them; otherwise it is resumed in the next iteration and takes the bytes from the buffer.
+Data is handed to the receiver inside `data_received` only while it waits for any number of bytes: there it cannot be
+cancelled before it gets them. Otherwise it is resumed in the next iteration and takes the bytes from the buffer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import types
-from collections.abc import Callable, Generator
-from contextvars import Context
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 
 from ..errors import DeadPeerError, RememberedError, as_stream_error, remember
 from ..kernel.descriptors import take_unread, unacknowledged, unread
+from .awaited import RETURN_NONE, AwaitedProtocol
 from .connection import Connection
 from .internals import below_tls
-from .protocols import KeepaliveProtocol
 from .receivebuffer import EMPTY, ReceiveBuffer
 from .transports import WatchedTransport
 
@@ -30,60 +27,47 @@ _HIGH_WATER: Final = 128 * 1024  # bytes in the receive buffer above which readi
 _LOW_WATER: Final = 32 * 1024  # bytes at or below which it is resumed
 
 
-class StreamProtocol(KeepaliveProtocol):
-    """What the loop calls for a `Connection`, and the future that its receiver awaits."""
+class StreamProtocol(AwaitedProtocol):
+    """The protocol of a `Connection`."""
 
     __slots__ = (
-        "_asyncio_future_blocking",
-        "_callback",
-        "_context",
         "_drain_waiter",
         "_eof",
         "_lingering",
-        "_loop",
         "_lost_waiter",
-        "_needed",
         "_on_connect",
         "_reading_paused",
         "_transport",
-        "_woken",
         "_writing_paused",
         "buffer",
         "connection",
         "error",
-        "handed",
         "is_closed",
         "is_lost",
-        "receivable",
-        "result",
         "sendable",
-        "sends_since_wait",
         "sent_eof",
     )
 
     def __init__(self, on_connect: Callable[[Connection], None] | None = None) -> None:
-        self._on_connect = on_connect  # called with the connection in connection_made
-        self.buffer = EMPTY  # bytes received and not yet taken
-        self._needed = 0  # bytes that the receiver waits for; 0: any number
-        self._woken = False  # whether the receiver is to be resumed in the next iteration of the loop
-        self._callback: Callable[[StreamProtocol], object] | None = None  # resumes the receiver; None: none waits
-        self._context: Context | None = None  # in which `_callback` is called
-        self.result: Callable[[], None] = _RETURN_NONE  # called by the task when it is resumed
-        self.handed: bytes | None = None  # bytes for the receiver that is being resumed
         self._asyncio_future_blocking = False
+        self._callback = self._context = self.handed = None
+        self._needed = self.sends_since_wait = 0
+        self._woken = False
+        self.receivable = True
+        self.result = RETURN_NONE
+        self._on_connect = on_connect  # called with the connection in connection_made
+        self.buffer: ReceiveBuffer = EMPTY  # bytes received and not yet taken
         self._drain_waiter: asyncio.Future[None] | None = None  # of the sender that waits in drain()
         self._lost_waiter: asyncio.Future[None] | None = None  # of those who wait for connection_lost
-        self.sends_since_wait = 0  # sends since the last wait for data or iteration of the loop
         self._reading_paused = False
         self._writing_paused = False
         self._eof = False  # the peer has sent FIN
-        self.sent_eof = False  # this side has sent FIN, or will after what was written
-        self.is_closed = False  # this side has closed it
+        self.sent_eof: bool = False  # this side has sent FIN, or will after what was written
+        self.is_closed: bool = False  # this side has closed it
         self._lingering = False  # in a lingering close: what still arrives is discarded until the peer closes
-        self.is_lost = False  # connection_lost was called
+        self.is_lost: bool = False  # connection_lost was called
         self.error: RememberedError | BaseException | None = None  # its argument, as `remember` returns it
-        self.receivable = True  # whether receiving can wait for data without any other check
-        self.sendable = True  # whether sending can write without any other check
+        self.sendable: bool = True  # whether sending can write without any other check
 
     def _kaio_entry(self, transport: WatchedTransport) -> Connection:
         self._transport = transport
@@ -105,9 +89,8 @@ class StreamProtocol(KeepaliveProtocol):
             self.handed = data
             try:
                 self._context.run(callback, self)  # type: ignore[union-attr]
-                callback = (
-                    None  # from 3.12 on the task's traceback refers to this frame, which would keep the task alive
-                )
+                # From 3.12 on the task's traceback refers to this frame, which would keep the task alive.
+                callback = None
                 return
             except RuntimeError:
                 if self.handed is None:  # raised by the task after it was resumed
@@ -217,60 +200,6 @@ class StreamProtocol(KeepaliveProtocol):
             or self.error is not None
             or self._drain_waiter is not None
         )
-
-    # -- the interface of a future, for the task that waits for data
-
-    @types.coroutine
-    def wait(self, needed: int) -> Generator[object, None, bytes | None]:
-        """Wait for the next data and return it, or None once the buffer has that many bytes or no more will come."""
-        self._needed = needed
-        self.sends_since_wait = 0  # other callbacks run meanwhile
-        self.receivable = False
-        self._asyncio_future_blocking = True
-        try:
-            yield self
-        finally:
-            self._needed = 0
-            self.stop_waiting()
-        handed, self.handed = self.handed, None
-        return handed
-
-    @property
-    def receiving(self) -> bool:
-        """Whether a task waits for data, or is about to be resumed."""
-        return self._callback is not None or self._woken
-
-    def stop_waiting(self) -> None:
-        """Reset the state of a wait that has ended."""
-        self._callback = None
-        self._woken = False
-        self.update_flags()
-
-    def add_done_callback(
-        self, callback: Callable[[StreamProtocol], object], *, context: Context | None = None
-    ) -> None:
-        """Called by the task that awaits this object, as `Future.add_done_callback` is."""
-        self._callback = callback
-        self._context = context
-
-    def done(self) -> bool:
-        """Whether no task waits, as `Future.done`; called by anyio."""
-        return self._callback is None
-
-    def cancel(self, msg: object = None) -> bool:
-        """Called when the task is cancelled, as `Future.cancel` is."""
-        if self._callback is None:  # about to be resumed: the task then raises CancelledError by itself
-            return False
-        self.result = _Cancelled(self, msg)
-        self._wake_receiver()
-        return True
-
-    def _wake_receiver(self) -> None:
-        """Resume the receiver in the next iteration of the loop."""
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            self._woken = True
-            self._loop.call_soon(callback, self, context=self._context)
 
     # -- called by Connection
 
@@ -467,23 +396,6 @@ class StreamProtocol(KeepaliveProtocol):
             if self._lost_waiter is None or self._lost_waiter.done():
                 self._lost_waiter = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._lost_waiter)
-
-
-_RETURN_NONE: Final = type(None)  # a call of it returns None; faster than any function in Python
-
-
-class _Cancelled:
-    """The `result` of a cancelled wait: raises CancelledError when called."""
-
-    __slots__ = ("_message", "_protocol")
-
-    def __init__(self, protocol: StreamProtocol, message: object) -> None:
-        self._protocol = protocol
-        self._message = message
-
-    def __call__(self) -> None:
-        self._protocol.result = _RETURN_NONE
-        raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
 
 
 def _raise(exc: BaseException) -> None:

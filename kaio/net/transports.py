@@ -601,9 +601,8 @@ class WatchedTransport(KeepaliveTransport):
 
     def on_connection_lost(self, exc: BaseException | None) -> BaseException | None:
         """Record the end of the connection and return the error for the protocol's connection_lost."""
-        if (
-            exc is None and self.verdict is None and not self.scopes and self._policy is not None
-        ):  # nearly all connections
+        # Nearly all connections end like this.
+        if exc is None and self.verdict is None and not self.scopes and self._policy is not None:
             self.stage = Stage.LOST
             self._unregister()
             return None

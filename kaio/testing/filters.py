@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
+from ..kernel.options import SocketLike
 from ..kernel.sockets import raw_socket
 
 __all__ = ["blackhole", "lacking"]
@@ -57,7 +58,7 @@ def lacking() -> str | None:
     return None
 
 
-def _attach(sock: Any) -> None:
+def _attach(sock: SocketLike) -> None:
     if not sys.platform.startswith("linux"):
         raise OSError(errno.ENOTSUP, f"blackhole needs Linux's socket filters; {sys.platform} has none")
     try:
@@ -69,11 +70,11 @@ def _attach(sock: Any) -> None:
         ) from None
 
 
-def _detach(sock: Any) -> None:
+def _detach(sock: SocketLike) -> None:
     _quietly(sock, _SO_DETACH_FILTER, 0)
 
 
-def _quietly(sock: Any, option: int, value: int) -> None:
+def _quietly(sock: SocketLike, option: int, value: int) -> None:
     """Put an option back; the socket may be closed by now (uvloop: ValueError), and that is as good."""
     with contextlib.suppress(OSError, ValueError):
         sock.setsockopt(socket.SOL_SOCKET, option, value)

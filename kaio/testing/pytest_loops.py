@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -109,7 +109,7 @@ class CoveredLoops:
         return "asyncio", {**options, "loop_factory": self._covered(base)}
 
     def _covered(self, factory: Any) -> Any:
-        return Covered(factory, self._policy) if callable(factory) else factory
+        return Covered(cast("LoopFactory", factory), self._policy) if callable(factory) else factory
 
 
 def _base(name: str) -> LoopFactory:

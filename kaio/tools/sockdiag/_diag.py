@@ -70,7 +70,7 @@ class _Decoder(Marshal):  # type: ignore[misc]
         super().__init__()
         self._unwanted = unwanted
 
-    def parse(
+    def parse(  # pyright: ignore[reportIncompatibleMethodOverride] - of pyroute2, whose messages are dictionaries
         self, data: bytes, seq: int | None = None, callback: object = None, skip_alien_seq: bool = False
     ) -> Generator[dict[str, object], None, None]:
         """Yield messages for pyroute2, which stops at the type NLMSG_DONE and raises the header's error."""
