@@ -1325,13 +1325,22 @@ async def test_nobody_who_lives_is_told_dead(
         await shut_window(case)
         return case
 
-    async def away(how: str, after: Any) -> Case:
-        """Until a probe or a retransmission was lost."""
-        case: Case = await getattr(connections, how)()
-        with blackhole(case.peer):
-            await after(case)
-            await until(lambda: getattr(kaio.health(case.transport), "probes" if after is idle else "retransmits"))
-        return case
+    async def away() -> list[Case]:
+        """Each until a probe or a retransmission was lost; together, so that none is away for much longer."""
+        cases: list[Case] = []
+        for how in ("accepted", "connected"):
+            cases += [await getattr(connections, how)() for _ in range(2)]
+        idle_ones, others = cases[::2], cases[1::2]
+        with blackhole(*(case.peer for case in cases)):
+            for case in others:
+                await in_flight(case)
+            await until(
+                lambda: (
+                    all(kaio.health(case.transport).probes for case in idle_ones)
+                    and all(kaio.health(case.transport).retransmits for case in others)
+                )
+            )
+        return cases
 
     async def another_choice(delay: float, after: Any, option: int, value: int) -> Case:
         """The peer is dead, and the application has said how long that may last."""
@@ -1368,15 +1377,16 @@ async def test_nobody_who_lives_is_told_dead(
         return case
 
     async with Connections(server_tls, client_tls) as connections:
+        absent = asyncio.create_task(away())
         living = await asyncio.gather(
             *(stalled(how, tls) for how in ("accepted", "connected") for tls in (False, True)),
-            *(away(how, after) for how in ("accepted", "connected") for after in (idle, in_flight)),
             *(another_choice(delay, after, socket.TCP_KEEPIDLE, 30) for delay in (0, 1) for after in (idle, in_flight)),
             another_choice(0, idle, socket.TCP_KEEPCNT, 30),
             *(without(delay) for delay in (0, 1)),
             *(closed_by_both(count) for count in (2, 1)),
             *(connections.accepted(tls) for tls in (False, True)),
         )
+        living += await absent
         began = loop.time()
         ended = await asyncio.gather(*(was_reset(after, count) for after in (idle, paused) for count in (2, 1)))
         for case in ended:

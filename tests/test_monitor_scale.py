@@ -140,6 +140,7 @@ def test_five_thousand_deaths_at_once_are_told_in_time_and_never_hold_the_loop(l
 # -- a hundred thousand connections that come and go
 
 
+@pytest.mark.alone  # it keeps every core busy
 def test_a_hundred_thousand_connections_leave_nothing_behind() -> None:
     """On both loops at once, the last 20,000 in the error watch: tables, descriptors and memory are as before."""
     warm, plain, paused = 20_000, 60_000, 20_000
