@@ -18,7 +18,7 @@ CHOSEN = "[(1, 7, 3, 2)] * 2"
 """What both ends of a connection have, by that policy."""
 BARE = "[bare()] * 2"
 
-PLUGINS = ("cacheprovider", "hypothesispytest", "rerunfailures", "xdist", "xdist.looponfail")
+PLUGINS = ("cacheprovider", "hypothesispytest", "xdist", "xdist.looponfail")
 QUICK = [argument for plugin in PLUGINS for argument in ("-p", f"no:{plugin}")]
 """A second less for each run."""
 
