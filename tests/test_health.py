@@ -49,7 +49,7 @@ GONE = TcpState.CLOSE
     ],
     ids=str,
 )
-def test_a_sample_tells_how_the_peer_is(info: TcpInfo, state: State) -> None:
+def test_a_sample_is_judged(info: TcpInfo, state: State) -> None:
     """Dead before suspect before stalled before alive; silence alone is no reason for suspicion."""
     assert judge(info).state is state
 
@@ -64,7 +64,7 @@ def test_health_has_what_the_sample_has() -> None:
     )
 
 
-def test_health_knows_no_more_than_the_platform() -> None:
+def test_health_has_none_for_what_the_platform_does_not_say() -> None:
     """What the sample lacks is None, and not zero."""
     health = judge(TcpInfo(state=UP))
     assert (health.probes, health.silence, health.rtt, health.unacked, health.unsent) == (None,) * 5
@@ -101,15 +101,13 @@ SAID = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL, errno.ENON
         *[(number, None, Cause.UNREACHABLE) for number in (10065, 10051, 10064, 10050)],
     ],
 )
-def test_cause_of_death_follows_from_the_number_and_the_last_sample(
-    number: int, info: TcpInfo | None, cause: Cause
-) -> None:
+def test_the_cause_follows_from_errno_and_the_last_sample(number: int, info: TcpInfo | None, cause: Cause) -> None:
     """The network's own word first, then what the kernel left standing."""
     assert cause_of_death(number, info) is cause
 
 
 @pytest.mark.parametrize("name", ["ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN", "ENETDOWN"])
-def test_deaths_are_the_numbers_of_a_peer_that_does_not_answer(name: str) -> None:
+def test_deaths_are_the_errnos_of_a_silent_peer(name: str) -> None:
     """Timeouts and unreachable networks."""
     assert getattr(errno, name) in DEATHS
 
@@ -121,7 +119,7 @@ def test_a_live_peers_errors_are_not_deaths(name: str) -> None:
 
 
 @pytest.mark.parametrize("number", SAID)
-def test_some_numbers_are_deaths_of_what_the_kernel_has_given_up_alone(number: int) -> None:
+def test_some_errnos_are_deaths_only_when_the_kernel_ended_the_connection(number: int) -> None:
     """On a connection that stands, or that was reset, the same number is a mistake in a call."""
     assert all(is_death(number, info) for info in (PROBED, RESENT, WEDGED, UNSENT, SHRUNK))
     assert not any(is_death(number, info) for info in (None, TcpInfo(state=GONE), TcpInfo(state=UP, probes=3)))
@@ -144,7 +142,7 @@ V4, V6 = ("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0)
     ],
     ids=str,
 )
-def test_a_failure_of_this_host_is_told_apart_from_a_dead_peer(
+def test_a_failure_of_this_host_is_distinguished_from_a_dead_peer(
     number: int, info: TcpInfo, peername: Any, text: str
 ) -> None:
     """By the number, or because what was written has never left."""
@@ -169,7 +167,7 @@ def test_a_failure_of_this_host_is_told_apart_from_a_dead_peer(
         (Keepalive(20, None, 4), None),
     ],
 )
-def test_what_a_policy_means_for_the_monitor(policy: Keepalive, limits: Limits | None) -> None:
+def test_limits_of_a_policy(policy: Keepalive, limits: Limits | None) -> None:
     """stalled="drop" leaves the user timeout to the kernel; a policy with gaps needs the kernel's values first."""
     assert limits_of(policy) == limits
 
@@ -204,9 +202,7 @@ def state(
         (POLICY, state(True), None),
     ],
 )
-def test_a_socket_of_others_is_watched_by_what_it_has(
-    policy: Keepalive, has: SocketState, expected: Limits | None
-) -> None:
+def test_limits_of_another_librarys_socket(policy: Keepalive, has: SocketState, expected: Limits | None) -> None:
     """The policy speaks for its own times; other times speak for themselves."""
     assert limits_of_state(policy, has) == expected
 
@@ -235,6 +231,6 @@ BOUNDED = state(True, 1, 1, 2, 3.0)
     ],
     ids=str,
 )
-def test_an_end_is_a_death_only_if_questions_went_unanswered(info: TcpInfo, has: SocketState, died: bool) -> None:
+def test_an_end_is_a_death_only_if_probes_were_unanswered(info: TcpInfo, has: SocketState, died: bool) -> None:
     """What the kernel ended for others' protocols, told apart from resets and ordinary ends."""
     assert fell_silent(info, has) is died

@@ -99,7 +99,7 @@ def alike(real: list[int], modelled: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("name", LIVES)
-def test_the_model_lives_as_the_kernel_did(name: str) -> None:
+def test_the_model_agrees_with_recorded_kernels(name: str) -> None:
     """Every sample that the kernel gave is one that the model gives within a tenth of a second of it."""
     assert JIFFY == 4_000, "recorded with CONFIG_HZ=250"
     modelled = relived(LIVES[name], RECORDED[name])

@@ -267,7 +267,7 @@ def family(pid: int) -> list[int]:
 
 @pytest.mark.usefixtures("_descriptors")
 @pytest.mark.parametrize("options", ["--loop auto", "--loop asyncio", "--workers 2"])
-def test_no_connection_of_a_crowd_escapes_uvicorn(options: str) -> None:
+def test_every_connection_of_a_busy_uvicorn_has_the_policy(options: str) -> None:
     """Thousands at once, each covered from its first moment: no sweep helps.
 
     Their times are long: thousands of probes in the same millisecond are more than loopback's queue takes
@@ -330,7 +330,7 @@ def ends(clients: Program, ports: Iterable[int], since: float) -> dict[int, floa
 
 @pytest.mark.slow
 @both_bases
-def test_each_library_hears_of_a_dead_peer(base: str, network: Routed, far_databases: dict[str, Running]) -> None:
+def test_each_library_reports_a_dead_peer(base: str, network: Routed, far_databases: dict[str, Running]) -> None:
     """Idle, in the middle of a request, and with a request under way; and pools are well again when the peer is."""
     with party(base, far_databases, network) as here:
         here.clients.say("request")
@@ -370,7 +370,7 @@ def told(line: dict[str, Any], began: float) -> str:
 
 
 @pytest.mark.slow
-def test_without_kaio_none_of_them_hears(network: Routed, far_databases: dict[str, Running]) -> None:
+def test_without_kaio_no_library_reports_it(network: Routed, far_databases: dict[str, Running]) -> None:
     """The same programs, by the same Python: what the other test sees is kaio's doing."""
     with party("asyncio", far_databases, network, runner=()) as here:
         here.clients.say("request")

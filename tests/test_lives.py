@@ -44,7 +44,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_lives_in_which_the_watch_was_wrong(name: str) -> None:
+def test_lives_that_were_once_judged_wrongly(name: str) -> None:
     """Each was found at random, and made as simple as it can be."""
     examine(FOUND[name])
 
@@ -56,7 +56,7 @@ def test_a_wrong_verdict_would_be_found(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "given up after" in capsys.readouterr().out
 
 
-def test_a_dead_peer_is_given_up_in_the_model() -> None:
+def test_the_model_itself_gives_a_dead_peer_up() -> None:
     """The checks hold for something: a death is one, at the bound."""
     story = live(Life(idle=2, interval=1, count=2, steps=((1.0, "peer dies", 0), (0.5, "send", 1))))
     assert story.verdict is not None

@@ -180,7 +180,7 @@ def open_descriptors() -> int:
 
 
 @on_kaio(POLICY, ALL_BASES)
-async def test_connections_made_by_name_have_the_policy_before_the_protocol_sees_them(
+async def test_connections_by_name_have_the_policy_before_connection_made(
     base: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Every argument of create_connection that leads to a socket; nothing else of the connection changes."""
@@ -231,9 +231,7 @@ async def test_connections_made_by_name_have_the_policy_before_the_protocol_sees
 
 
 @on_kaio(POLICY, ALL_BASES)
-async def test_sockets_that_others_made_have_the_policy_once_the_loop_has_them(
-    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
+async def test_sockets_handed_over_get_the_policy(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     """create_connection(sock=), sock_connect, sock_accept, connect_accepted_socket, start_tls, asyncio's streams."""
     loop = asyncio.get_running_loop()
     with listening() as listener, contextlib.ExitStack() as stack:
@@ -350,7 +348,7 @@ async def test_servers_and_what_they_accept_have_the_policy(base: str, server_tl
 
 
 @on_kaio(POLICY, ALL_BASES)
-async def test_keep_alive_false_leaves_the_server_without() -> None:
+async def test_keep_alive_false_is_respected() -> None:
     """The application's word, on every base and version; the base may not even know the argument."""
     loop: Any = asyncio.get_running_loop()
     accepted = Accepted()
@@ -363,7 +361,7 @@ async def test_keep_alive_false_leaves_the_server_without() -> None:
 
 
 @on_kaio("off", BASES)
-async def test_keep_alive_true_is_honoured_where_the_policy_is_off() -> None:
+async def test_keep_alive_true_is_respected_with_the_policy_off() -> None:
     """As Python 3.13 has it: keepalive on, with the system's times."""
     loop: Any = asyncio.get_running_loop()
     accepted = Accepted()
@@ -379,7 +377,7 @@ async def test_keep_alive_true_is_honoured_where_the_policy_is_off() -> None:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @on_kaio(POLICY)
-async def test_connections_that_waited_in_a_queue_are_covered_too(
+async def test_connections_in_the_accept_queue_get_the_policy(
     tls: bool, later: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """A socket that comes already listening: what is in its queue has what it had then; one of them has gone again."""
@@ -408,7 +406,7 @@ async def test_connections_that_waited_in_a_queue_are_covered_too(
 
 
 @on_kaio(POLICY)
-async def test_a_loop_whose_server_was_handed_a_queue_connects_and_accepts_as_ever() -> None:
+async def test_a_listening_socket_with_a_queue_can_be_handed_over() -> None:
     """Whom that server does not concern: connections that the loop makes, and its other servers'."""
     loop = asyncio.get_running_loop()
     accepted, others = Accepted(), Accepted()
@@ -428,7 +426,7 @@ async def test_a_loop_whose_server_was_handed_a_queue_connects_and_accepts_as_ev
 
 @pytest.mark.parametrize("kind", ["create_server", "start_server", "listening already"])
 @on_kaio(POLICY)
-async def test_in_a_storm_of_connections_not_one_is_without_the_policy(kind: str) -> None:
+async def test_every_one_of_many_simultaneous_connections_has_the_policy(kind: str) -> None:
     """5,000 connections as fast as they come; each is read in connection_made. They begin before the server listens, or
     while nobody accepts from a socket that does."""
     count, bare, seen = 5_000, [], 0
@@ -489,7 +487,7 @@ async def test_in_a_storm_of_connections_not_one_is_without_the_policy(kind: str
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_connecting_to_silence_ends_after_the_user_timeout(client_tls: ssl.SSLContext) -> None:
+async def test_connecting_to_a_silent_host_ends_after_the_user_timeout(client_tls: ssl.SSLContext) -> None:
     """A listener that drops SYNs: TimeoutError with ETIMEDOUT from every way to connect, and no death is counted."""
     loop: Any = asyncio.get_running_loop()
     with listening() as listener, listening() as lively, blackhole(listener), contextlib.ExitStack() as stack:
@@ -597,7 +595,7 @@ async def test_a_policy_may_leave_times_to_the_system(loop_name: str) -> None:
 
 
 @on_kaio(POLICY)
-async def test_an_attempt_that_is_given_up_leaves_nothing() -> None:
+async def test_a_cancelled_attempt_leaves_no_socket_open() -> None:
     """Cancelled while connecting, refused, or wrong in its arguments: no socket stays open, and no option of theirs."""
     loop: Any = asyncio.get_running_loop()
     with socket.socket() as closed:
@@ -627,7 +625,7 @@ async def test_an_attempt_that_is_given_up_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("end", ["abort", "close", "write and close", "close it twice"])
 @on_kaio(POLICY)
-async def test_a_connection_that_its_protocol_ends_at_once_closes_one_descriptor(end: str) -> None:
+async def test_closing_in_connection_made_closes_one_descriptor(end: str) -> None:
     """The number is another's right afterwards, and nobody closes that."""
 
     class Hasty(asyncio.Protocol):
@@ -660,7 +658,7 @@ async def test_a_connection_that_its_protocol_ends_at_once_closes_one_descriptor
 
 
 @on_kaio(DROP)
-async def test_what_the_application_chose_stands_as_a_whole_and_a_bare_switch_gets_the_policy() -> None:
+async def test_options_set_by_the_application_are_kept_and_keepalive_alone_gets_the_policy() -> None:
     """By every way that a socket of the application's own comes to the loop."""
     loop = asyncio.get_running_loop()
     chosen: dict[str, tuple[dict[str, int], int, kaio.SocketState]] = {
@@ -719,7 +717,7 @@ async def test_what_the_application_chose_stands_as_a_whole_and_a_bare_switch_ge
 
 
 @on_kaio(POLICY)
-async def test_what_is_not_tcp_is_left_alone(tmp_path: Any) -> None:
+async def test_sockets_that_are_not_tcp_are_left_alone(tmp_path: Any) -> None:
     """Unix sockets, UDP, pipes, pairs of sockets and subprocesses work, and have what they had."""
     loop = asyncio.get_running_loop()
 
@@ -817,7 +815,7 @@ async def test_multipath_tcp_has_the_policy_without_a_user_timeout(base: str) ->
 
 @pytest.mark.parametrize("method", ["add_reader", "add_writer"])
 @on_kaio(POLICY, ALL_BASES)
-async def test_a_socket_that_is_only_ever_waited_for_is_covered_at_first_sight(method: str) -> None:
+async def test_a_socket_given_to_add_reader_gets_the_policy(method: str) -> None:
     """Whether it comes as a number, as a socket or as any other object with one; what it was set to later stands."""
     loop = asyncio.get_running_loop()
     wait, stop = getattr(loop, method), getattr(loop, method.replace("add", "remove"))
@@ -874,7 +872,7 @@ async def test_the_blocking_mode_of_a_descriptor_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_mistakes_are_answered_as_the_base_answers_them(
+def test_mistakes_raise_the_same_errors_as_on_the_base(
     base: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """The same kind of exception with the same error number, and no more descriptors left open."""
@@ -1214,7 +1212,7 @@ def complaints_about(case: Case) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_the_death_of_a_librarys_peer_is_told_in_every_state(
+async def test_the_death_of_a_librarys_peer_is_reported_in_every_state(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     """connection_lost(TimeoutError) once and in time; log, counters and hook tell why, once each."""
@@ -1248,7 +1246,7 @@ async def test_the_death_of_a_librarys_peer_is_told_in_every_state(
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_a_protocol_that_always_pauses_again_is_told_all_the_same(
+async def test_a_death_is_reported_to_a_protocol_that_always_pauses_again(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Backpressure of the strict kind: one helping at a time. The end comes in time, whoever asks for no more."""
@@ -1314,7 +1312,7 @@ async def test_streams_of_asyncio_raise_the_death_from_every_method(
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_nobody_who_lives_is_told_dead(
+async def test_live_peers_are_not_reported_dead(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stalled and answering, away for a moment, reset, closed by both sides and kept, or chosen otherwise."""
@@ -1406,7 +1404,7 @@ async def test_nobody_who_lives_is_told_dead(
 
 @pytest.mark.slow
 @on_kaio(DROP)
-async def test_times_that_the_application_sets_later_take_the_policys_user_timeout_off() -> None:
+async def test_times_set_later_by_the_application_remove_the_policys_user_timeout() -> None:
     """Or a policy's user timeout would end, after one lost probe, a connection whose application is more patient."""
     loop = asyncio.get_running_loop()
     with listening() as listener:
@@ -1430,7 +1428,7 @@ async def test_times_that_the_application_sets_later_take_the_policys_user_timeo
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_a_loop_that_was_busy_for_longer_than_the_policy_judges_rightly(
+async def test_a_loop_that_was_blocked_for_longer_than_the_policy_judges_correctly(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Who is dead is told soon after, once, and is counted; who lives is not."""
@@ -1466,7 +1464,7 @@ async def test_a_loop_that_was_busy_for_longer_than_the_policy_judges_rightly(
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_death_on_a_bare_descriptor_reaches_the_library_that_waits_on_it() -> None:
+async def test_a_death_on_a_descriptor_wakes_the_library_that_waits_for_it() -> None:
     """Sockets that only add_reader has seen: idle, data in flight, window shut; spared where the peer answers."""
     loop = asyncio.get_running_loop()
     monitor = kaio.get_monitor()
@@ -1536,7 +1534,7 @@ async def test_death_on_a_bare_descriptor_reaches_the_library_that_waits_on_it()
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
 @on_kaio(QUICK)
-async def test_a_descriptor_that_its_library_closes_at_the_error_is_reported_all_the_same(
+async def test_a_death_is_reported_although_the_library_closes_the_descriptor_first(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The kernel ends an idle one, the library takes the error and closes: one record, one count, one call of the hook.
@@ -1696,7 +1694,7 @@ async def test_kaios_protocols_by_the_loops_own_functions_are_watched_once(
 
 @pytest.mark.slow
 @on_kaio(QUICK)
-async def test_thousands_of_quick_connections_leave_nothing(
+async def test_thousands_of_short_connections_leave_nothing_behind(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """No protocols, transports, watchers or descriptors; some live long enough to be known to the monitor."""
@@ -1750,7 +1748,7 @@ def _links() -> list[object]:
 
 @pytest.mark.slow
 @on_kaio(QUICK)
-async def test_no_connection_is_counted_as_watched_for_ever(
+async def test_ended_connections_are_not_counted_as_watched(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Keepalive never on, switched off before or after the monitor knew, closed by both sides, reset while paused."""
@@ -1863,7 +1861,7 @@ def test_a_base_whose_loops_cannot_be_covered_is_refused() -> None:
 
 
 @pytest.mark.parametrize("base", ALL_BASES)
-def test_the_loop_is_its_base_in_name_and_kind(base: str) -> None:
+def test_the_loop_has_the_name_and_type_of_its_base(base: str) -> None:
     """isinstance holds, attributes of its own are there, the class is made once, and factories nest: the last wins."""
     factory = kaio.loop_factory(POLICY, base=ALL_BASES[base])
     again = kaio.loop_factory(QUICK, base=factory)
@@ -2075,7 +2073,7 @@ async def main():
 
 
 @pytest.mark.parametrize("way", PROGRAMS)
-def test_programs_get_such_a_loop_without_a_warning(way: str) -> None:
+def test_programs_get_kaios_loop_without_a_warning(way: str) -> None:
     """In a process of their own, with every warning an error; importing kaio alone sets no event loop policy."""
     program = f"{PROLOGUE}\n{PROGRAMS[way]}\nassert made"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=40)

@@ -31,7 +31,7 @@ def test_every_death_is_found(networks: None) -> None:
 
 
 @pytest.mark.slow
-def test_the_living_are_not_taken_for_dead(networks: None) -> None:
+def test_no_live_peer_is_reported_dead(networks: None) -> None:
     """None is reported, and all bytes arrive."""
     troubles = ["a path that drops large segments", "our loop is blocked"]
     _, results = asyncio.run(run.run([], live_cells(troubles)))
@@ -75,7 +75,7 @@ def found(state: str, kind: str = "own", mode: str = "keep", place: str = SILENT
         (found("idle", place="our queue, full", told_at=None), None),  # the kernel never asks, and nothing waits
     ],
 )
-def test_the_matrix_sees_what_is_wrong(seen: Seen, problem: str | None) -> None:
+def test_the_matrix_detects_wrong_verdicts(seen: Seen, problem: str | None) -> None:
     """Each of the things that a cell can fail in."""
     assert [each.partition(":")[0] for each in expect.problems(seen)] == ([problem] if problem else [])
 

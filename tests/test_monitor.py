@@ -138,7 +138,9 @@ STATES: list[tuple[str, Prepare, Callable[[Watcher], Awaitable[None]] | None, ka
 ]
 
 
-async def test_the_table_of_states(loop_name: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+async def test_a_death_is_reported_in_every_state(
+    loop_name: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
     """Every state, both stalled modes: cause right, peer_dead then connection_lost once, in time. Prints the table."""
     loop = asyncio.get_running_loop()
     lines: list[str] = []
@@ -196,7 +198,7 @@ async def connecting(loop_name: str, lines: list[str]) -> None:
             lines.append(f"{'connecting':28} {loop_name:8} {policy.stalled:5} {took:5.2f} s  connecting")
 
 
-async def test_a_reset_is_heard_while_reading_is_paused() -> None:
+async def test_a_reset_is_reported_while_reading_is_paused() -> None:
     """ERR in the watch is not always death: a reset stays one, with data waiting and without."""
     for prepare in (paused, paused_with_data):
         async with pair(KEEP) as (ours, reader, writer):
@@ -213,7 +215,7 @@ async def test_a_reset_is_heard_while_reading_is_paused() -> None:
             assert ("data" in ours.names) is (prepare is paused_with_data)
 
 
-async def test_the_peer_is_suspect_before_it_is_dead_and_never_after() -> None:
+async def test_a_peer_is_suspect_before_it_is_dead_and_not_afterwards() -> None:
     """Suspect once, after the first unanswered probe, and then dead; or recovered, each time it comes back."""
     policy = kaio.Keepalive(1, 1, 4)
     async with pair(policy) as (dies, _, their), pair(policy) as (lives, _, other):
@@ -241,7 +243,7 @@ async def test_the_peer_is_suspect_before_it_is_dead_and_never_after() -> None:
         await asyncio.gather(die(), live())
 
 
-async def test_healed_before_the_last_probe_twenty_times_over() -> None:
+async def test_a_path_that_heals_before_the_last_probe_causes_no_death() -> None:
     """Cut until the last probe but one is lost, and healed before the verdict: suspect and recovered each time, and no
     death; twenty connections at once, and one twenty times in a row."""
 
@@ -270,7 +272,7 @@ def _told(ours: Watcher, name: str, times: int) -> bool:
     return ours.names.count(name) == times
 
 
-async def test_peers_that_do_nothing_but_answer_are_alive() -> None:
+async def test_stalled_and_stopped_peers_are_alive() -> None:
     """One that does not read for ten detection times, one whose process is stopped for five."""
     await asyncio.gather(stalled_for_long(), frozen_for_long())
 
@@ -291,7 +293,7 @@ async def stalled_for_long() -> None:
         assert "dead" not in ours.names
 
 
-async def test_our_own_blocked_loop_kills_nobody() -> None:
+async def test_a_blocked_loop_reports_no_live_peer_dead() -> None:
     """A handler that holds the loop for three detection times: idle, with data in flight, and stalled peers live on."""
     policy = kaio.Keepalive(1, 1, 1)
     async with pair(policy) as (idler, _, _w), pair(policy) as (writer, _, _v), pair(policy) as (full, reader, their):
@@ -333,7 +335,7 @@ async def frozen_for_long() -> None:
         process.stdout.close()
 
 
-async def test_a_policy_changed_live_is_followed() -> None:
+async def test_a_policy_can_be_changed_on_a_live_connection() -> None:
     """A long policy made short finds the death by the short one; made off, the monitor lets go."""
     async with pair("1h:1h:4") as (ours, _, writer), pair(KEEP) as (off, _, other):
         off.transport.keepalive = "off"
@@ -418,7 +420,7 @@ async def test_while_alive_ends_its_block_when_the_peer_dies() -> None:
                 raise AssertionError("entered with a dead peer")
 
 
-async def test_while_alive_is_transparent_when_nothing_happens() -> None:
+async def test_while_alive_changes_nothing_while_the_connection_lives() -> None:
     """Results, exceptions, timeouts and cancellations of the block are as without it."""
     async with pair(KEEP) as (ours, _, writer):
         async with ours.transport.while_alive():
@@ -451,7 +453,7 @@ async def test_while_alive_is_transparent_when_nothing_happens() -> None:
         assert writer is not None
 
 
-async def test_while_alive_says_how_it_ended_otherwise() -> None:
+async def test_while_alive_raises_what_ended_the_connection() -> None:
     """A reset, the peer's close, this side's close; an end of file alone ends nothing."""
 
     async def ended_by(act: Callable[[Watcher, asyncio.StreamWriter], Any], error: type[BaseException]) -> None:
@@ -500,7 +502,7 @@ async def test_while_alive_nests() -> None:
         await outside
 
 
-async def test_while_alive_of_a_connection_stops_work_that_does_not_touch_it() -> None:
+async def test_while_alive_cancels_work_that_does_not_use_the_connection() -> None:
     """A handler busy with something else learns of the death of the client it works for."""
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -553,7 +555,7 @@ async def test_a_paused_stream_delivers_what_came_before_the_death() -> None:
 # -- what was once wrong
 
 
-async def test_long_user_timeouts_and_shut_windows_are_not_cut_short() -> None:
+async def test_long_user_timeouts_hold_under_a_shut_window() -> None:
     """The monitor never shortens the kernel's own patience below the policy's: cut for 20 s of 42, all live on."""
     policy = kaio.Keepalive(2, 1, 40)
     async with pair(policy) as (sends, _, one), pair(policy) as (full, reader, other):
@@ -572,7 +574,7 @@ async def test_long_user_timeouts_and_shut_windows_are_not_cut_short() -> None:
         await until(lambda: sock.getsockopt(socket.IPPROTO_TCP, 44) == 120_000, within=8)  # TCP_RTO_MAX_MS
 
 
-async def test_unsent_megabytes_do_not_keep_a_dead_connection() -> None:
+async def test_a_connection_with_unsent_megabytes_ends_too() -> None:
     """Paused with data waiting, or closing, and more written than goes out: connection_lost comes after peer_dead."""
 
     async def case(closing: bool) -> None:
@@ -592,7 +594,7 @@ async def test_unsent_megabytes_do_not_keep_a_dead_connection() -> None:
     await asyncio.gather(case(False), case(True))
 
 
-async def test_tls_that_was_paused_with_unsent_data_ends_too(
+async def test_a_paused_tls_connection_with_unsent_data_ends_too(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """A TLS layer that will not flush to a dead peer is aborted once reading has resumed."""
@@ -622,7 +624,7 @@ async def test_long_silence_before_a_write_does_not_count_against_the_peer() -> 
         assert not {"dead", "lost"} & set(ours.names)
 
 
-async def test_setting_the_policy_again_and_again_does_not_put_death_off() -> None:
+async def test_setting_the_policy_repeatedly_does_not_delay_the_death() -> None:
     """A configuration that is reloaded every second, or ten times a second, leaves the bound where it was."""
 
     async def case(every: float) -> None:
@@ -640,7 +642,7 @@ async def test_setting_the_policy_again_and_again_does_not_put_death_off() -> No
     await asyncio.gather(case(1), case(0.1))
 
 
-async def test_the_scope_leaves_the_error_its_cause() -> None:
+async def test_while_alive_keeps_the_cause_of_the_error() -> None:
     """__cause__ of what while_alive() raises is the OSError, for whoever else has the same error."""
     async with pair(KEEP) as (ours, _, writer):
         with blackhole(writer), pytest.raises(kaio.DeadPeerError) as caught:
@@ -649,7 +651,7 @@ async def test_the_scope_leaves_the_error_its_cause() -> None:
         assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_loops_go_away_with_their_monitors() -> None:
+def test_loops_and_their_monitors_are_collected() -> None:
     """Loop after loop, each with a connection: none is kept alive, and no descriptor stays."""
 
     async def main() -> None:
@@ -668,7 +670,7 @@ def test_loops_go_away_with_their_monitors() -> None:
     assert [ref() for ref in refs] == [None] * 5
 
 
-async def test_apply_on_a_connection_is_followed() -> None:
+async def test_the_monitor_uses_a_policy_set_by_apply() -> None:
     """kaio.apply on a transport of kaio's is the same as setting its keepalive."""
     async with pair("1h:1h:4") as (ours, _, writer):
         kaio.apply(ours.transport, KEEP)
@@ -680,7 +682,7 @@ async def test_apply_on_a_connection_is_followed() -> None:
         assert error.policy == KEEP
 
 
-def test_loops_of_several_threads_have_a_monitor_each() -> None:
+def test_each_thread_s_loop_has_a_monitor_of_its_own() -> None:
     """They come and go at the same time, some with connections that nobody closed."""
     failures: list[BaseException] = []
 

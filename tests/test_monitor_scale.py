@@ -125,7 +125,7 @@ def test_ten_thousand_idle_connections_cost_less_than_a_hundredth_of_a_core(cabl
 @pytest.mark.usefixtures("dead_peers")
 @both_loops
 @pytest.mark.parametrize(("how", "cause"), [("idle", "keepalive"), ("writing", "unacknowledged")])
-def test_five_thousand_deaths_at_once_are_told_in_time_and_never_hold_the_loop(loop: str, how: str, cause: str) -> None:
+def test_five_thousand_simultaneous_deaths_do_not_block_the_loop(loop: str, how: str, cause: str) -> None:
     """Found by the kernel when idle, by the monitor when data is under way; the longest turn of the loop is printed."""
     count, detection_time, bound = 5_000, 3, 1
     measured = figures(start("die", loop, how, count))
@@ -165,7 +165,7 @@ def test_a_hundred_thousand_connections_leave_nothing_behind() -> None:
 
 
 @both_loops
-def test_being_watched_takes_less_than_300_bytes(loop: str) -> None:
+def test_watching_a_connection_takes_less_than_300_bytes(loop: str) -> None:
     """By tracemalloc over 2,000 accepted connections: those in the wheel against those that are not."""
     off, on = (figures(start("memory", loop, keepalive, 2_000))["each"] for keepalive in ("off", "20s:10s:4"))
     print(f"{loop}: bytes for each connection: {off:.0f} with keepalive off, {on:.0f} in the wheel")
@@ -204,7 +204,7 @@ def system_calls(keepalive: str, loop: str, trace: Path, connections: int, messa
 
 
 @both_loops
-def test_no_message_and_no_connection_costs_a_system_call_more(loop: str, tmp_path: Path) -> None:
+def test_messages_and_connections_cost_no_additional_system_call(loop: str, tmp_path: Path) -> None:
     """By strace over 500 connections of 10 messages: system calls of every kind, watched against not."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")

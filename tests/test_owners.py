@@ -97,7 +97,7 @@ def test_a_socket_is_owned_from_its_claim_to_its_release() -> None:
         assert (is_owned(first), is_owned(second), owned()) == (False, True, {second: None})
 
 
-def test_what_cannot_be_claimed_or_released_is_harmless() -> None:
+def test_claims_and_releases_of_anything_else_do_nothing() -> None:
     """A descriptor that is closed, or none of a socket; an inode that nobody claimed."""
     with open(os.devnull, "rb") as file:
         assert claim(file.fileno(), 1) == 0
@@ -124,7 +124,7 @@ def test_bounds_are_kept_in_whole_milliseconds(bound: float, kept: float | None)
 # -- from outside
 
 
-def test_other_processes_see_it() -> None:
+def test_other_processes_can_read_the_registry() -> None:
     """The same as the process itself does, in a file that is there only as long as something is claimed."""
     before = memfds()
     with sockets(3) as (one, two, three):
@@ -212,7 +212,7 @@ def test_a_reader_is_never_misled() -> None:
         assert wrong == "[]\n"
 
 
-def test_without_a_descriptor_only_outsiders_are_left_out() -> None:
+def test_without_a_free_descriptor_only_other_processes_cannot_read_it() -> None:
     """The process goes on with plain memory; once there are descriptors again, all is shown with the next claim."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with sockets(400) as them:
@@ -240,7 +240,7 @@ def memfd_of(content: bytes, size: int = 0) -> int:
     return fd
 
 
-def test_content_is_not_trusted() -> None:
+def test_invalid_content_is_rejected() -> None:
     """Whatever memfds of that name hold: nothing is raised, and no other process's is believed."""
     with sockets(1) as (sock,):
         number = claim(sock.fileno(), 9)
@@ -291,7 +291,7 @@ def test_a_forked_process_has_a_table_of_its_own() -> None:
         assert owned() == watched(os.getpid()) == {inode(one): 9}
 
 
-def test_a_process_that_has_its_parents_descriptor_is_not_taken_for_it() -> None:
+def test_a_process_with_its_parents_descriptor_is_not_mistaken_for_the_parent() -> None:
     """As one has that C forks, without Python's knowing."""
     with sockets(1) as (sock,):
         claim(sock.fileno(), 9)
@@ -357,7 +357,7 @@ def test_threads_claim_at_the_same_time() -> None:
         assert owned() == watched(os.getpid()) == {inode(sock): 3 for sock in them[:4]}
 
 
-def test_garbage_and_signals_may_come_in_the_middle() -> None:
+def test_collections_and_signals_may_interrupt_a_call() -> None:
     """What is called out of a call neither waits for it nor spoils it."""
 
     class Ring:
@@ -388,7 +388,7 @@ def test_garbage_and_signals_may_come_in_the_middle() -> None:
         assert owned() == watched(os.getpid()) == {inode(them[0]): 1}
 
 
-def test_an_interrupt_leaves_a_table_that_is_true() -> None:
+def test_an_interrupt_leaves_a_consistent_table() -> None:
     """Ctrl-C in the middle of a claim: it may have been made or not, and inside and outside agree about it."""
     with sockets(300) as them:
 

@@ -196,7 +196,7 @@ def test_a_program_ends_as_under_python(end: str) -> None:
     assert call(*RUN, "app.py") == call(*BARE, "app.py")
 
 
-def test_what_is_not_there_is_said_by_python() -> None:
+def test_a_missing_program_is_reported_by_python() -> None:
     """A file, a module, a folder without __main__."""
     os.mkdir("folder")
     for how in (["absent.py"], ["-m", "absent"], ["folder"], ["-m", "os.absent"]):
@@ -322,7 +322,7 @@ print(found(), threading.active_count(), len(os.listdir("/proc/self/task")))
     assert output_of(*command, timeout=20) == f"{COVERED} 1 2\n"
 
 
-def test_forking_from_many_threads_at_once_hangs_nowhere() -> None:
+def test_forking_from_many_threads_at_once_does_not_hang() -> None:
     """What goes on before and after a fork may go on in another thread at the same time."""
     write(
         "app.py",
@@ -377,7 +377,7 @@ def test_a_program_without_asyncio_runs_and_is_not_slowed_at_its_end() -> None:
     ],
     ids=["--keepalive off", "KEEPALIVE=off", "KAIO_KEEPALIVE=off"],
 )
-def test_off_means_off(options: list[str], environment: dict[str, str]) -> None:
+def test_a_policy_that_is_off_sets_nothing(options: list[str], environment: dict[str, str]) -> None:
     """No loop is covered, and no socket is looked for."""
     found = json.loads(
         output_of(
@@ -501,7 +501,7 @@ def threads(*options: str) -> Iterator[Threads]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_peers")
-def test_sockets_that_no_loop_has_seen_are_found_and_their_dead_peers_with_them() -> None:
+def test_sockets_outside_any_loop_are_covered_and_their_dead_peers_found() -> None:
     """Idle, data in flight, window shut: ended in time. Stalled and answering, chosen, alive: spared."""
     with threads("--sweep", "300ms") as program, contextlib.ExitStack() as stack:
         for case in ("idle", "flying", "shut", "stalled", "own", "lively"):
@@ -529,7 +529,7 @@ def test_sockets_that_no_loop_has_seen_are_found_and_their_dead_peers_with_them(
 
 
 @pytest.mark.slow
-def test_a_peer_that_lives_and_takes_nothing_is_spared_however_rarely_a_sweep_comes() -> None:
+def test_a_live_stalled_peer_is_spared_however_rare_the_sweeps() -> None:
     """Its window was shut before it was first seen, and the next sweep is as far off as the policy is long."""
     with threads("--sweep", "3s") as program:
         for case in ("stalled", "shut"):
@@ -545,7 +545,7 @@ def test_a_peer_that_lives_and_takes_nothing_is_spared_however_rarely_a_sweep_co
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_connections_that_a_monitor_watches_are_none_of_the_sweeps_business(loop: str) -> None:
+def test_the_sweep_of_a_program_leaves_watched_connections_alone(loop: str) -> None:
     """A listener that drops stalled peers drops them, one that keeps them keeps them, and so does another library's."""
     write(
         "app.py",
@@ -591,7 +591,7 @@ def test_connections_that_a_monitor_watches_are_none_of_the_sweeps_business(loop
 
 
 @pytest.mark.slow
-def test_a_sweep_survives_want_of_descriptors() -> None:
+def test_a_sweep_survives_a_lack_of_descriptors() -> None:
     """It cannot list what it cannot open a folder for; when there are some again, it goes on."""
     write(
         "app.py",
@@ -731,7 +731,7 @@ def test_a_mistake_is_one_line_and_the_program_is_not_run(command: str, environm
 
 
 @pytest.mark.parametrize("flag", ["-I", "-E"])
-def test_a_python_that_would_not_hear_of_it_is_refused(flag: str) -> None:
+def test_a_python_that_ignores_pythonpath_is_refused(flag: str) -> None:
     """By those flags Python ignores the environment: nothing would be covered, and nobody would know."""
     write("app.py", "print('it ran')")
     code, out, err = call(sys.executable, flag, "-m", "kaio", "run", "app.py")

@@ -80,7 +80,7 @@ def test_a_descriptor_answers_as_its_socket_does(host: str) -> None:
             Descriptor.of(listener.fileno()).getpeername()
 
 
-def test_a_descriptor_whose_number_is_anothers_is_closed() -> None:
+def test_a_descriptor_whose_number_was_reused_is_closed() -> None:
     """And what never was a socket's is none."""
     with pair() as (_, near, _):
         found = Descriptor.of(near.fileno())
@@ -108,7 +108,7 @@ def test_a_descriptor_whose_number_is_anothers_is_closed() -> None:
 # -- the report
 
 
-def test_a_report_says_of_every_tcp_socket_whose_options_it_has_and_why() -> None:
+def test_a_report_lists_every_tcp_socket_with_the_reason() -> None:
     """As data and as a table; it changes nothing, and what is not TCP is not in it."""
     with (
         pair() as (listener, covered, own),
@@ -164,7 +164,7 @@ def test_a_report_says_of_every_tcp_socket_whose_options_it_has_and_why() -> Non
         assert not any(line != line.rstrip() for line in lines)
 
 
-def test_a_report_needs_a_loop_of_kaios() -> None:
+def test_a_report_needs_kaios_loop() -> None:
     """Elsewhere there is no policy to compare with: the error says what to use."""
 
     async def main() -> None:
@@ -176,7 +176,7 @@ def test_a_report_needs_a_loop_of_kaios() -> None:
         kaio.report()
 
 
-def test_under_a_policy_that_is_off_nothing_is_uncovered() -> None:
+def test_nothing_is_uncovered_with_keepalive_off() -> None:
     """What has no keepalive has what the policy says, and what the application chose is its own."""
 
     async def main() -> kaio.Report:
@@ -195,7 +195,7 @@ def test_under_a_policy_that_is_off_nothing_is_uncovered() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_sweep_gives_the_policy_to_sockets_that_no_loop_has_seen(host: str) -> None:
+def test_a_sweep_covers_sockets_outside_any_loop(host: str) -> None:
     """Connected and listening ones, of this thread and of others; what they accept later has it from the start."""
     made: list[socket.socket] = []
     with pair(host) as (listener, near, far), contextlib.ExitStack() as stack:
@@ -218,7 +218,7 @@ def test_a_sweep_gives_the_policy_to_sockets_that_no_loop_has_seen(host: str) ->
         assert rows_of(kaio.sweep("8s:3s:5"), near)[0].standing is Standing.OWN  # who chose the first is not known
 
 
-def test_a_sweep_leaves_alone_what_the_application_chose_and_what_is_not_tcp() -> None:
+def test_a_sweep_keeps_options_set_by_the_application_and_other_sockets() -> None:
     """As a whole: a single time of its own is a choice. A switch without times is none."""
     with (
         pair() as (listener, own, switched),
@@ -241,7 +241,7 @@ def test_a_sweep_leaves_alone_what_the_application_chose_and_what_is_not_tcp() -
             assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_a_sweep_takes_its_policy_as_everything_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_accepts_every_form_of_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text, a policy, booleans, the environment; a bad one is an error before anything was changed."""
     with pair() as (_, near, far):
         with pytest.raises(kaio.PolicyError, match="count"):
@@ -289,7 +289,7 @@ def test_a_sweep_changes_no_blocking_mode() -> None:
         assert str(kaio.inspect(near)) == str(kaio.inspect(far)) == TEXT
 
 
-def test_sweeps_bear_sockets_that_come_and_go_meanwhile() -> None:
+def test_sweeps_tolerate_sockets_that_are_opened_and_closed_meanwhile() -> None:
     """In a process that opens and closes all the time, of which a sweep sees numbers that are another's by then."""
     stop = threading.Event()
     errors: list[BaseException] = []

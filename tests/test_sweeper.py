@@ -93,7 +93,7 @@ def in_child(function: Callable[[], object]) -> str:
     return said
 
 
-def test_what_a_monitor_watches_is_left_alone(ends: Ends) -> None:
+def test_the_sweep_leaves_watched_sockets_alone(ends: Ends) -> None:
     """However long: also where it leaves data in flight unbounded."""
     give_times(ends.near, ends.far)
     inodes = [claim(ends.near.fileno(), BOUND), claim(ends.far.fileno(), None)]
@@ -106,7 +106,7 @@ def test_what_a_monitor_watches_is_left_alone(ends: Ends) -> None:
         release(each)
 
 
-def test_a_newcomer_is_given_time_and_then_bounded(ends: Ends) -> None:
+def test_a_new_socket_gets_a_user_timeout_only_after_the_grace_time(ends: Ends) -> None:
     """What has the policy's times, and no monitor takes up; one that nobody has covered is bounded at once."""
     give_times(ends.near)
     sweeper = Sweeper(POLICY, 5)
@@ -118,7 +118,7 @@ def test_a_newcomer_is_given_time_and_then_bounded(ends: Ends) -> None:
     assert user_timeout(ends.near) == BOUND
 
 
-def test_a_time_of_grace_begins_anew_when_a_monitor_lets_go(ends: Ends) -> None:
+def test_the_grace_time_starts_over_when_a_monitor_releases_a_socket(ends: Ends) -> None:
     """The connection is about to end, or about to be another loop's."""
     give_times(ends.near)
     sweeper = Sweeper(POLICY, 5)
@@ -164,7 +164,7 @@ def test_what_a_monitor_accepts_at_a_listener_of_the_sweeps_is_handed_over_too(e
         release(each)
 
 
-def test_a_user_timeout_of_the_same_length_that_others_set_stands(ends: Ends) -> None:
+def test_an_equal_user_timeout_set_by_others_is_kept(ends: Ends) -> None:
     """A monitor's, on a connection that the sweep never had."""
     give_times(ends.near, user_timeout=BOUND)
     number = claim(ends.near.fileno(), BOUND)
@@ -175,7 +175,7 @@ def test_a_user_timeout_of_the_same_length_that_others_set_stands(ends: Ends) ->
     release(number)
 
 
-def test_a_listener_of_a_loops_keeps_what_it_has(ends: Ends) -> None:
+def test_a_loops_listener_keeps_its_options(ends: Ends) -> None:
     """What it accepts would begin with a user timeout."""
     give_times(ends.listener, ends.near)
     sweeper = Sweeper(POLICY, 5)

@@ -62,7 +62,7 @@ def watched(limits: Limits, *samples: TcpInfo, since: float | None = None) -> li
         (TcpInfo(state=UP, last_ack_recv=90), LIMITS, State.ALIVE, 25),
     ],
 )
-def test_the_first_look(sample: TcpInfo, limits: Limits, state: State, look_after: float) -> None:
+def test_the_first_check(sample: TcpInfo, limits: Limits, state: State, look_after: float) -> None:
     """It tells how the peer is, and gives nobody up that has not been asked for long enough."""
     (decision,) = watched(limits, sample)
     assert (decision.state, decision.cause) == (state, None)
@@ -143,7 +143,7 @@ DEATHS: dict[str, tuple[Limits, Cause, list[TcpInfo]]] = {
 
 
 @pytest.mark.parametrize("name", DEATHS)
-def test_a_peer_is_given_up(name: str) -> None:
+def test_a_silent_peer_is_declared_dead(name: str) -> None:
     """At the last of these looks, and not before."""
     limits, cause, samples = DEATHS[name]
     decisions = watched(limits, *samples)
@@ -172,7 +172,7 @@ SPARED: dict[str, tuple[Limits, list[TcpInfo]]] = {
 
 
 @pytest.mark.parametrize("name", SPARED)
-def test_a_peer_is_spared(name: str) -> None:
+def test_a_live_peer_is_not_declared_dead(name: str) -> None:
     """At none of these looks is it given up."""
     limits, samples = SPARED[name]
     assert [decision.cause for decision in watched(limits, *samples)] == [None] * len(samples)
@@ -186,7 +186,7 @@ def test_silence_from_before_the_watch_does_not_count() -> None:
     assert watch.look(seen(7203, unacked=1, retransmits=5), 1003.5).cause is Cause.UNACKNOWLEDGED
 
 
-def test_other_times_begin_anew() -> None:
+def test_other_limits_start_over() -> None:
     """What was asked by the old ones does not count; a suspicion stays until the peer is heard."""
     watch = Watch(LIMITS)
     watch.look(seen(50, probes=3), 150)
@@ -204,7 +204,7 @@ def test_other_times_begin_anew() -> None:
 
 
 @pytest.mark.parametrize("jump", [-1e6, -30.0, 30.0, 1e6])
-def test_a_clock_that_jumps_kills_nobody_and_puts_a_verdict_off_at_most(jump: float) -> None:
+def test_a_clock_that_jumps_can_only_delay_a_verdict(jump: float) -> None:
     """Forwards or backwards, between any two looks."""
     for jumped in range(3):
         watch = Watch(LIMITS)
@@ -246,7 +246,7 @@ def test_suspect_recovered_and_at_rest() -> None:
         (seen(25, unacked=5, retransmits=5), 10, False),  # suspect
     ],
 )
-def test_what_is_done_about_the_kernels_timers(sample: TcpInfo, cap: float | None, spare: bool) -> None:
+def test_the_kernels_backoff_is_capped_while_data_waits(sample: TcpInfo, cap: float | None, spare: bool) -> None:
     """The back-off is capped where the kernel asks ever more rarely; a user timeout is off where the window is shut."""
     (decision,) = watched(LIMITS, sample)
     assert (decision.cap, decision.spare) == (cap, spare)
@@ -255,7 +255,7 @@ def test_what_is_done_about_the_kernels_timers(sample: TcpInfo, cap: float | Non
 
 
 @pytest.mark.parametrize(("silence", "ahead"), [(0.0, 25.0), (20.0, 5.0), (25.0, 3.0), (28.0, 32.0), (900.0, 25.0)])
-def test_the_next_look_at_rest_is_when_trouble_could_show(silence: float, ahead: float) -> None:
+def test_an_idle_connection_is_checked_when_a_probe_could_be_unanswered(silence: float, ahead: float) -> None:
     """After the first probe and half an interval, be it late or not, and at the bound; as the long way decides."""
     assert look_at_rest(LIMITS, silence) == ahead
     (decision,) = watched(LIMITS, seen(silence, probes=0, retransmits=0, unacked=0, notsent_bytes=0))
