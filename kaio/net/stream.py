@@ -53,8 +53,8 @@ class StreamProtocol(AwaitedProtocol):
         self._callback = self._context = self.handed = None
         self._needed = self.sends_since_wait = 0
         self._woken = False
-        self.receivable = True
-        self.result = RETURN_NONE
+        self.receivable: bool = True
+        self.result: Callable[[], None] = RETURN_NONE
         self._on_connect = on_connect  # called with the connection in connection_made
         self.buffer: ReceiveBuffer = EMPTY  # bytes received and not yet taken
         self._drain_waiter: asyncio.Future[None] | None = None  # of the sender that waits in drain()
