@@ -2077,7 +2077,9 @@ def test_programs_get_kaios_loop_without_a_warning(way: str) -> None:
     """In a process of their own, with every warning an error; importing kaio alone sets no event loop policy."""
     program = f"{PROLOGUE}\n{PROGRAMS[way]}\nassert made"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=40)
-    assert (done.returncode, done.stderr) == (0, "")
+    # In debug mode asyncio says, too, which callback took long on a busy machine.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.returncode, said) == (0, [])
 
 
 @pytest.mark.parametrize("loop", ["auto", "asyncio", "uvloop"])
