@@ -78,3 +78,61 @@ async def bare_loop() -> None:
     transport, protocol = await asyncio.get_running_loop().create_connection(Ours, "localhost", 1)
     assert_type(protocol, Ours)
     transport.set_protocol(protocol)
+
+
+class Reports(kaio.KeepaliveProtocol):
+    """Overrides every hook, with the types of its arguments."""
+
+    def peer_suspect(self, health: kaio.Health) -> None:
+        assert_type(health.state, kaio.State)
+        assert_type(health.silence, float | None)
+
+    def peer_recovered(self, health: kaio.Health) -> None: ...
+
+    def peer_dead(self, error: kaio.DeadPeerError) -> None:
+        assert_type(error.cause, kaio.Cause)
+        assert_type(error.silence, float)
+        assert_type(error.info, kaio.TcpInfo | None)
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+
+async def stream(connection: kaio.Connection) -> None:
+    """A connection as a stream."""
+    assert_type(await connection.receive_exactly(5), bytes)
+    assert_type(await connection.receive_until(b"\n", 1024), bytes)
+    async for data in connection:
+        assert_type(data, bytes)
+    connection.keepalive = "detect=30s"
+    assert_type(connection.keepalive, kaio.Keepalive | None)
+
+
+def any_socket(writer: asyncio.StreamWriter, transport: asyncio.Transport, connection: kaio.Connection) -> None:
+    """The functions that accept whatever has a socket."""
+    for each in (writer, transport, connection):
+        assert_type(kaio.apply(each, "20s:10s:4"), kaio.SocketState)
+        assert_type(kaio.inspect(each).idle, float | None)
+        assert_type(kaio.health(each), kaio.Health)
+
+
+async def main() -> int:
+    """A program's main function."""
+    return 0
+
+
+def loops() -> None:
+    """The loop keeps the type of what it runs."""
+    assert_type(kaio.run(main(), keepalive="20s:10s:4"), int)
+    factory = kaio.loop_factory(keepalive="on", base=asyncio.SelectorEventLoop)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert_type(runner.run(main()), int)
+
+
+async def mistakes() -> None:
+    """Misspelled and mistyped arguments are errors; an unused comment would be one, too."""
+    await kaio.open_connection("localhost", 1, keepalife="20s:10s:4")  # type: ignore[call-arg]
+    await kaio.open_connection("localhost", 1, keepalive=20.0)  # type: ignore[arg-type]
+    await kaio.create_connection(Ours, "localhost", 1, keepalive=[])  # type: ignore[call-overload]
+    await kaio.start_server(stream_handler, "localhost", 1, keepalife="on")  # type: ignore[call-arg]
+    await kaio.start_server(stream_handler, "localhost", 1, backlog="many")  # type: ignore[arg-type]
+    kaio.serve(handler, keepalive=1.5)  # type: ignore[call-overload]
