@@ -323,7 +323,7 @@ def test_audit_and_plan_agree_on_sockets_found_by_a_sweep(policy: str) -> None:
 def test_the_readme_and_the_plan_agree() -> None:
     """For the policies in the README's table."""
     text = (Path(kaio.__file__).parent.parent / "README.md").read_text("utf-8")
-    (idle,) = re.findall(r"^\| `20s:10s:4` \|.*found within (\d+) s \|$", text, re.MULTILINE)
+    (idle,) = re.findall(r"^\| `20s:10s:4` \|.*unanswered probes: within (\d+) s \|$", text, re.MULTILINE)
     (dropped,) = re.findall(r"^\| `(\S+stalled=drop)` \|.*unacknowledged for (\d+) minutes \|$", text, re.MULTILINE)
     assert planned("20s:10s:4") == dict.fromkeys(STATES, int(idle))
     assert planned(dropped[0])["in_flight"] == 60 * int(dropped[1])
