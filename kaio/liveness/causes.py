@@ -43,7 +43,7 @@ DEATHS: Final = _UNREACHABLE | _WINDOWS_UNREACHABLE | _WINDOWS_TIMED_OUT | {errn
 """The error numbers with which a kernel reports that a peer no longer answers. A reset is not among them."""
 NO_WAY: Final = (DEATHS | _STOOD) - _WINDOWS_TIMED_OUT - {errno.ETIMEDOUT}
 """The error numbers that say, of a connection that stood and fell silent, that there is no way to its peer. An
-application that misuses a socket gets some of them, too: then the connection still stands."""
+application that misuses a socket gets some of them, too, while the connection is established."""
 
 
 def _shrank(info: TcpInfo) -> bool:

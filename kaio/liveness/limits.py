@@ -69,7 +69,7 @@ def limits_of(policy: Keepalive) -> Limits | None:
 def limits_of_state(policy: Keepalive, state: SocketState) -> Limits | None:
     """Return the limits of a connection that another library made, from its socket's options; None: keepalive is off.
 
-    With the policy's times, the policy decides. With other times, which the application chose, those decide, and data
+    With the policy's times, the policy decides. With other times, set by the application, those decide, and data
     in flight is bounded by their detection time unless the socket has a user timeout.
     """
     idle, interval, count = state.idle, state.interval, state.count

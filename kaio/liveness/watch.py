@@ -65,7 +65,7 @@ class Watch:
     """The memory of the checks of one connection; `look` is called with each sample.
 
     `since` is when the watch began, on the clock that `look` is given: silence counts from then at the earliest. None:
-    as long as the connection stands.
+    since the connection was made.
     """
 
     __slots__ = (
@@ -298,7 +298,7 @@ def look_at_rest(limits: Limits, silence: float) -> float:
 
 
 def _growth(before: int, now: int) -> int:
-    """How far a counter has grown that the kernel sets to 0 when it hears the peer, or that wraps at 256."""
+    """Return the growth of a counter that the kernel resets when it hears the peer, or that wraps at 256."""
     return now - before if now >= before else now
 
 

@@ -32,7 +32,7 @@ from .foreign import ForeignDescriptor, ForeignTransport, read_state
 
 __all__ = ["Coverage"]
 
-_REGISTERED_AFTER: Final = 5.0  # seconds, at most, after which the monitor is told of a connection that still stands
+_REGISTERED_AFTER: Final = 5.0  # seconds, at most, until a connection is registered with the monitor
 
 
 class Coverage:

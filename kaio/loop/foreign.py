@@ -1,8 +1,8 @@
-"""Other people's connections as the monitor knows them: the transports of any asyncio library, and bare descriptors.
+"""Other libraries' connections as the monitor knows them: the transports of any asyncio library, and bare descriptors.
 
-Rules kept here: nothing is put between a library and its connection, and its protocol hears only what the system would
-have said: an ETIMEDOUT on its ordinary path. kaio's own log, counters and hook tell the rest. What the application
-sets later stands, and the monitor follows it. A connection that has ended is noticed at the next look, if not before.
+Rules kept here: nothing is put between a library and its connection, and its protocol gets the error that the system
+would have reported: an ETIMEDOUT on its ordinary path. kaio's log, counters and hook report the cause. Options set later
+by the application are kept, and the monitor uses them. An ended connection is noticed at its next check at the latest.
 """
 
 from __future__ import annotations
@@ -328,7 +328,7 @@ class ForeignDescriptor(ForeignConnection):
 
     A verdict on it is the kernel's to deliver, at its next timer: so the user timeout is put on the socket while its
     peer is suspect, unless its window is shut: the kernel does not count what the peer says meanwhile. One that the
-    application has set itself stands.
+    application has set itself is kept.
     """
 
     __slots__ = ("_bound", "_peer", "descriptor")

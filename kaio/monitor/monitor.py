@@ -273,7 +273,7 @@ class Monitor:
         """Count an event, log the death of a connection, call the hook."""
         self.counters.count(event)
         error = event.error
-        if error is not None and error.cause is not Cause.CONNECTING:  # whoever connects is told, and may try again
+        if error is not None and error.cause is not Cause.CONNECTING:  # the caller gets the error, and may try again
             self._deaths.add(error)
         if self.hook is not None:
             try:

@@ -1,9 +1,9 @@
-"""The sweep that `kaio run` repeats: the policy, and a bound on data in flight, for sockets that no monitor watches.
+"""The periodic sweep of `kaio run`: the policy, and a bound on data in flight, for sockets that no monitor watches.
 
-Rules kept here: a socket that a monitor of this process watches (`owners`) is left alone, and handed over as it would
-be without the sweep where the sweep was there first. What has the policy's times and no user timeout may be a loop's
-newcomer, whose monitor takes a while: it is left alone that long. No thread is there while a fork goes on, nor when
-Python then counts the threads.
+Rules kept here: a socket that a monitor of this process watches (`owners`) is not touched; one that the sweep has set
+before is restored for the monitor. A socket with the policy's times and no user timeout may be a new one of a loop,
+which the monitor registers later: it is not touched for that time. There is no thread during a fork, nor when Python
+counts the threads after it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .survey import is_open
 __all__ = ["GRACE", "Sweeper"]
 
 GRACE: Final = 6.0
-"""Seconds in which a monitor takes up a connection: kaio's own after one, another library's after at most five."""
+"""Seconds within which a monitor registers a connection: kaio's own after one, another library's after five."""
 
 _THREAD_END: Final = 1.0  # seconds, at most, that a fork waits for the sweep's thread to have left the kernel's count
 
 
 class Sweeper:
-    """Gives the policy, every few seconds, to sockets that no loop of this process has seen.
+    """Gives the policy, every few seconds, to sockets that no loop of this process handles.
 
-    With stalled="keep" no monitor enforces the user timeout for them: the kernel does it, and a peer whose window is
-    shut and that answers window probes is spared by taking the user timeout off while it is seen so.
+    With stalled="keep" no monitor enforces the user timeout for them: the kernel does, and a peer whose window is zero
+    and that answers window probes is kept by taking the user timeout off meanwhile.
     """
 
     def __init__(self, policy: Keepalive, interval: float) -> None:
@@ -65,7 +65,7 @@ class Sweeper:
         self._main = _thread.get_ident()  # the thread that pending calls run in
 
     def start(self) -> None:
-        """Sweep from now on, in this process and in those that are forked off it.
+        """Start sweeping, in this process and in those that it forks.
 
         Call it in the main thread.
         """
@@ -108,7 +108,7 @@ class Sweeper:
         self._parents = {*owners.owned(), *self._newcomers}
 
     def _end_thread(self) -> None:
-        """The thread lives on for a moment after its last statement, and would be counted."""
+        """End the thread, and wait until it has left the kernel's count, a moment after its last statement."""
         self._running = False
         self._stop.release()
         with self._stopped:
@@ -118,7 +118,7 @@ class Sweeper:
             time.sleep(0.00005)
 
     def _after_fork(self) -> None:
-        """In the main thread only: it may be busy for long, and a fork in another thread is warned of in any case."""
+        """Start the thread again: later, if this is the main thread; Python warns of forks in other threads anyway."""
         try:
             self._asked[:] = [None] if _thread.get_ident() == self._main else []
             if not self._asked:
@@ -127,7 +127,7 @@ class Sweeper:
             self._forking.release()
 
     def _resume(self, _: object) -> int:
-        """A fork in the main thread is over. While another goes on, that one's end starts the thread."""
+        """Start the thread after a fork in the main thread, unless another fork is in progress, whose end does it."""
         if self._forking.acquire(blocking=False):
             try:
                 if not self._running:
@@ -142,7 +142,7 @@ class Sweeper:
         self._run_thread()
 
     def sweep(self) -> None:
-        """Look at every TCP socket of this process once."""
+        """Check every TCP socket of this process once."""
         there: set[int] = set()
         bounds: dict[int, float | None] = {}  # of those that are owned, asked for when one is new
         for found in descriptors():
@@ -160,7 +160,7 @@ class Sweeper:
         self._minded = {inode: deadline for inode, deadline in self._minded.items() if inode in there}
 
     def _hand_over(self, found: Descriptor, bounds: dict[int, float | None]) -> None:
-        """The socket is a monitor's, which bounds its data by itself, or leaves that to the kernel (None)."""
+        """Restore a socket for the monitor, which bounds its data in flight itself, or leaves that to the kernel (None)."""
         inode = found.inode
         if inode not in bounds:  # since a moment ago: next time
             return
@@ -200,7 +200,7 @@ class Sweeper:
         self._mind(found)
 
     def _is_chosen(self, found: Descriptor, whose: Standing, state: SocketState) -> bool:
-        """Whether the application chose what it has, or a loop did for what is accepted there."""
+        """Return whether the application has set the options, or a loop has for a listening socket."""
         if whose is not Standing.POLICY:
             return whose is Standing.OWN
         if state.user_timeout is None:
@@ -208,7 +208,7 @@ class Sweeper:
         return state.user_timeout != self._bound
 
     def _is_new(self, found: Descriptor) -> bool:
-        """Whether a monitor may still take it up."""
+        """Return whether a monitor may still register it."""
         now = time.monotonic()
         return now - self._newcomers.setdefault(found.inode, now) < GRACE
 

@@ -79,7 +79,7 @@ def connect(
 
     The policy's user timeout bounds each attempt to connect, and the TLS handshake, also with stalled="keep". A peer
     that dies during the handshake is a `DeadPeerError`. One that is alive and does not speak TLS is asyncio's
-    ConnectionAbortedError after `ssl_handshake_timeout` seconds. None stands for nine eighths of the user timeout and
+    ConnectionAbortedError after `ssl_handshake_timeout` seconds. None means nine eighths of the user timeout and
     half a second, so that the kernel reports a dead peer first; at most asyncio's 60 s.
 
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or none can be reached (UNREACHABLE); other

@@ -15,7 +15,7 @@ __all__ = ["Exhaustion"]
 logger: Final = logging.getLogger("kaio")
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_FEW: Final = 4  # free descriptors at which the log is told, where the loop accepts
+_FEW: Final = 4  # free descriptors at which a warning is logged, where the loop accepts
 _PAUSE: Final = 1.0  # seconds between two counts while there are few
 
 
