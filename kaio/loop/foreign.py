@@ -1,8 +1,9 @@
 """Other libraries' connections as the monitor knows them: the transports of any asyncio library, and bare descriptors.
 
 Rules kept here: nothing is put between a library and its connection, and its protocol gets the error that the system
-would have reported: an ETIMEDOUT on its ordinary path. kaio's log, counters and hook report the cause. Options set later
-by the application are kept, and the monitor uses them. An ended connection is noticed at its next check at the latest.
+would have reported: an ETIMEDOUT on its ordinary path. kaio's log, counters and hook report the cause. Options that the
+application sets later are kept, and the monitor uses them. An ended connection is noticed at its next check at the
+latest.
 """
 
 from __future__ import annotations
@@ -326,9 +327,9 @@ class ForeignTransport(ForeignConnection):
 class ForeignDescriptor(ForeignConnection):
     """A socket that a library only ever gives to `add_reader`, `add_writer` or `sock_*`.
 
-    A verdict on it is the kernel's to deliver, at its next timer: so the user timeout is put on the socket while its
-    peer is suspect, unless its window is shut: the kernel does not count what the peer says meanwhile. One that the
-    application has set itself is kept.
+    The kernel delivers a verdict on it, at its next timer: so the user timeout is set while the peer is suspect, unless
+    its window is zero, because the kernel does not count the peer's answers then. A user timeout that the application
+    has set is kept.
     """
 
     __slots__ = ("_bound", "_peer", "descriptor")

@@ -160,7 +160,7 @@ class Sweeper:
         self._minded = {inode: deadline for inode, deadline in self._minded.items() if inode in there}
 
     def _hand_over(self, found: Descriptor, bounds: dict[int, float | None]) -> None:
-        """Restore a socket for the monitor, which bounds its data in flight itself, or leaves that to the kernel (None)."""
+        """Restore a socket for the monitor, which bounds data in flight itself, or leaves it to the kernel (None)."""
         inode = found.inode
         if inode not in bounds:  # since a moment ago: next time
             return
