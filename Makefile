@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
 
 test: system lint
-	$(BIN)/python -m pytest -n 8 --dist worksteal $(T)
+	$(BIN)/python -m pytest -n 12 --dist worksteal $(T)
 
 # Before each commit: a second when nothing has changed, up to 13 s when mypy has to read everything again.
 check: $(VENV)/.dev
