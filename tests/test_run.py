@@ -319,7 +319,7 @@ print(found(), threading.active_count(), len(os.listdir("/proc/self/task")))
 """,
     )
     command = [sys.executable, "-W", warnings, *RUN[1:], "--keepalive", SPEC, "--sweep", "100ms", "app.py"]
-    assert output_of(*command, timeout=20) == f"{COVERED} 1 2\n"
+    assert output_of(*command, timeout=60) == f"{COVERED} 1 2\n"
 
 
 def test_forking_from_many_threads_at_once_does_not_hang() -> None:
@@ -337,7 +337,7 @@ print(found(), len(os.listdir("/proc/self/task")))
 """,
     )
     command = [sys.executable, "-W", "ignore", *RUN[1:], "--keepalive", SPEC, "--sweep", "100ms", "app.py"]
-    assert output_of(*command, timeout=20) == f"{COVERED} 2\n"
+    assert output_of(*command, timeout=60) == f"{COVERED} 2\n"
 
 
 def test_a_thread_may_fork_while_the_main_thread_waits_for_it() -> None:
@@ -357,7 +357,7 @@ print(found(), len(os.listdir("/proc/self/task")))
 """,
     )
     command = [sys.executable, "-W", "ignore", *RUN[1:], "--keepalive", SPEC, "--sweep", "100ms", "app.py"]
-    assert output_of(*command, timeout=20) == f"{COVERED}\n{COVERED} 2\n"
+    assert output_of(*command, timeout=60) == f"{COVERED}\n{COVERED} 2\n"
 
 
 def test_a_program_without_asyncio_runs_and_is_not_slowed_at_its_end() -> None:
