@@ -88,7 +88,7 @@ def test_deaths_are_detected_in_time_and_live_peers_are_not_reported(loop: str, 
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     assert loop in done.stdout.splitlines()[0]
     check_all_as_expected(done.stdout)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow
