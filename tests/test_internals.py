@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import ssl
 from typing import Any
 
 import pytest
@@ -110,6 +111,94 @@ def test_a_tls_layer_that_does_not_say_whether_it_is_paused_holds_nothing_back(
         assert not internals.is_held_back(transport)
     (record,) = caplog.records
     assert "_app_reading_paused" in record.getMessage()
+
+
+def test_a_tls_layer_that_does_not_name_the_protocol_above_it(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio's `_app_protocol`: without it nothing is found; once TLS has ended it is None, and nothing is logged."""
+    layer: Any = type("SSLProtocol", (asyncio.BaseProtocol,), {"__module__": "asyncio.sslproto"})()
+    transport: Any = of_asyncio("selector_events")()
+    transport.get_protocol = lambda: layer
+    transport.is_closing = lambda: False
+    layer._app_protocol = None
+    assert not internals.protocols_above(transport)
+    assert not caplog.records
+    del layer._app_protocol
+    for _ in range(2):
+        assert not internals.protocols_above(transport)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("has no _app_protocol: a kaio protocol over TLS may be watched twice")
+
+
+Layer = tuple[asyncio.Server, asyncio.Transport, asyncio.Transport, Any]
+
+
+async def tls_layer(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> Layer:
+    """A server, the TLS transport of a client, the transport below it, and the client's protocol."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=server_tls)
+    host, port = server.sockets[0].getsockname()
+    transport, protocol = await loop.create_connection(
+        asyncio.Protocol, host, port, ssl=client_tls, server_hostname="localhost"
+    )
+    table = internals.transports_of(loop)
+    (below,) = [
+        each
+        for reference in list(table.values())
+        if (each := reference()) is not None and each.get_extra_info("sockname") == transport.get_extra_info("sockname")
+    ]
+    return server, transport, below, protocol
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_is_above_and_below_a_real_tls_layer(
+    loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found while it is there, on uvloop also what is below; nothing, and nothing logged, once TLS has ended."""
+
+    async def main() -> None:
+        server, transport, below, protocol = await tls_layer(server_tls, client_tls)
+        assert protocol in internals.protocols_above(below)
+        assert internals.below_tls(transport) is (below if loop == "uvloop" else None)
+        internals.force_close(transport, TimeoutError())
+        await until(lambda: internals.is_closed(below))
+        assert internals.below_tls(transport) is None
+        assert protocol not in internals.protocols_above(below)
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    assert not caplog.records
+
+
+def test_uvloops_tls_of_which_the_garbage_collector_tells_nothing(
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each loss is logged once; after TLS has ended there is nothing to lose."""
+
+    async def main() -> None:
+        server, transport, below, _ = await tls_layer(server_tls, client_tls)
+        monkeypatch.setattr(gc, "get_referents", lambda _: [])
+        for _ in range(2):
+            assert internals.below_tls(transport) is None
+            assert not internals.protocols_above(below)
+        assert len(caplog.records) == 2
+        internals._missed.clear()
+        internals.force_close(transport, TimeoutError())
+        await until(lambda: internals.is_closed(below))
+        assert internals.below_tls(transport) is None
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    assert [each.getMessage().partition(" has no ")[2] for each in caplog.records] == [
+        "_ssl_protocol: data that TLS holds back may be lost at the end",
+        "_app_protocol: a kaio protocol over TLS may be watched twice",
+    ]
 
 
 @pytest.mark.parametrize("loop", LOOPS)

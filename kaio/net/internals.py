@@ -79,9 +79,13 @@ def protocols_above(transport: asyncio.Transport) -> list[object]:
     above = getattr(protocol, "_app_protocol", None)
     if above is not None:
         return [above]
-    if _is_asyncios(protocol, "sslproto") and not hasattr(protocol, "_app_protocol"):
+    if hasattr(protocol, "_app_protocol"):  # asyncio's, whose TLS has ended
+        return []
+    referents = gc.get_referents(protocol)
+    found = [each for each in referents if hasattr(each, "connection_lost") and not isinstance(each, type)]
+    if not found and not transport.is_closing():
         _miss(protocol, "_app_protocol", "a kaio protocol over TLS may be watched twice")
-    return gc.get_referents(protocol)
+    return found
 
 
 def force_close(transport: Any, exc: BaseException | None) -> None:
@@ -199,4 +203,6 @@ def below_tls(transport: asyncio.Transport) -> asyncio.Transport | None:
             for found in gc.get_referents(protocol):
                 if found is not transport and hasattr(found, "pause_reading"):
                     return found  # type: ignore[no-any-return]
+    if transport.get_extra_info("socket") is not None:  # the layer has a transport, so TLS has not ended
+        _miss(transport, "_ssl_protocol", "data that TLS holds back may be lost at the end")
     return None
