@@ -238,3 +238,9 @@ async def until(condition: Callable[[], object], *, within: float = 5.0) -> None
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def base(loop_name: str) -> str:
+    """The name of the base under kaio's loop."""
+    return loop_name
