@@ -381,30 +381,13 @@ async def test_streams_of_asyncio_raise_the_death_from_every_method(
 async def test_live_peers_are_not_reported_dead(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Stalled and answering, away for a moment, reset, closed by both sides and kept, or chosen otherwise."""
+    """Stalled and answering, reset, closed by both sides and kept, or chosen otherwise."""
     loop = asyncio.get_running_loop()
 
     async def stalled(how: str, tls: bool) -> Case:
         case: Case = await getattr(connections, how)(tls)
         await shut_window(case)
         return case
-
-    async def away() -> list[Case]:
-        """Each until a probe or a retransmission was lost; together, so that none is away for much longer."""
-        cases: list[Case] = []
-        for how in ("accepted", "connected"):
-            cases += [await getattr(connections, how)() for _ in range(2)]
-        idle_ones, others = cases[::2], cases[1::2]
-        with blackhole(*(case.peer for case in cases)):
-            for case in others:
-                await in_flight(case)
-            await until(
-                lambda: (
-                    all(kaio.health(case.transport).probes for case in idle_ones)
-                    and all(kaio.health(case.transport).retransmits for case in others)
-                )
-            )
-        return cases
 
     async def another_choice(delay: float, after: Any, option: int, value: int) -> Case:
         """The peer is dead, and the application has said how long that may last."""
@@ -441,7 +424,6 @@ async def test_live_peers_are_not_reported_dead(
         return case
 
     async with Connections(server_tls, client_tls) as connections:
-        absent = asyncio.create_task(away())
         living = await asyncio.gather(
             *(stalled(how, tls) for how in ("accepted", "connected") for tls in (False, True)),
             *(another_choice(delay, after, socket.TCP_KEEPIDLE, 30) for delay in (0, 1) for after in (idle, in_flight)),
@@ -450,7 +432,6 @@ async def test_live_peers_are_not_reported_dead(
             *(closed_by_both(count) for count in (2, 1)),
             *(connections.accepted(tls) for tls in (False, True)),
         )
-        living += await absent
         began = loop.time()
         ended = await asyncio.gather(*(was_reset(after, count) for after in (idle, paused) for count in (2, 1)))
         for case in ended:
@@ -466,6 +447,34 @@ async def test_live_peers_are_not_reported_dead(
             await asyncio.to_thread(case.peer.recv, 1 << 16)
         assert [record.getMessage() for record in caplog.records if record.name == "kaio"] == []
         assert sum(kaio.get_monitor().counters.deaths.values()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_peers")
+@on_kaio("1s:1s:5")  # so that a busy machine lets them come back in time
+async def test_peers_that_were_away_for_a_moment_are_not_reported_dead(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until each has lost a probe or a retransmission; then the detection time passes once more."""
+    cases: list[Case] = []
+    async with Connections(server_tls, client_tls) as connections:
+        for how in ("accepted", "connected"):
+            cases += [await getattr(connections, how)() for _ in range(2)]
+        idle_ones, others = cases[::2], cases[1::2]
+        with blackhole(*(case.peer for case in cases)):
+            for case in others:
+                await in_flight(case)
+            await until(
+                lambda: (
+                    all(kaio.health(case.transport).probes for case in idle_ones)
+                    and all(kaio.health(case.transport).retransmits for case in others)
+                )
+            )
+        await asyncio.sleep(6.5)
+        for case in cases:
+            assert "lost" not in case.protocol.events, cases.index(case)
+            assert kaio.health(case.transport).state != "suspect"
+        assert not [each for each in caplog.records if "is dead" in each.getMessage()]
 
 
 @pytest.mark.slow
