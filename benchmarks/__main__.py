@@ -13,7 +13,7 @@ QUESTIONS: Final = ("echo", "bulk", "accept", "memory", "supervise", "detect", "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ask one after the other. What cannot be asked here is said, and does not keep the others from being asked."""
+    """Run the benchmarks one after the other; one that cannot run here is named, and the others still run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     named = list(itertools.takewhile(lambda each: not each.startswith("-"), arguments))
     options = arguments[len(named) :]

@@ -33,7 +33,7 @@ OPTIONS = (
 
 
 def measure(setting: Setting, results: Results) -> None:
-    """Each server started anew for each round."""
+    """Measure, with a fresh server for each round."""
     parallel = int(setting.own["parallel"])
     case = f"{parallel} at a time"
     for turn in setting.turns(setting.contestants(CONTENDERS)):
@@ -45,7 +45,7 @@ def measure(setting: Setting, results: Results) -> None:
 
 
 def one_turn(server: Server, parallel: int, *, seconds: float) -> dict[str, float]:
-    """Connections for a while."""
+    """Open and close connections for a while."""
     got = load("accept", server.port, server.pid, parallel, int(seconds * 200), int(seconds * 1000))
     return {
         "cpu": got["server_cpu"] / got["operations"] * 1e6,
@@ -71,7 +71,7 @@ def judge(results: Results, case: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     ask(Results("accept", "Accept: what a connection costs that comes and goes", METRICS), measure, argv, OPTIONS)
 
 

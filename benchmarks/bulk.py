@@ -32,7 +32,7 @@ CHECKED = 4 * MIB + 12345
 
 
 def measure(setting: Setting, results: Results) -> None:
-    """Both directions, each server started anew for each round."""
+    """Measure both directions, with a fresh server for each round."""
     expected = zlib.crc32(b"".join(checked_chunks(CHECKED)))
     total = int(setting.own["mib"] * MIB)
     for turn in setting.turns(setting.contestants(CONTENDERS)):
@@ -46,7 +46,7 @@ def measure(setting: Setting, results: Results) -> None:
 
 
 def check(server: Server, case: str, expected: int) -> None:
-    """Whether what arrives is what was sent."""
+    """Check that what arrives is what was sent."""
     what, mode = CASES[case]
     answer = load(what, server.port, server.pid, CHECKED, mode.upper())["answer"]
     if case == "receive" and answer != expected:
@@ -54,7 +54,7 @@ def check(server: Server, case: str, expected: int) -> None:
 
 
 def one_turn(server: Server, case: str, total: int) -> dict[str, float]:
-    """One transfer."""
+    """Measure one transfer."""
     what, mode = CASES[case]
     got = load(what, server.port, server.pid, total, mode)
     return {
@@ -73,7 +73,7 @@ def judge(results: Results) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     ask(Results("bulk", "Bulk transfer: one connection, one direction", METRICS), measure, argv, OPTIONS)
 
 

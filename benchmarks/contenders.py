@@ -1,4 +1,4 @@
-"""Who is compared."""
+"""The contenders: the ways to write a server that are compared."""
 
 from __future__ import annotations
 

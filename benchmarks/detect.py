@@ -46,7 +46,7 @@ SLACK = 5.0  # seconds that the last one may take longer
 
 
 def measure(setting: Setting, results: Results) -> None:
-    """Each server started anew for each turn, and alone."""
+    """Measure, with a fresh server for each turn and no other beside it."""
     reason = lacking()
     if reason is not None:
         raise SystemExit(f"benchmarks: peers cannot play dead here: {reason}")
@@ -66,7 +66,7 @@ def measure(setting: Setting, results: Results) -> None:
 
 
 def figures(overshoots: Sequence[float], *, span: float, expected: int) -> dict[str, float]:
-    """Of one turn."""
+    """Return the figures of one turn."""
     return {
         "p99": quantile(overshoots, 0.99),
         "p50": quantile(overshoots, 0.50),
@@ -125,12 +125,12 @@ def watching(server: Server, count: int) -> subprocess.Popen[str]:
 
 
 def moments(lines: Sequence[str]) -> dict[int, int]:
-    """Nanoseconds by the port of the client."""
+    """Return nanoseconds by the port of the client."""
     return {int(port): int(at) for port, at in (line.split() for line in lines if line)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     results = Results("detect", "Detection: from the kernel's verdict to the report", METRICS)
     ask(results, measure, argv, OPTIONS, rounds=5)
 

@@ -33,13 +33,13 @@ OPTIONS = (Option("seconds", 0.5, 0.03, "seconds of each turn"),)
 
 
 def case_name(size: int, connections: int) -> str:
-    """How a case is called."""
+    """Return the name of a case."""
     text = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
     return f"{text}, {connections:,} connection{'s' * (connections > 1)}"
 
 
 def measure(setting: Setting, results: Results) -> None:
-    """All cases, each server started anew for each round."""
+    """Measure all cases, with a fresh server for each round."""
     sizes, connections = (SIZES[:2], CONNECTIONS[:2]) if setting.quick else (SIZES, CONNECTIONS)
     cases = [each for each in itertools.product(sizes, connections) if setting.wants(case_name(*each))]
     for turn in setting.turns(setting.contestants(CONTENDERS)):
@@ -81,7 +81,7 @@ def judge(results: Results) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     ask(Results("echo", "Echo: what a message costs", METRICS), measure, argv, OPTIONS)
 
 

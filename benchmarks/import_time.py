@@ -25,7 +25,7 @@ CASE = "import"
 
 
 def measure(setting: Setting, results: Results) -> None:
-    """All imports in turn, again and again."""
+    """Measure all imports in turn, repeatedly."""
     for name in IMPORTS:
         run(name, setting.server_core)  # all that is read is in the page cache, all bytecode is written
     for turn in setting.turns([Contestant("-", name) for name in IMPORTS]):
@@ -36,7 +36,7 @@ def measure(setting: Setting, results: Results) -> None:
 
 
 def run(names: str, core: int) -> float:
-    """Seconds of CPU time of an interpreter that imports these and ends."""
+    """Return the CPU time, in seconds, of an interpreter that imports these and exits."""
     code = "pass" if names == EMPTY else f"import {names}"
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)})
     os.sched_setaffinity(pid, {core})
@@ -47,7 +47,7 @@ def run(names: str, core: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     ask(
         Results("import_time", "Import: CPU time of import statements", METRICS, baseline=PEERS),
         measure,

@@ -23,7 +23,7 @@ FIRST = 200
 
 
 def measure(setting: Setting, results: Results) -> None:
-    """Each server started anew for each turn, and alone."""
+    """Measure, with a fresh server for each turn and no other beside it."""
     connections = int(setting.own["connections"])
     case = f"{connections:,} idle connections"
     for turn in setting.turns(setting.contestants(CONTENDERS)):
@@ -44,7 +44,7 @@ def measure(setting: Setting, results: Results) -> None:
 
 @contextlib.contextmanager
 def held(port: int, connections: int) -> Iterator[None]:
-    """All of them stand within the block."""
+    """Keep the connections open within the block."""
     client = hold(port, connections)
     assert client.stdout is not None
     try:
@@ -56,7 +56,7 @@ def held(port: int, connections: int) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     ask(Results("memory", "Memory of an idle connection", METRICS), measure, argv, OPTIONS, rounds=5)
 
 

@@ -33,5 +33,5 @@ def own_network() -> Iterator[None]:
 
 
 def congestion_control() -> str:
-    """What TCP does here."""
+    """Return the congestion control algorithm of this machine."""
     return _SETTING.read_text().strip()

@@ -40,12 +40,12 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process ID."""
         return self._process.pid
 
     @property
     def port(self) -> int:
-        """Where it listens. Waits until it does."""
+        """The port it listens on; waits until it does."""
         self.wait()
         return self._port
 
@@ -58,7 +58,7 @@ class Server:
             self._port = int(line)
 
     def line(self) -> str:
-        """The next line that it prints; empty when it has ended."""
+        """Return the next line that it prints; an empty string when it has ended."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().decode()
 
@@ -78,7 +78,7 @@ class Server:
         return self._number("smaps_rollup", r"^Pss:\s+(\d+) kB") * 1024
 
     def switches(self) -> float:
-        """How often it has gone to sleep, and so was woken."""
+        """How often it was woken: its voluntary context switches."""
         return self._number("status", r"^voluntary_ctxt_switches:\s+(\d+)")
 
     def packets(self) -> float:

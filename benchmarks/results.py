@@ -33,7 +33,7 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a figure is to be, and what it was in each round."""
+    """A target for a figure, and the figure in each round."""
 
     text: str
     values: Sequence[float]
@@ -59,7 +59,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and the third."""
+    """Return the first and the third quartile."""
     if len(values) < 2:
         return values[0], values[0]
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -67,7 +67,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def short(value: float) -> str:
-    """About three digits."""
+    """Format a number with about three digits."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
@@ -162,7 +162,7 @@ class Results:
         print(f", {picture}" if plots.draw(document, picture) else "; no picture: matplotlib is not installed")
 
     def document(self, options: dict[str, Any]) -> dict[str, Any]:
-        """All that was measured, as plain data."""
+        """Return all that was measured, as plain data."""
         return {
             "question": self.question,
             "title": self.title,
@@ -237,7 +237,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line() -> str:
-    """The same in one line."""
+    """Return the machine's description in one line."""
     here = machine()
     packages = ", ".join(f"{name} {here[name]}" for name in _PACKAGES)
     return f"Python {here['python']}, {packages}; Linux {here['kernel']}, {here['cores']} x {here['cpu']}"

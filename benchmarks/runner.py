@@ -1,4 +1,4 @@
-"""How a question is asked: options, the two cores, and whose turn it is."""
+"""How a benchmark runs: its options, the two cores, and the order of the contestants."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def all_started(setting: Setting, turn: Sequence[Contestant], application: str) 
 
 
 def percent(part: float, whole: float) -> float:
-    """How much of the time."""
+    """Format a share of time as a percentage."""
     return 100 * part / whole if whole else 0.0
 
 
@@ -124,7 +124,7 @@ def ask(
     *,
     rounds: int = 9,
 ) -> None:
-    """Parse the command line, measure, tell."""
+    """Parse the command line, measure, and print the results."""
     setting = _setting(results, argv, own, rounds)
     with own_network():
         tcp = congestion_control()

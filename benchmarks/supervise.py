@@ -97,7 +97,7 @@ def watch_over(setting: Setting, each: Contestant, connections: int) -> list[Sam
 
 
 def sample(server: Server) -> Sample:
-    """Now."""
+    """Return the present counters."""
     all_cores = time.monotonic() * 1e3 * (os.cpu_count() or 1)
     return Sample(server.cpu() * 1e3, server.switches(), server.packets(), all_cores - idle_milliseconds())
 
@@ -120,7 +120,7 @@ def backlog_drops() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask."""
+    """Run this benchmark."""
     title = "Supervision: what it costs to watch over idle connections"
     ask(Results("supervise", title, METRICS), measure, argv, OPTIONS, rounds=1)
 

@@ -90,7 +90,7 @@ class Namespace:
             file.write(str(value))
 
     def close(self) -> None:
-        """Let go of it. Harmless when it is closed."""
+        """Close the namespace's descriptor; closing twice does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -146,7 +146,7 @@ class Routed:
         self.server.ip("route add default via 198.51.100.1")
 
     def close(self) -> None:
-        """Let go of all three."""
+        """Close the three namespaces."""
         for host in (self.client, self.router, self.server):
             host.close()
 
@@ -193,15 +193,15 @@ class Routed:
         return int(words[words.index("packets") + 1])
 
     def cut(self) -> None:
-        """Cut the server's cable at its own end. The router notices nothing, and nothing comes back from there."""
+        """Cut the cable at the server's end: the router does not notice, and no packet comes back."""
         self.server.ip("link set router down")
 
     def power_off(self) -> None:
-        """The server has lost its power, and nobody was told. Reset the sockets that it had, then `power_on`."""
+        """Cut the server's power: no peer is told. Reset the sockets that it had, then call `power_on`."""
         self.router.ip("link delete server")
 
     def power_on(self) -> None:
-        """The server is back: the same addresses, and a kernel that knows of no connection."""
+        """Start the server again: the same addresses, and a kernel that knows no connection."""
         self.server.close()
         self.server = Namespace("server")
         self._join_server()

@@ -82,7 +82,7 @@ LIVES: Final = {
 
 
 class Real:
-    """A life on a real connection."""
+    """A life that runs on a real connection."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
@@ -107,7 +107,7 @@ class Real:
         self.samples: list[list[int]] = []
 
     def do(self, what: str, how_much: float) -> None:
-        """A step of the script."""
+        """Do one step of the script."""
         if what == "cut":
             self.cut.enter_context(blackhole(self.peer))
         elif what == "heal":
@@ -128,7 +128,7 @@ class Real:
             raise ValueError(what)
 
     def step(self, now: float) -> None:
-        """What is due; and a sample."""
+        """Do the steps that are due, and take a sample."""
         script = self.life.script
         while self.done < len(script) and script[self.done][0] <= now:
             self.do(*script[self.done][1:])
@@ -140,7 +140,7 @@ class Real:
             self.note(now, platform.tcp_info(self.sock))
 
     def note(self, now: float, info: TcpInfo) -> None:
-        """Keep a sample if it says something new."""
+        """Keep a sample that differs from the one before."""
         sample = [round(now * 1000), *counters(info)]
         if not self.samples or self.samples[-1][1:-3] != sample[1:-3] or sample[0] - self.samples[-1][0] > 2000:
             self.samples.append(sample)
@@ -153,7 +153,7 @@ class Real:
 
 
 def counters(info: TcpInfo) -> list[int]:
-    """What is compared of a sample: times in milliseconds."""
+    """Return the counters of a sample that are compared; times are in milliseconds."""
     fields = (info.state, info.probes, info.retransmits, info.total_retrans, info.backoff)
     ages = (info.last_data_sent, info.last_ack_recv, info.last_data_recv)
     return [
@@ -176,7 +176,7 @@ def jiffies() -> int:
 
 
 def record() -> dict[str, Any]:
-    """Live all the lives."""
+    """Run all lives and return their samples."""
     lives = {}
     for name, life in LIVES.items():
         began = time.monotonic()

@@ -28,7 +28,7 @@ LOOPBACK: Final = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """A server that answers."""
+    """A server that is ready for connections."""
 
     host: str
     port: int
@@ -112,7 +112,7 @@ http {{
 
 @contextlib.contextmanager
 def all_servers(host: str = LOOPBACK) -> Iterator[dict[str, Running]]:
-    """One of each, by its name here."""
+    """Run one server of each kind; return them by name."""
     with postgres(host) as first, redis(host) as second, nginx(host) as third:
         yield {"postgres": first, "redis": second, "nginx": third}
 

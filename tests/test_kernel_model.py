@@ -51,7 +51,7 @@ def first_shut(life: Life, recorded: dict[str, Any]) -> list[int] | None:
 
 
 def do(connection: Connection, what: str, how_much: float) -> None:
-    """A step of the script."""
+    """Do one step of the script."""
     if what == "cut":
         connection.path.cut_out = True
     elif what == "heal":

@@ -1,4 +1,4 @@
-"""The monitor: death found in every state, life never taken for death, a warning before the verdict."""
+"""The monitor: a death is detected in every state, a live peer is never reported, and suspicion comes first."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BOUND = 3.0
 
 
 class Watcher(Recorder):
-    """A recorder that is told of suspicion too, and may be paused from the start."""
+    """A recorder of all callbacks, suspicion included, whose reading can be paused from the start."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,29 +83,29 @@ Prepare = Callable[[Watcher, asyncio.StreamReader, asyncio.StreamWriter], Awaita
 
 
 async def idle(ours: Watcher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Nothing under way."""
+    """Idle: no data in flight."""
 
 
 async def paused(ours: Watcher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Reading is paused, nothing waits."""
+    """Reading is paused, the socket has no data."""
     ours.transport.pause_reading()
 
 
 async def paused_with_data(ours: Watcher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Reading is paused, and something waits in the socket."""
+    """Reading is paused, and the socket has data."""
     ours.transport.pause_reading()
     writer.write(b"read me later")
     await until(lambda: not kaio.health(writer).unacked)
 
 
 async def they_closed(ours: Watcher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The peer's half is closed, ours is open."""
+    """The peer has closed its half, this side has not."""
     writer.write_eof()
     await until(lambda: "eof" in ours.names)
 
 
 async def we_closed(ours: Watcher, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Our half is closed, the peer's is open."""
+    """This side has closed its half, the peer has not."""
     ours.transport.write_eof()
     await reader.read()
 
@@ -118,7 +118,7 @@ async def stalled(ours: Watcher, reader: asyncio.StreamReader, writer: asyncio.S
 
 
 async def write(ours: Watcher) -> None:
-    """Send something that will not be acknowledged."""
+    """Send data that will not be acknowledged."""
     ours.transport.write(b"into the dark")
 
 
@@ -185,7 +185,7 @@ async def test_a_death_is_reported_in_every_state(
 
 
 async def connecting(loop_name: str, lines: list[str]) -> None:
-    """The last row of the table."""
+    """Connecting, the last row of the table."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener, blackhole(listener):
         for policy in (KEEP, DROP):
@@ -503,7 +503,7 @@ async def test_while_alive_nests() -> None:
 
 
 async def test_while_alive_cancels_work_that_does_not_use_the_connection() -> None:
-    """A handler busy with something else learns of the death of the client it works for."""
+    """A handler that does other work is cancelled when the client it works for dies."""
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def handler(connection: kaio.Connection) -> None:
@@ -652,7 +652,7 @@ async def test_while_alive_keeps_the_cause_of_the_error() -> None:
 
 
 def test_loops_and_their_monitors_are_collected() -> None:
-    """Loop after loop, each with a connection: none is kept alive, and no descriptor stays."""
+    """Loop after loop, each with a connection: none is kept alive, and no descriptor stays open."""
 
     async def main() -> None:
         async with pair(KEEP) as (ours, _, _writer):
@@ -683,7 +683,7 @@ async def test_the_monitor_uses_a_policy_set_by_apply() -> None:
 
 
 def test_each_thread_s_loop_has_a_monitor_of_its_own() -> None:
-    """They come and go at the same time, some with connections that nobody closed."""
+    """Loops start and end at the same time, some with connections that were never closed."""
     failures: list[BaseException] = []
 
     def run() -> None:

@@ -26,7 +26,7 @@ class RunAgain(Protocol):
 
 
 class Counts(NamedTuple):
-    """How many tests went how."""
+    """The number of tests by outcome."""
 
     passed: int
     failed: int  # also those that hung, crashed or were lost

@@ -52,7 +52,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a test went."""
+    """The outcome of a test."""
 
     outcome: str  # passed, failed, skipped; hung, crashed: its process ended in it; lost: it was never run
     detail: str = ""  # the traceback, or why it was skipped
@@ -65,7 +65,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What one process has written."""
+    """The records of one process."""
 
     results: dict[str, Result]
     running: str | None  # the test that has begun and not ended

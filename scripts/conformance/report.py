@@ -16,7 +16,7 @@ _ROW = "{:<9}{:<26}{:>8}{:>7}{:>8} {:>8}{:>7}{:>8} {:>8}{:>8}{:>7}"
 
 
 def as_text(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """The lines of the report."""
+    """Return the lines of the report."""
     yield _ROW.format("", "", "base", "", "", "kaio", "", "", "", "", "")
     yield _ROW.format(
         "suite", "module", "passed", "failed", "skipped", "passed", "failed", "skipped", "loops", "worse", "flaky"
@@ -33,7 +33,7 @@ def as_text(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 
 def as_json(python: str, comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the report as JSON."""
     return {"python": python, "modules": [_as_json(comparison) for comparison in comparisons]}
 
 

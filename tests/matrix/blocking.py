@@ -63,7 +63,7 @@ def use(state: str, address: tuple[str, int]) -> None:
 
 
 def main() -> None:
-    """All of them."""
+    """Open all connections, and wait for the end."""
     for state, host, port in json.loads(sys.argv[1]):
         threading.Thread(target=live, args=(state, (host, port)), daemon=True).start()
     for line in sys.stdin:

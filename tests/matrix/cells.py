@@ -74,11 +74,11 @@ class Seen:
     """What the kernel said of it when the path broke."""
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the result as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Seen:
-        """The inverse."""
+        """Make a result from a line of `to_json`."""
         fields: dict[str, Any] = json.loads(line)
         return cls(**{**fields, "cell": Cell(**fields["cell"])})

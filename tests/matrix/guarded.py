@@ -84,7 +84,7 @@ class Program:
 
     @property
     def complete(self) -> bool:
-        """Whether all have ended."""
+        """Return whether all connections have ended."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._take(0)
@@ -99,7 +99,7 @@ class Program:
         self.tell("last")
 
     def seen(self, broken_at: float) -> Iterator[Seen]:
-        """What has become of each."""
+        """Return the outcome of each connection."""
         for state, cell in self.cells.items():
             seen = Seen(cell)
             if state in self.ends:
@@ -116,7 +116,7 @@ class Program:
         return (self._process.stderr.read() if self._process.stderr else "").strip()[-500:]
 
     def close(self) -> None:
-        """End all of it."""
+        """Close the sockets and end the programs."""
         for process in (self._guard, self._process):
             if process is not None and process.poll() is None:
                 process.kill()

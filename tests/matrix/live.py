@@ -46,7 +46,7 @@ class Life:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trouble:
-    """What befalls them."""
+    """A fault that happens to all connections at once."""
 
     name: str
     lives: Sequence[Life]
@@ -63,12 +63,12 @@ class Result:
     note: str = ""
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the result as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Result:
-        """The inverse."""
+        """Make a result from a line of `to_json`."""
         fields: dict[str, Any] = json.loads(line)
         return cls(**{**fields, "cell": Cell(**fields["cell"])})
 
@@ -82,13 +82,13 @@ class World:
         self.ours = ours
 
     def begin(self) -> None:
-        """Let each connection do what it does in the time of trouble."""
+        """Start what each connection does while the fault lasts."""
         for program in self.ours:
             program.tell("begin")
         time.sleep(0.2)
 
     def wait(self, bounds: float) -> None:
-        """For so many times the detection time."""
+        """Wait for a multiple of the detection time."""
         time.sleep(bounds * BOUND)
 
 
@@ -225,7 +225,7 @@ class Program:
         self.ports: list[int] = []
 
     def tell(self, line: str) -> None:
-        """One line to its standard input."""
+        """Write one line to its standard input."""
         with contextlib.suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.write(line + "\n")
@@ -233,12 +233,12 @@ class Program:
 
     @property
     def out(self) -> IO[str]:
-        """What it says."""
+        """Its standard output."""
         assert self.process.stdout is not None
         return self.process.stdout
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -28,7 +28,7 @@ SAYS = b"still here"
 
 
 class Peers:
-    """All of them."""
+    """The peers of all connections."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -78,7 +78,7 @@ class Peers:
 
 
 async def main(host: str, *ways: str) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
     peers = Peers()
     listeners = [socket.create_server((host, 0)) for _ in ways]
     for listener in listeners:

@@ -30,7 +30,7 @@ _PATIENCE: Final = 45.0  # seconds for all bytes to arrive, after the kernel's b
 
 @dataclasses.dataclass(slots=True)
 class Lived:
-    """What became of a connection with a peer that lives."""
+    """The outcome of a connection whose peer is alive."""
 
     cell: Cell
     alive: bool
@@ -56,7 +56,7 @@ class _Connection:
         self.end.write(data)
 
     async def act(self, ending: asyncio.Event) -> None:
-        """What it does in the time of trouble."""
+        """Do what this life does while the fault lasts."""
         self.began = time.monotonic()
         does = self.end.cell.state
         if "window shut" in does or "now and then" in does:
@@ -76,7 +76,7 @@ class _Connection:
         return next((exc for _, _, exc in self.end.events if isinstance(exc, OSError)), None)
 
     async def finish(self) -> bool:
-        """Whether all bytes have arrived, both ways."""
+        """Check that all bytes have arrived, in both directions."""
         if self.dead:
             return False
         self.send(b"the last")
@@ -114,7 +114,7 @@ class _Connection:
 
 
 async def main(task: dict[str, Any]) -> None:
-    """All of them."""
+    """Run all connections, and print their outcomes."""
     ledger = Ledger(asyncio.get_running_loop())
     keepalive = kaio.Keepalive.parse(task["keepalive"])
     connections = []

@@ -32,7 +32,7 @@ class Peer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         return self.address[1]
 
     @property
@@ -44,7 +44,7 @@ class Peer:
         return self._sock
 
     def shake_hands(self, context: ssl.SSLContext) -> threading.Thread:
-        """Be TLS's server from now on, in a thread of its own."""
+        """Start TLS as the server, in a thread of its own."""
 
         def wrap() -> None:
             with contextlib.suppress(OSError):
@@ -68,19 +68,19 @@ class Peer:
         return count[0]
 
     def wait_for_data(self) -> None:
-        """Until something has come, which stays there."""
+        """Wait until data has arrived, and leave it in the socket."""
         self.sock.recv(1, socket.MSG_PEEK)
 
     def deafen(self) -> None:
-        """Hear nothing more, and acknowledge nothing."""
+        """Drop every packet that arrives from now on, so that nothing is acknowledged."""
         self._undo.enter_context(blackhole(self.sock))
 
     def shrink(self) -> None:
-        """Have no room for what the window has promised, so that it shuts under a segment in flight."""
+        """Shrink the receive window below what was advertised, so that it shuts under a segment in flight."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
     def close(self) -> None:
-        """Be gone, without a word where that is possible."""
+        """Close the sockets, without a reset where that is possible."""
         with contextlib.suppress(OSError):
             self._undo.close()
         for each in (self._sock, self._listener):

@@ -14,7 +14,7 @@ __all__ = ["PLACES", "Answer", "Place"]
 
 
 class Answer(enum.Enum):
-    """What our kernel is told of the break."""
+    """What this host's kernel is told about the break."""
 
     SILENT = "nothing at all"
     ICMP = "the router says so"
@@ -24,7 +24,7 @@ class Answer(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a path can break."""
+    """A place where the path can break."""
 
     name: str
     answer: Answer

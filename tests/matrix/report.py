@@ -122,7 +122,7 @@ def failures(results: Iterable[Seen]) -> list[str]:
 
 
 def digest(results: Iterable[Seen]) -> list[str]:
-    """A line for each kind of failure: how many, and between which places, states, kinds, loops and modes."""
+    """Summarize the failures by kind: their number, and their places, states, kinds, loops and modes."""
     groups: dict[str, list[Cell]] = {}
     for seen in results:
         for problem in problems(seen):
