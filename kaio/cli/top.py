@@ -350,8 +350,7 @@ def _watch(pids: Sequence[int], view: View, interval: float) -> int:
     gc.set_threshold(100_000)  # a sample has no reference cycles, and garbage collection took a fifth of its time
     console = Console()
     with contextlib.ExitStack() as stack:
-        # pyroute2's socket belongs to the thread that created it. For another network namespace pyroute2 forks a
-        # process, which would inherit the signal pipe and write to it when it is killed: so _Terminal comes later.
+        # pyroute2's socket belongs to the thread that created it.
         thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         connections = thread.submit(Connections, pids).result()
         stack.callback(lambda: thread.submit(connections.close).result())

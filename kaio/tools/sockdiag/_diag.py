@@ -5,10 +5,12 @@ Rules kept here: pyroute2 encodes and sends the request and receives the reply, 
 
 from __future__ import annotations
 
+import concurrent.futures
 import socket
 from collections.abc import Container, Generator, Iterator
 from typing import Final
 
+from pyroute2 import netns  # type: ignore[import-untyped]
 from pyroute2.netlink import (  # type: ignore[import-untyped]
     NETLINK_SOCK_DIAG,
     NLM_F_DUMP,
@@ -43,7 +45,7 @@ class Diag:
     """A netlink socket in a network namespace, given by its path; None: the current one. Raises OSError."""
 
     def __init__(self, network: str | None) -> None:
-        self._socket = NetlinkSocket(family=NETLINK_SOCK_DIAG, netns=network)
+        self._socket = NetlinkSocket(family=NETLINK_SOCK_DIAG, fileno=None if network is None else _open_in(network))
         self._socket.bind()
 
     def ask(self, unwanted: Container[int] = ()) -> Iterator[Answer]:
@@ -61,6 +63,22 @@ class Diag:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _open_in(network: str) -> int:
+    """Return the descriptor of a netlink socket in another network namespace.
+
+    A thread that ends afterwards enters it: setns(2) changes the calling thread only. pyroute2 itself forks a process
+    for this, and to fork beside other threads is deprecated since Python 3.12.
+    """
+
+    def enter_and_open() -> int:
+        with open(network, "rb") as file:
+            netns.setns(file.fileno())
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG).detach()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(enter_and_open).result()
 
 
 class _Decoder(Marshal):  # type: ignore[misc]
