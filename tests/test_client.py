@@ -41,9 +41,10 @@ async def test_happy_eyeballs_takes_the_address_that_answers(monkeypatch: pytest
         kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
         return [(socket.AF_INET6, *kind, ("::1", port, 0, 0)), (socket.AF_INET, *kind, ("127.0.0.1", port))]
 
+    # Before the name is replaced: what imports it for the first time meanwhile would keep the replacement.
+    servers = [await kaio.serve(echo, host, 0) for host in ("127.0.0.1", "::1")]
     monkeypatch.setattr("kaio.net.dialing.resolve", resolve)
-    for host in ("127.0.0.1", "::1"):
-        server = await kaio.serve(echo, host, 0)
+    for server in servers:
         async with server, kaio.connect("localhost", server.sockets[0].getsockname()[1]) as client:
             await client.send(b"x")
             assert await client.receive() == b"x"
