@@ -112,7 +112,7 @@ def all_started(setting: Setting, turn: Sequence[Contestant], application: str) 
 
 
 def percent(part: float, whole: float) -> float:
-    """Format a share of time as a percentage."""
+    """Return a part of a whole in percent."""
     return 100 * part / whole if whole else 0.0
 
 

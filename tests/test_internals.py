@@ -132,14 +132,14 @@ def test_a_tls_layer_that_does_not_name_the_protocol_above_it(caplog: pytest.Log
 Layer = tuple[asyncio.Server, asyncio.Transport, asyncio.Transport, Any]
 
 
-async def tls_layer(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> Layer:
+async def tls_layer(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, factory: type[asyncio.Protocol] = asyncio.Protocol
+) -> Layer:
     """A server, the TLS transport of a client, the transport below it, and the client's protocol."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=server_tls)
     host, port = server.sockets[0].getsockname()
-    transport, protocol = await loop.create_connection(
-        asyncio.Protocol, host, port, ssl=client_tls, server_hostname="localhost"
-    )
+    transport, protocol = await loop.create_connection(factory, host, port, ssl=client_tls, server_hostname="localhost")
     table = internals.transports_of(loop)
     (below,) = [
         each
@@ -155,9 +155,18 @@ def test_what_is_above_and_below_a_real_tls_layer(
 ) -> None:
     """Found while it is there, on uvloop also what is below; nothing, and nothing logged, once TLS has ended."""
 
+    class Protocol(asyncio.Protocol):
+        looked_up = 0
+
+        @property
+        def connection_lost(self) -> Any:  # as with kaio's protocols, where looking it up reads TCP_INFO
+            type(self).looked_up += 1
+            return super().connection_lost
+
     async def main() -> None:
-        server, transport, below, protocol = await tls_layer(server_tls, client_tls)
+        server, transport, below, protocol = await tls_layer(server_tls, client_tls, Protocol)
         assert protocol in internals.protocols_above(below)
+        assert not Protocol.looked_up
         assert internals.below_tls(transport) is (below if loop == "uvloop" else None)
         internals.force_close(transport, TimeoutError())
         await until(lambda: internals.is_closed(below))

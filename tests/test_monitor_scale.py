@@ -219,4 +219,4 @@ def test_messages_and_connections_cost_no_additional_system_call(loop: str, tmp_
     assert min(off["recvfrom" if loop == "asyncio" else "read"], sum(on.values()) / 4) > 5_000  # it was counted
     assert sum(map(abs, differ.values())) < 50, {name: by for name, by in differ.items() if by}
     waits_off, waits_on = (sum(calls.get(name, 0) for name in WAITS) for calls in (off, on))
-    assert 5_000 < waits_on < 1.2 * waits_off
+    assert 5_000 < waits_on < 1.05 * waits_off  # one more for each connection would be 1.09

@@ -81,8 +81,8 @@ def protocols_above(transport: asyncio.Transport) -> list[object]:
         return [above]
     if hasattr(protocol, "_app_protocol"):  # asyncio's, whose TLS has ended
         return []
-    referents = gc.get_referents(protocol)
-    found = [each for each in referents if hasattr(each, "connection_lost") and not isinstance(each, type)]
+    # Of the types: looking up connection_lost on a kaio protocol itself reads TCP_INFO (see `_ConnectionLost`).
+    found = [each for each in gc.get_referents(protocol) if hasattr(type(each), "connection_lost")]
     if not found and not transport.is_closing():
         _miss(protocol, "_app_protocol", "a kaio protocol over TLS may be watched twice")
     return found
