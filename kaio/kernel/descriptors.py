@@ -6,6 +6,7 @@ Rules kept here: reading from a `Descriptor` changes neither its socket nor its 
 from __future__ import annotations
 
 import array
+import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -16,7 +17,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias, overload
+from typing import Final, TypeAlias, TypeVar, overload
 
 from ..errors import KeepaliveError, os_error
 from .options import SocketLike, platform
@@ -25,6 +26,7 @@ from .sockets import describe
 __all__ = [
     "Descriptor",
     "SocketAddress",
+    "call_in_network",
     "descriptors",
     "is_listening",
     "libc",
@@ -40,6 +42,9 @@ if os.name == "posix":
 
 _SO_DOMAIN: Final = 39
 _AF_UNKNOWN: Final = -1
+_CLONE_NEWNET: Final = 0x40000000
+
+T = TypeVar("T")
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """An address of AF_INET, or of AF_INET6 with its flow information and scope."""
@@ -146,6 +151,23 @@ class Descriptor:
 def libc() -> ctypes.CDLL:
     """The C library; ctypes.get_errno() returns its errno."""
     return ctypes.CDLL(None, use_errno=True)
+
+
+def call_in_network(namespace: int, function: Callable[[], T]) -> T:
+    """Call a function in a network namespace, given by a descriptor, and return its result.
+
+    A temporary thread enters the namespace, since setns(2) changes the calling thread only; no process is forked.
+    Raises OSError when it cannot be entered, for which CAP_SYS_ADMIN is needed.
+    """
+
+    def enter_and_call() -> T:
+        if libc().setns(namespace, _CLONE_NEWNET) != 0:  # os.setns is Python 3.12's
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot enter the network namespace: {os.strerror(number)}")
+        return function()
+
+    with concurrent.futures.ThreadPoolExecutor(1, "kaio-namespace") as thread:
+        return thread.submit(enter_and_call).result()
 
 
 def descriptors() -> Iterator[Descriptor]:

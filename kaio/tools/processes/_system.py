@@ -1,7 +1,6 @@
 """The kernel's TCP defaults in a socket's network namespace.
 
-Rules kept here: the calling thread never leaves its network namespace; a temporary thread enters another one, reads the
-values there and ends.
+Rules kept here: the calling thread never leaves its network namespace: `call_in_network` reads in another one.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import threading
 from typing import Final
 
-from ...kernel.descriptors import libc
+from ...kernel.descriptors import call_in_network
 from ..sysctls import Defaults
 from ..sysctls import read as read_here
 
@@ -20,7 +18,6 @@ __all__ = ["Systems"]
 
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 _SIOCGSKNS: Final = 0x894C  # linux/sockios.h: returns a descriptor of a socket's network namespace
-_CLONE_NEWNET: Final = 0x40000000
 
 
 class Systems:
@@ -52,21 +49,11 @@ def _read_there(sock: socket.socket) -> Defaults:
     """Read the values in a socket's network namespace. Entering one needs root; otherwise return a new one's values."""
     import fcntl  # noqa: PLC0415 - not on Windows
 
-    found = [Defaults()]
-
-    def look() -> None:
+    try:
+        namespace = fcntl.ioctl(sock, _SIOCGSKNS)
         try:
-            namespace = fcntl.ioctl(sock, _SIOCGSKNS)
-            try:
-                # os.setns is Python 3.12's
-                if libc().setns(namespace, _CLONE_NEWNET) == 0:
-                    found[0] = read_here()
-            finally:
-                os.close(namespace)
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=look, name="kaio-namespace")
-    thread.start()
-    thread.join()
-    return found[0]
+            return call_in_network(namespace, read_here)
+        finally:
+            os.close(namespace)
+    except OSError:
+        return Defaults()

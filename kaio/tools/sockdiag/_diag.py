@@ -5,12 +5,10 @@ Rules kept here: pyroute2 encodes and sends the request and receives the reply, 
 
 from __future__ import annotations
 
-import concurrent.futures
 import socket
 from collections.abc import Container, Generator, Iterator
 from typing import Final
 
-from pyroute2 import netns  # type: ignore[import-untyped]
 from pyroute2.netlink import (  # type: ignore[import-untyped]
     NETLINK_SOCK_DIAG,
     NLM_F_DUMP,
@@ -22,6 +20,7 @@ from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, inet_diag_req  # type: ig
 from pyroute2.netlink.marshal import Marshal  # type: ignore[import-untyped]
 from pyroute2.netlink.nlsocket import NetlinkSocket  # type: ignore[import-untyped]
 
+from ...kernel.descriptors import call_in_network
 from ...kernel.tcpinfo import TcpState
 from ._answer import INET_DIAG_INFO, Answer, decode
 
@@ -66,19 +65,13 @@ class Diag:
 
 
 def _open_in(network: str) -> int:
-    """Return the descriptor of a netlink socket in another network namespace.
+    """Return the descriptor of a netlink socket in another network namespace. pyroute2 would fork a process for it."""
 
-    A thread that ends afterwards enters it: setns(2) changes the calling thread only. pyroute2 itself forks a process
-    for this, and to fork beside other threads is deprecated since Python 3.12.
-    """
-
-    def enter_and_open() -> int:
-        with open(network, "rb") as file:
-            netns.setns(file.fileno())
+    def make() -> int:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG).detach()
 
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(enter_and_open).result()
+    with open(network, "rb") as file:
+        return call_in_network(file.fileno(), make)
 
 
 class _Decoder(Marshal):  # type: ignore[misc]
