@@ -24,7 +24,7 @@ from ..errors import KaioError
 from ..kernel.options import platform
 from ..kernel.sockets import apply_or_warn
 from ..monitor.error_watch import bare
-from .endpoints import Endpoint, Handshake, ProtocolFactory, Terms
+from .endpoints import AttachingFactory, Endpoint, Handshake, ProtocolFactory, Terms
 from .exhaustion import Exhaustion
 
 __all__ = ["AcceptLoop", "AcceptTls", "Acceptor", "LoopServers", "make_acceptor"]
@@ -64,8 +64,8 @@ class Acceptor:
         """Stop accepting. The sockets are their owner's to close."""
         raise NotImplementedError
 
-    def drain(self, sock: socket.socket) -> None:
-        """Accept the connections that came before the listening socket had its policy, and give it to each."""
+    def accept_queued(self, sock: socket.socket) -> None:
+        """Accept the connections in the queue. Some may have come before the socket had its policy: each gets it."""
         for _ in range(_LONGEST_QUEUE):
             if not self._accept_one(sock, covered=False):
                 break
@@ -93,7 +93,7 @@ class Acceptor:
                 apply_or_warn(conn, terms.policy, explicit=terms.explicit)
             except KaioError as exc:  # closed by its peer already, most likely
                 logger.debug("%s: %s", self._address, exc)
-        task = self._loop.create_task(self._set_up(conn, terms))
+        task = self._loop.create_task(self._set_up(conn, terms, endpoint.make))
         endpoint.setup_tasks.add(task)
         task.add_done_callback(functools.partial(_set_up_done, endpoint, conn))
         return True
@@ -101,12 +101,9 @@ class Acceptor:
     def _accept_failed(self, sock: socket.socket, exc: OSError) -> None:
         self._exhaustion.begin(exc)
 
-    async def _set_up(self, conn: socket.socket, terms: Terms) -> None:
+    async def _set_up(self, conn: socket.socket, terms: Terms, make: AttachingFactory | None) -> None:
         """Make the protocol and the transport of an accepted connection, with its TLS handshake."""
-        make = self._endpoint.make
-        if make is None:  # closed meanwhile
-            conn.close()
-            return
+        assert make is not None
         try:
             protocol = make(terms)
         except Exception:

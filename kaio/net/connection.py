@@ -26,6 +26,7 @@ from anyio.abc import SocketStream
 from ..errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
 from ..liveness.health import Health
 from ..policy import Keepalive, KeepaliveArg, SocketState
+from .draining import Draining
 from .scopes import AliveScope
 from .transports import KeepaliveTransport, WatchedTransport
 
@@ -86,7 +87,9 @@ class Connection(_Stream):
     handler that takes long for each of many small messages should yield itself, with `await asyncio.sleep(0)`.
     """
 
-    __slots__ = ("__weakref__", "_protocol", "_transport")
+    __slots__ = ("__weakref__", "_draining", "_protocol", "_transport")
+
+    _draining: Draining  # made when it is asked for
 
     def __init__(self, transport: WatchedTransport, protocol: StreamProtocol) -> None:
         self._transport = transport
@@ -281,6 +284,21 @@ class Connection(_Stream):
         EOF (half close) from the peer does not end the block. Scopes can be nested, also with asyncio's and anyio's.
         """
         return AliveScope(self._transport)
+
+    @property
+    def draining(self) -> Draining:
+        """Whether the server drains: an event, which is true once it is set. It never is for a client's connection.
+
+        See `Server.drain`. A handler finishes what is under way, and returns.
+        """
+        try:
+            return self._draining
+        except AttributeError:
+            self._draining = draining = Draining()
+            return draining
+
+    def _kaio_drain(self) -> None:
+        self.draining.set()
 
     # -- what it is
 

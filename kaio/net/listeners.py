@@ -126,9 +126,7 @@ class Listener:
             raise
         self._choice = choice
         self._endpoint.set_policy(choice, state)
-        if self._acceptor is not None:
-            for sock in self._binding.sockets:
-                self._acceptor.drain(sock)
+        self.accept_queued()
 
     def set_all(self, keepalive: KeepaliveArg) -> int:
         """Set the policy of new connections and of all open ones; return how many of those have it now.
@@ -206,8 +204,14 @@ class Listener:
         self._acceptor = acceptor = make_acceptor(loop, endpoint, self.address, self._tls)
         for sock in self.sockets:
             if is_listening(sock):  # handed over, with a queue that may hold connections already
-                acceptor.drain(sock)
+                acceptor.accept_queued(sock)
             await acceptor.start(sock, self._backlog)
+
+    def accept_queued(self) -> None:
+        """Accept the connections that wait in the queue now."""
+        if self._acceptor is not None:
+            for sock in self._binding.sockets:
+                self._acceptor.accept_queued(sock)
 
     def close(self) -> None:
         """Stop listening. The system resets the connections in the queue; those that were accepted stay open."""

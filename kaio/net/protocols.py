@@ -73,6 +73,12 @@ class Watched:
         and so not before the application resumes reading. What is written meanwhile is discarded.
         """
 
+    def draining(self) -> None:
+        """Called when the server drains: finish what is under way, and close the transport.
+
+        It is closed at the end of the grace that `Server.drain` was given.
+        """
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Called when the connection is closed, with its error: a `DeadPeerError`, another exception, or None."""
 

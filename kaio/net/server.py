@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
+import signal as signal_module
 import socket as socket_module
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -24,6 +26,7 @@ from ..policy import KeepaliveArg
 from .asyncio_streams import StreamsProtocol
 from .attachment import attaching
 from .connection import CLOSE_TIMEOUT, Connection, finish
+from .draining import handled
 from .endpoints import Endpoint, PolicyChoice, ProtocolFactory, choose_policy
 from .listeners import Listener
 from .pending import Pending
@@ -37,6 +40,10 @@ logger: Final = logging.getLogger("kaio")
 
 Handler = Callable[[Connection], Awaitable[object]]
 
+GRACE: Final = 30.0
+"""The default time in seconds that draining gives to handlers."""
+
+_TELL_INTERVAL: Final = 0.05  # seconds between two groups of connections that are told
 _ABORT_TIMEOUT: Final = 1.0  # seconds for handlers and connections to end that were aborted
 _NO_FAILURES: Final = (asyncio.CancelledError, SystemExit, KeyboardInterrupt)  # of a handler
 
@@ -76,6 +83,7 @@ class Server(Generic[C_co]):
         self._loop = asyncio.get_running_loop()
         self._tasks: dict[asyncio.Task[object], Connection] = {}  # handlers that run
         self._serving = False
+        self._draining = False  # or about to
         self._closed = False
         self._forever: asyncio.Future[None] | None = None
         self._waiting: asyncio.Future[None] | None = None  # wait_closed
@@ -123,6 +131,14 @@ class Server(Generic[C_co]):
         """Whether new connections are accepted."""
         return self._serving
 
+    @property
+    def ready(self) -> bool:
+        """Whether new connections are welcome: accepted, and no end is in sight. For a load balancer's health check.
+
+        It is False from the first signal of `serve_until` on, also during its `delay`.
+        """
+        return self._serving and not self._draining
+
     def __repr__(self) -> str:
         state = "serving" if self._serving else "closed" if self._closed else "bound"
         where = ", ".join(str(listener.address) for listener in self._listeners)
@@ -167,6 +183,100 @@ class Server(Generic[C_co]):
         finally:
             self._forever = None
             self.close()
+
+    async def serve_until(
+        self, *signals: int, grace: float = GRACE, delay: float = 0.0, spread: float = 0.0
+    ) -> signal_module.Signals | None:
+        """Accept connections until one of the signals arrives, then drain; return the signal, None after `close`.
+
+        During `delay` seconds `ready` is False and connections are still accepted: load balancers need time to look
+        elsewhere. `grace` and `spread` are those of `drain`. A further signal aborts all connections at once. Needs
+        the main thread; the handlers that the signals had before are restored.
+
+        Raises ValueError, TypeError without a signal, OSError for one that cannot be handled, and RuntimeError when
+        serve_forever() is running already or outside of the main thread.
+        """
+        if not signals:
+            raise TypeError("serve_until() needs at least one signal")
+        _check_times(grace, spread, delay)
+        if self._forever is not None:
+            raise RuntimeError(f"serve_forever() is running already on {self!r}")
+        self._forever = stop = self._loop.create_future()
+        received: list[signal_module.Signals] = []
+        hurry: asyncio.Timeout | None = None
+
+        def on_signal(number: signal_module.Signals) -> None:
+            received.append(number)
+            if hurry is not None:
+                hurry.reschedule(self._loop.time())
+            elif not stop.done():
+                stop.set_result(None)
+
+        try:
+            with handled(signals, on_signal):
+                await self.start_serving()
+                await stop
+                if not received:
+                    return None
+                self._draining = True
+                try:
+                    async with asyncio.timeout(0 if len(received) > 1 else None) as hurry:
+                        await asyncio.sleep(delay)
+                        await self.drain(grace, spread=spread)
+                except TimeoutError:
+                    hurry = None
+                    await self._abort()
+                hurry = None
+                return received[0]
+        finally:
+            self._forever = None
+            self.close()
+
+    async def drain(self, grace: float = GRACE, *, spread: float = 0.0) -> None:
+        """Stop accepting, and let the connections come to their end; returns when all have.
+
+        Connections that wait in the queue are accepted first. Handlers are told by `Connection.draining`, protocols by
+        `draining()`: at once, or one after the other over `spread` seconds, so that clients do not all connect again
+        in the same moment. Those that still run after `grace` seconds are cancelled, and their connections closed;
+        they have the close timeout and a second for it, whatever they do. Cancelling drain() aborts all connections.
+
+        Raises ValueError when a time is negative or not a number, or `spread` is longer than `grace`.
+        """
+        _check_times(grace, spread)
+        self._draining = True
+        end = self._loop.time() + grace
+        if not self._closed:
+            for listener in self._listeners:
+                listener.accept_queued()
+        self.close()
+        telling = self._loop.create_task(self._tell(spread))
+        try:
+            if not await self._closed_within(max(0.0, end - self._loop.time())):
+                await self._end()
+        except BaseException:
+            self.abort_clients()
+            raise
+        finally:
+            telling.cancel()
+
+    async def _tell(self, spread: float) -> None:
+        """Tell every connection that the server drains, also those whose handshake ends only now."""
+        told: set[Any] = set()
+        waiting: list[Any] = list(self.connections)
+        random.shuffle(waiting)
+        began = self._loop.time()
+        for number, connection in enumerate(waiting):
+            due = began + spread * number / len(waiting)
+            if due > self._loop.time():
+                await asyncio.sleep(max(_TELL_INTERVAL, due - self._loop.time()))
+            connection._kaio_drain()
+        told.update(waiting)
+        while not self._ended():
+            late: set[Any] = set(self.connections) - told
+            for connection in late:
+                connection._kaio_drain()
+            told |= late
+            await asyncio.sleep(_TELL_INTERVAL)
 
     def close(self) -> None:
         """Stop accepting. Open connections stay open: see `close_clients`, `abort_clients`, `wait_closed`."""
@@ -216,18 +326,29 @@ class Server(Generic[C_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        """Close everything that is open; return within the close timeout and a second."""
         self.close()
         for endpoint in self._endpoints:
             endpoint.refuse()
         self.close_clients()
         try:
             if not await self._closed_within(self._close_timeout):
-                self.abort_clients()
-                if not await self._closed_within(_ABORT_TIMEOUT):
-                    self._log_stragglers()
+                await self._abort()
         except BaseException:
             self.abort_clients()
             raise
+
+    async def _abort(self) -> None:
+        """Abort everything that is open; return within a second."""
+        self.close()
+        for endpoint in self._endpoints:
+            endpoint.refuse()
+        self.abort_clients()
+        if not await self._closed_within(_ABORT_TIMEOUT):
+            self._log_stragglers()
 
     async def _closed_within(self, timeout: float) -> bool:
         try:
@@ -275,6 +396,14 @@ class Server(Generic[C_co]):
         if exc is not None and not isinstance(exc, _NO_FAILURES):
             _log_failure(connection, exc)
         finish(connection, self._close_timeout)
+
+
+def _check_times(grace: float, spread: float, delay: float = 0.0) -> None:
+    for name, value in {"grace": grace, "spread": spread, "delay": delay}.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value!r}: must be a number of seconds, at least 0")
+    if spread > grace:
+        raise ValueError(f"spread={spread!r}: must be at most grace={grace!r}")
 
 
 async def _wait_for(handling: Awaitable[object]) -> None:

@@ -307,6 +307,10 @@ class WatchedTransport(KeepaliveTransport):
     def while_alive(self) -> AliveScope:
         return AliveScope(self)
 
+    def _kaio_drain(self) -> None:
+        if not self.is_closing():
+            self.call_back("draining")
+
     # -- called by the monitor
 
     def get_socket(self) -> SocketLike:
@@ -352,13 +356,13 @@ class WatchedTransport(KeepaliveTransport):
         number = errno.ETIMEDOUT if silent else errno.ECONNRESET
         return OSError(number, os.strerror(number))
 
-    def call_back(self, name: str, argument: object) -> None:
+    def call_back(self, name: str, *arguments: object) -> None:
         protocol = self._protocol
         method = getattr(protocol, name, None)
         if method is None:  # a protocol of another kind, after set_protocol
             return
         try:
-            method(argument)
+            method(*arguments)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
