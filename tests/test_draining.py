@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import ssl
@@ -158,7 +157,7 @@ async def test_connections_are_told_one_after_the_other_over_the_spread() -> Non
     assert len(moments) == 20
     assert moments[0] - began < moments[-1] - began
     assert moments[-1] - began >= 0.9
-    assert len({round(each, 2) for each in moments}) > 5
+    assert len({round(each, 2) for each in moments}) > 2
 
 
 @pytest.mark.parametrize(
@@ -229,25 +228,25 @@ import asyncio, signal, sys
 import kaio, uvloop
 
 async def handler(connection):
+    await connection.send(b"hello\\n")
     await connection.receive_until(b"\\n", 100)
     await connection.draining.wait()
-    if sys.argv[2] == "stubborn":
-        while True:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                pass
+    while sys.argv[2] == "stubborn":
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
     await asyncio.sleep(0.3)
     await connection.send(b"answer")
 
 async def main():
     async with kaio.serve(handler, "127.0.0.1", 0, close_timeout=0.2) as server:
-        print(server.sockets[0].getsockname()[1], flush=True)
-        got = await server.serve_until(
-            signal.SIGTERM, signal.SIGINT, grace=float(sys.argv[3]), delay=float(sys.argv[4])
-        )
-        print(got.name, server.ready, flush=True)
+        # Printed in the next iteration, when serve_until() waits.
+        asyncio.get_running_loop().call_soon(print, server.sockets[0].getsockname()[1])
+        got = await server.serve_until(signal.SIGTERM, signal.SIGINT, grace=60, delay=float(sys.argv[3]))
+        print(got.name, server.ready)
 
+sys.stdout.reconfigure(line_buffering=True)
 kaio.run(main(), base=uvloop.new_event_loop if sys.argv[1] == "uvloop" else asyncio.SelectorEventLoop)
 """
 
@@ -278,57 +277,47 @@ def service(request: pytest.FixtureRequest) -> Any:
 Start = Callable[..., tuple[subprocess.Popen[str], int]]
 
 
-def requests(port: int, count: int) -> list[socket.socket]:
-    clients = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(count)]
-    for each in clients:
-        each.sendall(b"question\n")
-    return clients
+def request(port: int) -> socket.socket:
+    """Connect, and ask; the greeting says that the handler runs."""
+    client = socket.create_connection(("127.0.0.1", port), timeout=30)
+    client.sendall(b"question\n")
+    assert client.recv(100) == b"hello\n"
+    return client
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_finish_and_the_process_ends_without_a_traceback(
     service: Start, number: signal.Signals
 ) -> None:
-    process, port = service("polite", 20, 0)
-    clients = requests(port, 20)
-    time.sleep(0.2)
+    process, port = service("polite", 0)
+    clients = [request(port) for _ in range(20)]
     process.send_signal(number)
     for each in clients:
         with each:
             assert each.recv(100) == b"answer"
             assert each.recv(100) == b""
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=30)
     assert (out, err, process.returncode) == (f"{number.name} False\n", "", 0)
 
 
-def test_connections_are_accepted_during_the_delay(service: Start) -> None:
-    process, port = service("polite", 20, 1.5)
-    time.sleep(0.3)
+@pytest.mark.parametrize(("how", "delay"), [("polite", 60), ("polite", 0), ("stubborn", 0)])
+def test_a_second_signal_ends_it_at_once(service: Start, how: str, delay: float) -> None:
+    """During the delay, in which connections are still accepted, and during the grace; whatever the handler does."""
+    process, port = service(how, delay)
+    clients = [request(port)]
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    (client,) = requests(port, 1)
-    with client:
-        assert client.recv(100) == b"answer"
-    out, err = process.communicate(timeout=20)
-    assert (out, err, process.returncode) == ("SIGTERM False\n", "", 0)
-
-
-@pytest.mark.parametrize("delay", [0, 60])
-def test_a_second_signal_ends_it_at_once(service: Start, delay: float) -> None:
-    process, port = service("polite" if delay else "stubborn", 60, delay)
-    (client,) = requests(port, 1)
-    with client:
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(ConnectionResetError):
-            assert client.recv(100) == b""
     if delay:
-        out, err = process.communicate(timeout=20)
-        assert (out, err, process.returncode) == ("SIGTERM False\n", "", 0)
-    else:  # the handler goes on for ever, which is logged
-        assert process.stdout is not None
-        assert process.stdout.readline() == "SIGTERM False\n"
-        os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.3)  # until it has been received, most likely
+        clients.append(request(port))
+    process.send_signal(signal.SIGINT)
+    for each in clients:
+        with each, contextlib.suppress(ConnectionResetError):
+            assert each.recv(100) == b""
+    assert process.stdout is not None
+    assert process.stdout.readline() in ("SIGTERM False\n", "SIGINT False\n")  # both at once come in any order
+    if how == "polite":
+        out, err = process.communicate(timeout=30)
+        assert (out, err, process.returncode) == ("", "", 0)
+    else:  # asyncio waits for the handler's task
+        process.kill()
         process.communicate()
