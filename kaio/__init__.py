@@ -3,7 +3,7 @@
 The map; each row imports only from the rows above it, and from its own without a cycle:
 
     errors                                the tree of exceptions
-    policy/ addresses                     plain data
+    policy/ addresses proxy_protocol      plain data
     kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
     liveness/                             pure judgement: health, the watch, whose options a socket has
     monitor/                              what watches: the monitor of a loop, the sweep of a process, who watches what
@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .addresses import TcpAddress, UnixAddress
-    from .errors import AddressError, Cause, DeadPeerError, KaioError, KeepaliveError, PolicyError, ResetError
+    from .errors import (
+        AddressError,
+        Cause,
+        DeadPeerError,
+        IdleTimeoutError,
+        KaioError,
+        KeepaliveError,
+        PolicyError,
+        ResetError,
+        SendTimeoutError,
+    )
     from .kernel.sockets import apply, inspect
     from .kernel.tcpinfo import TcpInfo, TcpState
     from .liveness.health import Health, State
@@ -31,12 +41,14 @@ if TYPE_CHECKING:
     from .monitor.survey import Report, sweep
     from .net.client import connect, create_connection, open_connection
     from .net.connection import Connection
+    from .net.current import ConnectionFilter, current_connection
     from .net.listeners import Listener
     from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
     from .net.scopes import AliveScope
     from .net.server import Server, create_server, serve, start_server
     from .net.transports import KeepaliveTransport
     from .policy import AUTO, Keepalive, SocketState, Step
+    from .proxy_protocol import ProxyError, ProxyHeader, ProxyProtocol, ProxyTls
 
 __all__ = [
     "AUTO",
@@ -45,11 +57,13 @@ __all__ = [
     "BufferedKeepaliveProtocol",
     "Cause",
     "Connection",
+    "ConnectionFilter",
     "Counters",
     "DeadPeerError",
     "Event",
     "EventLoopPolicy",
     "Health",
+    "IdleTimeoutError",
     "KaioError",
     "Keepalive",
     "KeepaliveError",
@@ -58,8 +72,13 @@ __all__ = [
     "Listener",
     "Monitor",
     "PolicyError",
+    "ProxyError",
+    "ProxyHeader",
+    "ProxyProtocol",
+    "ProxyTls",
     "Report",
     "ResetError",
+    "SendTimeoutError",
     "Server",
     "SocketState",
     "State",
@@ -72,6 +91,7 @@ __all__ = [
     "connect",
     "create_connection",
     "create_server",
+    "current_connection",
     "get_monitor",
     "health",
     "inspect",
@@ -94,13 +114,25 @@ _HOMES: Final = {
     "addresses": ("TcpAddress", "UnixAddress"),
     "net.client": ("connect", "create_connection", "open_connection"),
     "net.connection": ("Connection",),
-    "errors": ("AddressError", "Cause", "DeadPeerError", "KaioError", "KeepaliveError", "PolicyError", "ResetError"),
+    "errors": (
+        "AddressError",
+        "Cause",
+        "DeadPeerError",
+        "IdleTimeoutError",
+        "KaioError",
+        "KeepaliveError",
+        "PolicyError",
+        "ResetError",
+        "SendTimeoutError",
+    ),
     "kernel.sockets": ("apply", "inspect"),
+    "net.current": ("ConnectionFilter", "current_connection"),
     "net.listeners": ("Listener",),
     "loop.factories": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
     "monitor.counters": ("Counters", "Event"),
     "monitor.monitor": ("Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
+    "proxy_protocol": ("ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"),
     "net.protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "net.server": ("Server", "create_server", "serve", "start_server"),
     "monitor.survey": ("Report", "sweep"),

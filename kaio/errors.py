@@ -5,9 +5,11 @@
     ├── AddressError(ValueError)         invalid address: has the address and the problem
     ├── KeepaliveError(OSError)          the options of a socket could not be set or read
     ├── DeadPeerError(ConnectionError)   the peer no longer answers: has the cause and the time since it was last heard
-    └── ResetError(ConnectionResetError) the peer of a stream is alive and has reset or closed the connection
+    ├── ResetError(ConnectionResetError) the peer of a stream is alive and has reset or closed the connection
+    ├── IdleTimeoutError(ConnectionAbortedError)  nothing was received for as long as this side allows
+    └── SendTimeoutError(ConnectionAbortedError)  nothing was acknowledged for as long as this side allows
 
-Rules kept here: the last two are also `anyio.BrokenResourceError`, so that code written for anyio's streams catches
+Rules kept here: the last four are also `anyio.BrokenResourceError`, so that code written for anyio's streams catches
 them. No exception of kaio is a `TimeoutError`: an `except TimeoutError` around an application's own timeout does not
 catch a dead peer.
 
@@ -22,8 +24,8 @@ import math
 import os
 import weakref
 from collections.abc import Callable
-from errno import ETIMEDOUT
-from typing import TYPE_CHECKING, Any
+from errno import ECONNABORTED, ETIMEDOUT
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import BrokenResourceError
 
@@ -35,10 +37,12 @@ __all__ = [
     "AddressError",
     "Cause",
     "DeadPeerError",
+    "IdleTimeoutError",
     "KaioError",
     "KeepaliveError",
     "PolicyError",
     "ResetError",
+    "SendTimeoutError",
 ]
 
 
@@ -172,8 +176,49 @@ class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
     """The peer of a `Connection` reset it, or closed it while data was in flight. The peer is alive."""
 
 
+class _TimeLimitError(KaioError, ConnectionAbortedError, BrokenResourceError):
+    """A time limit of this side's has ended a connection: a `ConnectionError`, and not a `TimeoutError`."""
+
+    timeout: float
+    """The time limit in seconds."""
+    peername: Any
+    """The peer's address, as `transport.get_extra_info("peername")` returns it, or None."""
+
+    _what = ""
+
+    def __init__(self, timeout: float, peername: object = None) -> None:
+        where = "peer" if peername is None else f"peer {format_address(peername)}"
+        super().__init__(ECONNABORTED, self._what.format(where=where, timeout=timeout))
+        self.timeout = timeout
+        self.peername = peername
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[object, ...]]:
+        return type(self), (self.timeout, self.peername)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class IdleTimeoutError(_TimeLimitError):
+    """Nothing was received from the peer for `idle_timeout` seconds, and this side has closed the connection.
+
+    The peer may be alive. `errno` is ECONNABORTED.
+    """
+
+    _what = "nothing received from {where} for {timeout:g} s"
+
+
+class SendTimeoutError(_TimeLimitError):
+    """Data waited for `send_timeout` seconds, in which the peer acknowledged none; the connection was aborted.
+
+    The peer may be alive, and not read. `errno` is ECONNABORTED.
+    """
+
+    _what = "{where} has not taken any data for {timeout:g} s"
+
+
 class RememberedError:
-    """A `DeadPeerError` kept by a weak reference, and made again once it is gone.
+    """A `DeadPeerError` or another error of kaio's kept by a weak reference, and made again once it is gone.
 
     An exception that was raised refers to its traceback, the traceback to frames, and the frames to the connection: if
     the connection referred to the exception, only the garbage collector would free the two. All who call get the same
@@ -182,16 +227,16 @@ class RememberedError:
 
     __slots__ = ("_arguments", "_cause", "_error", "_make")
 
-    def __init__(self, error: DeadPeerError) -> None:
+    def __init__(self, error: DeadPeerError | _TimeLimitError) -> None:
         self._make, self._arguments = error.__reduce__()
         self._cause = error.__cause__
         self._refer_to(error)
 
-    def _refer_to(self, error: DeadPeerError) -> None:
+    def _refer_to(self, error: BaseException) -> None:
         self._error = weakref.ref(error)
         _remembered[error] = self  # several connections and scopes may remember the same exception
 
-    def __call__(self) -> DeadPeerError:
+    def __call__(self) -> BaseException:
         error = self._error()
         if error is None:
             error = self._make(*self._arguments)
@@ -200,24 +245,26 @@ class RememberedError:
         return error
 
 
+_KEPT: Final = (DeadPeerError, _TimeLimitError)  # what a stream raises as it is
+
 # Not an attribute of the exception: it is the user's, and shows what it has.
-_remembered: weakref.WeakKeyDictionary[DeadPeerError, RememberedError] = weakref.WeakKeyDictionary()
+_remembered: weakref.WeakKeyDictionary[BaseException, RememberedError] = weakref.WeakKeyDictionary()
 
 
 def remember(exc: BaseException | None) -> Any:
     """Return what a connection is to keep of the exception that ended it, for `as_stream_error`."""
-    return _remembered.get(exc) or RememberedError(exc) if isinstance(exc, DeadPeerError) else exc
+    return _remembered.get(exc) or RememberedError(exc) if isinstance(exc, _KEPT) else exc
 
 
 def as_stream_error(exc: RememberedError | BaseException | None) -> BaseException | None:
     """Convert the argument of `connection_lost` to what a stream raises, a kind of anyio's BrokenResourceError.
 
-    Also accepts the result of `remember`. A `DeadPeerError` stays the same object; any other exception becomes the
-    cause of a new one.
+    Also accepts the result of `remember`. A `DeadPeerError`, as any error of kaio's, stays the same object; any other
+    exception becomes the cause of a new one.
     """
     if isinstance(exc, RememberedError):
         return exc()
-    if exc is None or isinstance(exc, DeadPeerError):
+    if exc is None or isinstance(exc, _KEPT):
         return exc
     error: BaseException
     if isinstance(exc, ConnectionError):

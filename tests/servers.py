@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-__all__ = ["Running", "all_servers", "free_port", "lacking", "nginx", "postgres", "redis"]
+__all__ = ["Running", "all_servers", "free_port", "haproxy", "lacking", "nginx", "nginx_stream", "postgres", "redis"]
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -37,7 +37,7 @@ class Running:
 
 def lacking() -> str | None:
     """Which of the servers are not installed, in one line; None when all are."""
-    absent = [command for command in ("nginx", "redis-server") if _find(command) is None]
+    absent = [command for command in ("haproxy", "nginx", "redis-server") if _find(command) is None]
     if not _postgres_programs():
         absent.append("initdb")
     return f"no {' and no '.join(absent)} here: run scripts/install-system-packages" if absent else None
@@ -107,6 +107,63 @@ http {{
         location / {{ return 200 "$remote_port"; }}
     }}
 }}
+"""
+
+
+@contextlib.contextmanager
+def nginx_stream(backend: int, options: str = "", host: str = LOOPBACK) -> Iterator[Running]:
+    """nginx as a TCP proxy, which sends a PROXY header of version 1; `options` are of its `server`."""
+    with _directory() as directory:
+        port = free_port(host)
+        with open(f"{directory}/nginx.conf", "w") as file:
+            file.write(_NGINX_STREAM.format(host=host, port=port, backend=backend, options=options))
+        command = [str(_find("nginx")), "-p", directory, "-c", "nginx.conf", "-e", "stderr"]
+        # It accepts, and then cannot reach a backend that speaks first: that is ready enough.
+        with _serving(directory, command, host, port, signal.SIGTERM, _accepts(host, port)) as server:
+            yield server
+
+
+_NGINX_STREAM: Final = """
+daemon off;
+worker_processes 1;
+pid nginx.pid;
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+events {{ worker_connections 1000; }}
+stream {{
+    server {{
+        listen {host}:{port} {options};
+        proxy_pass {host}:{backend};
+        proxy_protocol on;
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def haproxy(backend: int, send: str, bind: str = "", host: str = LOOPBACK) -> Iterator[Running]:
+    """HAProxy in TCP mode: `send` is send-proxy or send-proxy-v2 with its options, `bind` options such as `ssl crt`."""
+    with _directory() as directory:
+        port = free_port(host)
+        with open(f"{directory}/haproxy.cfg", "w") as file:
+            file.write(_HAPROXY.format(host=host, port=port, backend=backend, send=send, bind=bind))
+        command = [str(_find("haproxy")), "-db", "-f", "haproxy.cfg"]
+        with _serving(directory, command, host, port, signal.SIGTERM, _accepts(host, port)) as server:
+            yield server
+
+
+_HAPROXY: Final = """
+global
+    tune.ssl.default-dh-param 2048
+defaults
+    mode tcp
+    timeout connect 10s
+    timeout client 1h
+    timeout server 1h
+frontend in
+    bind {host}:{port} {bind}
+    default_backend out
+backend out
+    server kaio {host}:{backend} {send}
 """
 
 

@@ -24,6 +24,8 @@ TREE: dict[type[Exception], set[type[Exception]]] = {
     KeepaliveError: {KaioError, OSError},
     DeadPeerError: {KaioError, OSError, ConnectionError, anyio.BrokenResourceError},
     ResetError: {KaioError, OSError, ConnectionError, ConnectionResetError, anyio.BrokenResourceError},
+    kaio.IdleTimeoutError: {KaioError, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
+    kaio.SendTimeoutError: {KaioError, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
 }
 ASKED: set[type[Exception]] = {
     KaioError,

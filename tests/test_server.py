@@ -357,11 +357,12 @@ OUT_OF_DESCRIPTORS = Path(__file__).with_name("out_of_descriptors.py")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("descriptors", [100, 600])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_running_out_of_descriptors_is_one_log_record_and_no_flood(loop: str) -> None:
+def test_running_out_of_descriptors_is_one_log_record_and_no_flood(loop: str, descriptors: int) -> None:
     """EMFILE is logged once and takes no CPU; accepting goes on when descriptors are free."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(OUT_OF_DESCRIPTORS), loop],
+        [sys.executable, "-W", "error", str(OUT_OF_DESCRIPTORS), loop, str(descriptors)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -14,46 +14,55 @@ import asyncio
 import heapq
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from .counters import Counters
-    from .watched import WatchedConnection
 
-__all__ = ["TURN", "Wheel"]
+__all__ = ["TURN", "Due", "Wheel"]
+
+
+class Due(Protocol):
+    """What can be in a wheel."""
+
+    due: int
+    """The tick at which it is looked at; -1: it is not in the wheel. Set by the wheel."""
+
+
+D = TypeVar("D", bound=Due)
 
 TURN: Final = 0.005
 """Seconds that work of kaio's own may take in one turn of a loop."""
 _TICKS: Final = 4  # a second
 
 
-class Wheel:
+class Wheel(Generic[D]):
     """Calls `look` with each connection whose time has come, with the loop and its time."""
 
     def __init__(
         self,
         loop: weakref.ref[asyncio.AbstractEventLoop],
         counters: Counters,
-        look: Callable[[WatchedConnection, asyncio.AbstractEventLoop, float], None],
+        look: Callable[[D, asyncio.AbstractEventLoop, float], None],
     ) -> None:
         self._loop = loop
         self._counters = counters
         self._look = look
-        self._buckets: dict[int, set[WatchedConnection]] = {}  # tick -> who is due then
+        self._buckets: dict[int, set[D]] = {}  # tick -> who is due then
         self._ticks: list[int] = []  # heap of the buckets' ticks
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0  # the tick that it is set for
-        self._due: set[WatchedConnection] = set()  # their time has come, and their turn has not
+        self._due: set[D] = set()  # their time has come, and their turn has not
         self._population = 0
 
-    def __iter__(self) -> Iterator[WatchedConnection]:
+    def __iter__(self) -> Iterator[D]:
         return iter(self._due.union(*self._buckets.values()))
 
-    def due_at(self, connection: WatchedConnection) -> float | None:
+    def due_at(self, connection: D) -> float | None:
         """When a connection is due, on the loop's clock; None when it is not in the wheel."""
         return None if connection.due < 0 else (connection.due - 1) / _TICKS
 
-    def add(self, connection: WatchedConnection, loop: asyncio.AbstractEventLoop, at: float) -> None:
+    def add(self, connection: D, loop: asyncio.AbstractEventLoop, at: float) -> None:
         """Let a connection that is not in the wheel be looked at, not before that time."""
         tick = int(at * _TICKS) + 1
         connection.due = tick
@@ -67,7 +76,7 @@ class Wheel:
         if self._timer is None or tick < self._timer_tick:
             self._set_timer(loop)
 
-    def discard(self, connection: WatchedConnection) -> None:
+    def discard(self, connection: D) -> None:
         """Take a connection out, if it is in the wheel."""
         if connection.due >= 0:
             bucket = self._buckets.get(connection.due, self._due)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from .endpoints import REFUSED, Handshake, Terms
+from .endpoints import REFUSED, Arrival, Handshake, Terms
 from .protocols import Watched
 from .transports import WatchedTransport
 
@@ -18,16 +18,16 @@ __all__ = ["attached_transport", "attaching", "refuse"]
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
-def attaching(factory: Callable[[], P]) -> Callable[[Terms | Handshake], P]:
+def attaching(factory: Callable[[], P]) -> Callable[[Terms | Handshake | Arrival], P]:
     """Make a protocol factory one that takes terms, and attaches them to each protocol that it makes."""
 
-    def make_new(terms: Terms | Handshake) -> P:
+    def make_new(terms: Terms | Handshake | Arrival) -> P:
         protocol = factory()
         assert isinstance(protocol, Watched)
         protocol._kaio = terms
         return protocol
 
-    def make(terms: Terms | Handshake) -> P:
+    def make(terms: Terms | Handshake | Arrival) -> P:
         protocol = factory()
         if isinstance(protocol, Watched):
             present = getattr(protocol, "_kaio", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import types
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
@@ -21,7 +22,7 @@ from anyio import (
     IncompleteRead,
     TypedAttributeProvider,
 )
-from anyio.abc import SocketStream
+from anyio.abc import SocketAttribute, SocketStream
 
 from ..errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
 from ..liveness.health import Health
@@ -33,6 +34,8 @@ from .transports import KeepaliveTransport, WatchedTransport
 if TYPE_CHECKING:
     from socket import socket
 
+    from .listeners import Listener
+    from .server import Server
     from .stream import StreamProtocol
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "finish"]
@@ -44,6 +47,7 @@ CLOSE_TIMEOUT: Final = 10.0
 """The default time in seconds that closing waits until everything written has been sent."""
 
 _ALL: Final = 1 << 62  # no limit for `receive_next`
+_numbers: Final = itertools.count(1)
 _TURN: Final = 64  # sends without a wait after which send() yields to the loop
 
 
@@ -87,9 +91,10 @@ class Connection(_Stream):
     handler that takes long for each of many small messages should yield itself, with `await asyncio.sleep(0)`.
     """
 
-    __slots__ = ("__weakref__", "_draining", "_protocol", "_transport")
+    __slots__ = ("__weakref__", "_draining", "_id", "_protocol", "_transport")
 
     _draining: Draining  # made when it is asked for
+    _id: int  # given when it is asked for
 
     def __init__(self, transport: WatchedTransport, protocol: StreamProtocol) -> None:
         self._transport = transport
@@ -285,6 +290,58 @@ class Connection(_Stream):
         """
         return AliveScope(self._transport)
 
+    # -- timeouts
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds that receiving may wait until the connection is closed; None: for ever.
+
+        Receiving then raises `IdleTimeoutError`, and so does everything else. Only a wait in a method that receives
+        counts, and only as a whole, so a handler that works or sends is not idle. The connection ends at most a
+        quarter of the timeout too late, and never too early. Setting it counts from now. Raises TypeError, ValueError.
+        """
+        return self._transport.idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: float | None) -> None:
+        self._transport.idle_timeout = timeout
+
+    @property
+    def send_timeout(self) -> float | None:
+        """Seconds after which the connection is aborted when the peer acknowledged none of the data sent; None: never.
+
+        It bounds how long a peer may be alive and not read; sending then raises `SendTimeoutError`. Setting it counts
+        from now. Raises TypeError, ValueError.
+        """
+        return self._transport.send_timeout
+
+    @send_timeout.setter
+    def send_timeout(self, timeout: float | None) -> None:
+        self._transport.send_timeout = timeout
+
+    # -- where it belongs
+
+    @property
+    def server(self) -> Server[Connection] | None:
+        """The server that accepted it; None for a client's connection."""
+        endpoint = self._transport.endpoint
+        return None if endpoint is None else endpoint.owners[0]
+
+    @property
+    def listener(self) -> Listener | None:
+        """The listener that accepted it; None for a client's connection."""
+        endpoint = self._transport.endpoint
+        return None if endpoint is None else endpoint.owners[1]
+
+    @property
+    def id(self) -> int:
+        """A number that no other connection of this process has, for logs."""
+        try:
+            return self._id
+        except AttributeError:
+            self._id = number = next(_numbers)
+            return number
+
     @property
     def draining(self) -> Draining:
         """Whether the server drains: an event, which is true once it is set. It never is for a client's connection.
@@ -329,6 +386,13 @@ class Connection(_Stream):
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         attributes = dict(_anyios_attributes.__get__(self))
+        if self._transport.get_extra_info("proxy_header") is not None:  # the client, and not the proxy
+            peername = self.peername
+            attributes[SocketAttribute.remote_address] = lambda: (
+                peername[:2] if isinstance(peername, tuple) else peername
+            )
+            if isinstance(peername, tuple):
+                attributes[SocketAttribute.remote_port] = lambda: peername[1]
         tls = self._transport.get_extra_info("ssl_object")
         if tls is not None:
             from anyio.streams.tls import TLSAttribute  # noqa: PLC0415 - most programs never need it

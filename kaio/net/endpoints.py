@@ -21,9 +21,12 @@ from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 if TYPE_CHECKING:
     from ..monitor.counters import Counters
     from ..monitor.monitor import Monitor
+    from ..proxy_protocol import ProxyHeader
+    from .gate import Gate, PeerKey
 
 __all__ = [
     "REFUSED",
+    "Arrival",
     "AttachingFactory",
     "Endpoint",
     "Handshake",
@@ -93,16 +96,22 @@ class Endpoint:
     """The connections that one listener accepted for one server, and the policy of the next one."""
 
     __slots__ = (
+        "arrivals",
         "by_hand",
         "choice",
         "counters",
+        "gate",
         "handshakes",
+        "idle_timeout",
         "live",
         "loop",
         "make",
         "monitor",
         "on_empty",
+        "on_leave",
+        "owners",
         "refusing",
+        "send_timeout",
         "setup_tasks",
         "terms",
     )
@@ -119,6 +128,12 @@ class Endpoint:
         self.setup_tasks: set[asyncio.Task[None]] = set()  # tasks that make the transports of accepted sockets
         self.handshakes: set[int] = set()  # TLS handshakes where the loop accepts, by id: see `Handshake`
         self.on_empty: Callable[[], None] | None = None  # called when the last of all these has ended
+        self.on_leave: Callable[[], None] | None = None  # called when one of them has ended
+        self.gate: Gate | None = None  # the listener's limits
+        self.arrivals: dict[object, Arrival] = {}  # what is known of open connections from before they were made
+        self.owners: tuple[Any, Any] = (None, None)  # the server and the listener
+        self.idle_timeout: float | None = None  # of new connections
+        self.send_timeout: float | None = None
 
     def set_policy(self, choice: PolicyChoice, state: SocketState | None = None) -> None:
         """Set the policy of new connections. `state` is what the kernel has on the listening socket."""
@@ -140,6 +155,25 @@ class Endpoint:
         """Call `on_empty` if the last connection has ended."""
         if self.on_empty is not None and self.is_empty():
             self.on_empty()
+
+
+class Arrival:
+    """A connection that is looked at before its protocol is made. Its protocol refers to it until connection_made."""
+
+    __slots__ = ("header", "is_made", "key", "terms")
+
+    def __init__(self, terms: Terms, key: PeerKey | None, header: ProxyHeader | None) -> None:
+        self.terms = terms
+        self.key = key  # by which it is counted among those of its peer; None: it is not
+        self.header = header  # of the PROXY protocol
+        self.is_made = False  # connection_made was called
+
+    def leave(self) -> None:
+        """The connection has ended: count it no more."""
+        assert self.terms.endpoint is not None
+        gate = self.terms.endpoint.gate
+        if self.key is not None and gate is not None:
+            gate.leave(self.key)
 
 
 class Handshake:
@@ -178,8 +212,8 @@ def with_system_times(policy: Keepalive, state: SocketState | None) -> Keepalive
 
 
 ProtocolFactory: TypeAlias = Callable[[], asyncio.BaseProtocol]
-AttachingFactory: TypeAlias = Callable[[Terms | Handshake], asyncio.BaseProtocol]
-"""Makes a protocol and attaches to it the terms of its connection, or its TLS handshake."""
+AttachingFactory: TypeAlias = Callable[[Terms | Handshake | Arrival], asyncio.BaseProtocol]
+"""Makes a protocol and attaches to it the terms of its connection, its TLS handshake or its arrival."""
 
 REFUSED: Final = Terms(None, None, endpoint=Endpoint(PolicyChoice(None)))
 """The terms of a connection whose creation was cancelled: it is aborted in connection_made."""

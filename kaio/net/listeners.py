@@ -19,14 +19,19 @@ from ..errors import KaioError, KeepaliveError, PolicyError
 from ..kernel.descriptors import is_listening
 from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.monitor import get_monitor
+from ..monitor.timeouts import check_timeout
 from ..policy import Keepalive, KeepaliveArg, as_policy
-from .accepting import Acceptor, AcceptTls, make_acceptor
+from ..proxy_protocol import ProxyProtocol
+from .accepting import AcceptOptions, Acceptor, AcceptTls, make_acceptor
 from .binding import Binding, address_of
 from .endpoints import AttachingFactory, Endpoint, PolicyChoice, choose_policy
+from .gate import Gate, check_limit
 
 __all__ = ["Listener"]
 
 logger: Final = logging.getLogger("kaio")
+
+_HANDSHAKE_TIMEOUT: Final = 60.0  # seconds, as asyncio's for TLS
 
 
 class Listener:
@@ -40,8 +45,18 @@ class Listener:
     `ssl` is an SSLContext; `backlog` the length of the queue (net.core.somaxconn at most); `reuse_port` and
     `reuse_address` are asyncio's; `dualstack_ipv6` lets an IPv6 address accept IPv4 too, as in `socket.create_server`.
 
-    Raises `AddressError`, `PolicyError`, TypeError. An address that cannot be bound is an OSError when the server
-    starts.
+    `max_connections` is the number of connections, TLS handshakes included, at which the listener stops accepting: the
+    kernel's queue holds the others until some end. Without it the free file descriptors are the limit.
+    `max_connections_per_peer` closes what one IPv4 address, or one IPv6 /64, opens beyond that number; accepting then
+    costs more on uvloop. Reaching a limit is logged once, and once when it ends.
+
+    `handshake_timeout` is in seconds (default: 60, asyncio's) for a TLS handshake and the PROXY header before it.
+    `idle_timeout` and `send_timeout` are those of each new connection: see `Connection.idle_timeout` and
+    `Connection.send_timeout`. `proxy_protocol` is a `ProxyProtocol`: the connections of its trusted networks begin with
+    a PROXY header, and `peername` is the client that it names.
+
+    Raises `AddressError`, `PolicyError`, TypeError, ValueError. An address that cannot be bound is an OSError when the
+    server starts.
     """
 
     def __init__(
@@ -54,13 +69,28 @@ class Listener:
         reuse_address: bool | None = None,
         reuse_port: bool | None = None,
         dualstack_ipv6: bool = False,
-        ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
+        max_connections: int | None = None,
+        max_connections_per_peer: int | None = None,
+        handshake_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        send_timeout: float | None = None,
+        proxy_protocol: ProxyProtocol | None = None,
     ) -> None:
         sock = address if isinstance(address, socket.socket) else None
         where = _address_of(address)
-        if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
-            raise TypeError(f"ssl must be an SSLContext or None, got {ssl!r}")
+        _check_context(ssl)
+        if proxy_protocol is not None and not isinstance(proxy_protocol, ProxyProtocol):
+            raise TypeError(f"proxy_protocol must be a ProxyProtocol or None, got {proxy_protocol!r}")
+        self._max_connections = check_limit("max_connections", max_connections)
+        self._max_per_peer = check_limit("max_connections_per_peer", max_connections_per_peer)
+        self._idle_timeout = check_timeout("idle_timeout", idle_timeout)
+        self._send_timeout = check_timeout("send_timeout", send_timeout)
+        handshake_timeout = check_timeout("handshake_timeout", handshake_timeout)
+        if isinstance(where, UnixAddress) and max_connections_per_peer is not None and proxy_protocol is None:
+            raise ValueError(
+                f"max_connections_per_peer={max_connections_per_peer!r}: clients of {where} have no address"
+            )
         self._binding = Binding(
             where,
             sock=sock,
@@ -68,13 +98,14 @@ class Listener:
             reuse_port=reuse_port,
             dualstack_ipv6=dualstack_ipv6,
         )
-        self._tls: AcceptTls = {}
+        tls: AcceptTls = {}
         if ssl is not None:
-            self._tls = {
+            tls = {
                 "ssl": ssl,
-                "ssl_handshake_timeout": ssl_handshake_timeout,
+                "ssl_handshake_timeout": handshake_timeout,
                 "ssl_shutdown_timeout": ssl_shutdown_timeout,
             }
+        self._options = AcceptOptions(tls, handshake_timeout or _HANDSHAKE_TIMEOUT, proxy_protocol)
         self._backlog = backlog
         self._choice: PolicyChoice | None = None  # None: the server's
         if keepalive is not None or isinstance(where, UnixAddress):
@@ -128,6 +159,62 @@ class Listener:
         self._endpoint.set_policy(choice, state)
         self.accept_queued()
 
+    @property
+    def ssl(self) -> ssl_module.SSLContext | None:
+        """The TLS context of new connections; None without TLS.
+
+        Set it to a context with another certificate, for example: handshakes that have begun and open connections keep
+        the one before. Raises TypeError, and ValueError when that would put TLS on or off.
+        """
+        return self._options.tls.get("ssl")
+
+    @ssl.setter
+    def ssl(self, context: ssl_module.SSLContext | None) -> None:
+        if context is None and self._options.tls:
+            raise ValueError(f"ssl=None: {self!r} was made with TLS")
+        _check_context(context)
+        if context is None:
+            return
+        if not self._options.tls:
+            raise ValueError(f"ssl={context!r}: {self!r} was made without TLS")
+        self._options.tls = {**self._options.tls, "ssl": context}
+        if self._acceptor is not None:
+            self._acceptor.restart()
+
+    @property
+    def max_connections(self) -> int | None:
+        """The number of connections at which it stops accepting; None: as many as there are descriptors for.
+
+        It can be set while the listener serves. Raises TypeError, ValueError.
+        """
+        return self._max_connections
+
+    @max_connections.setter
+    def max_connections(self, limit: int | None) -> None:
+        self._max_connections = check_limit("max_connections", limit)
+        if self._endpoint.gate is not None:
+            self._endpoint.gate.max_connections = limit
+        if self._acceptor is not None:
+            self._acceptor.restart()
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """The idle timeout of new connections in seconds. Raises TypeError, ValueError when it is set."""
+        return self._idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: float | None) -> None:
+        self._idle_timeout = self._endpoint.idle_timeout = check_timeout("idle_timeout", timeout)
+
+    @property
+    def send_timeout(self) -> float | None:
+        """The send timeout of new connections in seconds. Raises TypeError, ValueError when it is set."""
+        return self._send_timeout
+
+    @send_timeout.setter
+    def send_timeout(self, timeout: float | None) -> None:
+        self._send_timeout = self._endpoint.send_timeout = check_timeout("send_timeout", timeout)
+
     def set_all(self, keepalive: KeepaliveArg) -> int:
         """Set the policy of new connections and of all open ones; return how many of those have it now.
 
@@ -167,8 +254,11 @@ class Listener:
             raise RuntimeError(f"{self!r} {why}")
         self._server = server
         # A new one: connections of the server before may still be open.
-        self._endpoint = Endpoint(self._choice or default or choose_policy(None))
-        return self._endpoint
+        self._endpoint = endpoint = Endpoint(self._choice or default or choose_policy(None))
+        endpoint.owners = (server, self)
+        endpoint.gate = Gate(self.address, endpoint, self._max_connections, self._max_per_peer)
+        endpoint.idle_timeout, endpoint.send_timeout = self._idle_timeout, self._send_timeout
+        return endpoint
 
     def release(self, server: object) -> None:
         """Stop listening for a server. Does nothing when the listener belongs to another one."""
@@ -201,7 +291,7 @@ class Listener:
         """Listen, and have each connection's protocol made by `make`. Raises OSError."""
         loop, endpoint = asyncio.get_running_loop(), self._endpoint
         endpoint.make, endpoint.loop, endpoint.monitor = make, loop, get_monitor()
-        self._acceptor = acceptor = make_acceptor(loop, endpoint, self.address, self._tls)
+        self._acceptor = acceptor = make_acceptor(loop, endpoint, self.address, self._options)
         for sock in self.sockets:
             if is_listening(sock):  # handed over, with a queue that may hold connections already
                 acceptor.accept_queued(sock)
@@ -220,6 +310,11 @@ class Listener:
             self._acceptor.close()
             self._acceptor = None
         self._binding.close()
+
+
+def _check_context(context: object) -> None:
+    if context is not None and not isinstance(context, ssl_module.SSLContext):
+        raise TypeError(f"ssl must be an SSLContext or None, got {context!r}")
 
 
 def _address_of(address: str | os.PathLike[str] | Address | socket.socket) -> Address:

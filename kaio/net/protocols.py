@@ -12,7 +12,7 @@ import functools
 import os
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from ..errors import DeadPeerError, KeepaliveError
 from ..kernel.sockets import apply_or_warn, logger, raw_socket
@@ -20,7 +20,7 @@ from ..liveness.health import Health
 from ..liveness.limits import Limits
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from .ending import ENDED, Stage
-from .endpoints import Endpoint, Handshake, Terms, watched_by
+from .endpoints import Arrival, Endpoint, Handshake, Terms, watched_by
 from .transports import WatchedTransport
 
 MYPY = False  # mypy takes it for true, by its name
@@ -42,7 +42,7 @@ class Watched:
     """The policy of this class's connections, unless there is a `keepalive=` argument; None: the default."""
 
     # before connection_made what it starts with, afterwards the transport; None: refused
-    _kaio: Terms | Handshake | WatchedTransport | None
+    _kaio: Terms | Handshake | Arrival | WatchedTransport | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -90,6 +90,9 @@ class Watched:
         return transport
 
 
+_WITH_TERMS: Final = (Handshake, Arrival)
+
+
 def _lookup(cls: type, name: str) -> Any:
     """Return a class's attribute without calling descriptors."""
     return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__)
@@ -101,9 +104,10 @@ def _wrap_connection_made(
     @functools.wraps(function)
     def connection_made(self: Watched, transport: asyncio.Transport) -> None:
         if type(transport) is not WatchedTransport:  # else a call by super(), from an outer hook
-            terms = getattr(self, "_kaio", None)
-            if type(terms) is not Terms:  # made by a loop's own method, or a protocol that is used again
-                terms = terms.terms if type(terms) is Handshake else None
+            attached: Any = getattr(self, "_kaio", None)
+            terms: Terms | None = attached
+            if type(attached) is not Terms:  # made by a loop's own method, or a protocol that is used again
+                terms = attached.terms if type(attached) in _WITH_TERMS else None
             if terms is None:
                 transport = _make_foreign_transport(self, transport)
             elif terms.endpoint is not None and terms.endpoint.refusing:
@@ -112,6 +116,8 @@ def _wrap_connection_made(
                 return
             else:
                 transport = _make_transport(self, transport, terms)
+                if type(attached) is Arrival:
+                    transport.on_arrival(attached)
         function(self, transport)
 
     connection_made._kaio_hook = True  # type: ignore[attr-defined]
@@ -207,6 +213,8 @@ def _attach(
     transport.entry = entry = protocol._kaio_entry(transport)
     if endpoint is not None:
         endpoint.live.add(entry)
+        if endpoint.idle_timeout is not None or endpoint.send_timeout is not None:
+            transport.start_timeouts(endpoint.idle_timeout, endpoint.send_timeout)
     return transport
 
 

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, overload
 
 from anyio import BrokenResourceError, EndOfStream, IncompleteRead
 
-from ..addresses import Address, make_address, tcp_address
+from ..addresses import Address, UnixAddress, make_address, tcp_address
 from ..monitor.counters import Counters
 from ..policy import KeepaliveArg
 from .asyncio_streams import StreamsProtocol
 from .attachment import attaching
 from .connection import CLOSE_TIMEOUT, Connection, finish
+from .current import handled_connection
 from .draining import handled
 from .endpoints import Endpoint, PolicyChoice, ProtocolFactory, choose_policy
 from .listeners import Listener
@@ -91,6 +92,9 @@ class Server(Generic[C_co]):
         self._endpoints: list[Endpoint] = []  # one for each listener
         try:
             for listener in self._listeners:
+                if handler is None and listener.idle_timeout is not None and isinstance(listener.address, UnixAddress):
+                    what = f"idle_timeout={listener.idle_timeout!r}"
+                    raise ValueError(f"{what}: of a protocol on {listener.address} nobody tells when it received data")
                 endpoint = listener.acquire(self, policy)
                 endpoint.on_empty = self._check_ended
                 endpoint.counters = self._counters
@@ -375,14 +379,17 @@ class Server(Generic[C_co]):
 
     def _start_handler(self, connection: Connection) -> None:
         assert self._handler is not None
+        token = handled_connection.set(connection)
         try:
             handling = self._handler(connection)
+            task = self._loop.create_task(handling if asyncio.iscoroutine(handling) else _wait_for(handling))
         except BaseException as exc:
             self._handler_ended(connection, exc)
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 raise
             return
-        task = self._loop.create_task(handling if asyncio.iscoroutine(handling) else _wait_for(handling))
+        finally:
+            handled_connection.reset(token)
         self._tasks[task] = connection
         task.add_done_callback(self._handler_done)
 
@@ -561,7 +568,7 @@ async def create_server(
             backlog=backlog,
             reuse_address=reuse_address,
             reuse_port=reuse_port,
-            ssl_handshake_timeout=ssl_handshake_timeout,
+            handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
 

@@ -140,6 +140,10 @@ class StreamProtocol(AwaitedProtocol):
     def peer_dead(self, error: DeadPeerError) -> None:
         self._kaio_ending(error)
 
+    def _kaio_receive_wait(self) -> tuple[object, int] | None:
+        """What identifies a wait for data, a new object each time, and how much has come for it."""
+        return None if self._callback is None else (self._callback, self.buffer.size)
+
     def _kaio_ending(self, error: BaseException) -> None:
         """Called by the transport when the connection has failed and connection_lost is still to come.
 
@@ -172,6 +176,7 @@ class StreamProtocol(AwaitedProtocol):
         _wake_waiter(self._drain_waiter)
         _wake_waiter(self._lost_waiter)
         del self.connection  # a reference cycle
+        self._context = None  # another: `current_connection` is in it
 
     def _store_unread(self) -> None:
         """Read what is left in the socket. A loop whose write fails closes it without that."""

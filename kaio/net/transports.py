@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
-from ..errors import Cause, DeadPeerError, KeepaliveError, format_address, remember
+from ..errors import Cause, DeadPeerError, IdleTimeoutError, KeepaliveError, format_address, remember
 from ..kernel.descriptors import reset_on_close, unread
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply, tcp_info
@@ -26,9 +26,11 @@ from ..liveness.limits import Limits
 from ..liveness.watch import Decision, Watch
 from ..monitor.counters import Event
 from ..monitor.monitor import Monitor, get_monitor
+from ..monitor.timeouts import NOT_A_STREAM, check_timeout
 from ..policy import Keepalive, KeepaliveArg, SocketState
+from ..proxy_protocol import ProxyHeader
 from .ending import BEFORE_VERDICT, ENDED, TABLE, Stage, Trigger
-from .endpoints import Endpoint, watched_by
+from .endpoints import Arrival, Endpoint, watched_by
 from .internals import (
     end_reading,
     force_close,
@@ -75,6 +77,34 @@ class KeepaliveTransport(asyncio.Transport):
         raise NotImplementedError
 
     @property
+    def idle_timeout(self) -> float | None:
+        """Seconds after which the connection is closed when nothing was received; None: never.
+
+        connection_lost then has an `IdleTimeoutError`. Not counted while reading is paused, nor while data that was
+        written waits to be acknowledged. A connection ends at most a quarter of the timeout too late, and never too
+        early. Setting it counts from now. Raises TypeError, ValueError, and `KeepaliveError` where the system does not
+        tell when data was received: on Unix sockets, and without Linux's TCP_INFO.
+        """
+        raise NotImplementedError
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: float | None) -> None:
+        raise NotImplementedError
+
+    @property
+    def send_timeout(self) -> float | None:
+        """Seconds after which the connection is aborted when the peer acknowledged none of the data sent; None: never.
+
+        It bounds how long a peer may be alive and not read; connection_lost then has a `SendTimeoutError`. Setting it
+        counts from now. Raises TypeError, ValueError.
+        """
+        raise NotImplementedError
+
+    @send_timeout.setter
+    def send_timeout(self, timeout: float | None) -> None:
+        raise NotImplementedError
+
+    @property
     def inner(self) -> asyncio.Transport:
         """The loop's own transport, for functions that accept no other: `loop.start_tls`, `loop.sendfile`.
 
@@ -114,7 +144,6 @@ class WatchedTransport(KeepaliveTransport):
 
     __slots__ = (
         "__weakref__",
-        "_endpoint",
         "_monitor",
         "_peername",
         "_policy",
@@ -123,6 +152,7 @@ class WatchedTransport(KeepaliveTransport):
         "_timer",
         "closer",
         "due",
+        "endpoint",
         "entry",
         "inode",
         "limits",
@@ -136,7 +166,7 @@ class WatchedTransport(KeepaliveTransport):
     )
 
     loop_transport: asyncio.Transport  # the loop's own
-    _endpoint: Endpoint | None  # that accepted it; None if none did, or once it has ended
+    endpoint: Endpoint | None  # that accepted it; None if none did
     entry: object  # its element of the endpoint's live set
     _policy: Keepalive | None  # None: it is not TCP
     limits: Limits | None  # the times by which the monitor watches it; None: it does not
@@ -165,7 +195,7 @@ class WatchedTransport(KeepaliveTransport):
         self.loop_transport = inner
         self.write = inner.write
         self._protocol = protocol
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._policy = policy
         self.limits = limits
         self.stage = Stage.OPEN
@@ -196,6 +226,10 @@ class WatchedTransport(KeepaliveTransport):
         return self.loop_transport.can_write_eof()
 
     def get_extra_info(self, name: str, default: object = None) -> Any:
+        if name == "peername" and self._peername is not None:
+            return self._peername
+        if name == "proxy_header":
+            return self._proxy_header or default
         return self.loop_transport.get_extra_info(name, default)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
@@ -311,6 +345,46 @@ class WatchedTransport(KeepaliveTransport):
         if not self.is_closing():
             self.call_back("draining")
 
+    # -- timeouts
+
+    @property
+    def idle_timeout(self) -> float | None:
+        return self._monitor.timeouts.of(self)[0]
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: float | None) -> None:
+        self.set_timeouts(check_timeout("idle_timeout", timeout), self.send_timeout)
+
+    @property
+    def send_timeout(self) -> float | None:
+        return self._monitor.timeouts.of(self)[1]
+
+    @send_timeout.setter
+    def send_timeout(self, timeout: float | None) -> None:
+        self.set_timeouts(self.idle_timeout, check_timeout("send_timeout", timeout))
+
+    def set_timeouts(self, idle: float | None, send: float | None) -> None:
+        """Set both timeouts. Raises `KeepaliveError` where they cannot be had."""
+        if idle is not None and self.receive_wait() is NOT_A_STREAM and not self._tells_silence():
+            raise KeepaliveError(
+                errno.EOPNOTSUPP, f"idle_timeout={idle!r}: the system does not tell when this socket last received data"
+            )
+        self._monitor.timeouts.set(self, idle, send)
+
+    def start_timeouts(self, idle: float | None, send: float | None) -> None:
+        """Set both timeouts of a new connection, which can have them."""
+        self._monitor.timeouts.set(self, idle, send)
+
+    def _tells_silence(self) -> bool:
+        try:
+            return tcp_info(self.loop_transport).last_data_recv is not None
+        except KeepaliveError:
+            return False
+
+    def receive_wait(self) -> object:
+        wait = getattr(self._protocol, "_kaio_receive_wait", None)
+        return NOT_A_STREAM if wait is None else wait()
+
     # -- called by the monitor
 
     def get_socket(self) -> SocketLike:
@@ -376,8 +450,8 @@ class WatchedTransport(KeepaliveTransport):
         return event
 
     def _count(self, event: Event) -> None:
-        if self._endpoint is not None and self._endpoint.counters is not None:
-            self._endpoint.counters.count(event)
+        if self.endpoint is not None and self.endpoint.counters is not None:
+            self.endpoint.counters.count(event)
 
     def end_dead(self, exc: OSError, cause: Cause | None, sample: TcpInfo | None) -> None:
         """End the connection with an error that the loop does not know, or would not report.
@@ -454,8 +528,11 @@ class WatchedTransport(KeepaliveTransport):
                 stop_sending_file(self.get_socket())
             self._schedule(_SHORT_DELAY, self._force_close)
             return
-        with contextlib.suppress(*_CLOSED_ERRORS):
-            reset_on_close(self.get_socket())
+        if not isinstance(
+            self.verdict, IdleTimeoutError
+        ):  # nothing waits to be acknowledged, and the peer may be alive
+            with contextlib.suppress(*_CLOSED_ERRORS):
+                reset_on_close(self.get_socket())
         with contextlib.suppress(*_CLOSED_ERRORS):
             force_close(self.loop_transport, self.verdict)
         self._schedule(_SHORT_DELAY, self._check_closed, _FIRST_CHECK, None)
@@ -537,6 +614,20 @@ class WatchedTransport(KeepaliveTransport):
 
     # -- called by the protocol's hooks
 
+    def on_arrival(self, arrival: Arrival) -> None:
+        """The connection, which was looked at before, is made: it has the peer that its PROXY header names."""
+        endpoint = self.endpoint
+        assert endpoint is not None
+        arrival.is_made = True
+        endpoint.arrivals[self] = arrival
+        if arrival.header is not None and arrival.header.source is not None:
+            self._peername = arrival.header.source
+
+    @property
+    def _proxy_header(self) -> ProxyHeader | None:
+        arrival = None if self.endpoint is None else self.endpoint.arrivals.get(self)
+        return None if arrival is None else arrival.header
+
     def on_half_close(self) -> None:
         """Watch for errors after an EOF at which the protocol keeps the connection open: the loop no longer reads."""
         self._advance(Trigger.EOF)
@@ -596,7 +687,8 @@ class WatchedTransport(KeepaliveTransport):
             if inner.get_extra_info("sslcontext") is None and inner.get_protocol() is protocol:
                 _types_without_tls.add(type(inner))
                 return
-            self._peername = inner.get_extra_info("peername")
+            if self._peername is None:
+                self._peername = inner.get_extra_info("peername")
             sample = tcp_info(inner)
         except (KeepaliveError, AttributeError):  # AttributeError: asyncio's TLS transport that was closed twice
             return
@@ -630,10 +722,19 @@ class WatchedTransport(KeepaliveTransport):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        endpoint, entry = self._endpoint, self.entry
-        self._endpoint = self.entry = self._protocol = self.scopes = None
+        timeouts = self._monitor.timeouts
+        if timeouts:
+            timeouts.discard(self)
+        endpoint, entry = self.endpoint, self.entry
+        self.entry = self._protocol = self.scopes = None
         if endpoint is not None:
             endpoint.live.discard(entry)
+            if endpoint.arrivals:
+                arrival = endpoint.arrivals.pop(self, None)
+                if arrival is not None:
+                    arrival.leave()
+            if endpoint.on_leave is not None:
+                endpoint.on_leave()
             if not endpoint.live and endpoint.on_empty is not None:
                 endpoint.on_empty()
 

@@ -1,0 +1,196 @@
+"""Idle and send timeouts: connections that end because nothing was received, or nothing sent was acknowledged.
+
+Rules kept here: they wait in a wheel of their own, so that there is one timer a loop and no work for a message, and
+connections without a timeout are not in it. A connection is never ended before its time, and at most a quarter of it,
+and a tick of the wheel, later.
+
+What is looked at differs. A stream says for what its receiver waits: the same wait at two looks means that nothing was
+received between them, and a handler that works is not waiting. Of other protocols only the kernel knows when data was
+received last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any, Final, Protocol
+
+from ..errors import IdleTimeoutError, SendTimeoutError
+from ..kernel.descriptors import unacknowledged, unread
+from ..kernel.options import SocketLike, platform
+from ..kernel.tcpinfo import TcpInfo
+from .counters import Counters
+from .wheel import Wheel
+
+__all__ = ["NOT_A_STREAM", "TimedConnection", "Timeouts", "check_timeout"]
+
+NOT_A_STREAM: Final = object()
+"""What a connection says that cannot tell whether somebody waits for data."""
+
+_LOOKS: Final = 4  # in a timeout
+_CLOSED: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a socket or transport raises once closed
+
+
+class TimedConnection(Protocol):
+    """A connection as its timeouts know it."""
+
+    @property
+    def peername(self) -> Any: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    def get_socket(self) -> SocketLike: ...
+
+    def receive_wait(self) -> Any:
+        """Return what identifies the wait for data, and how much has come for it; None when nobody waits."""
+        ...
+
+    def is_reading(self) -> bool: ...
+
+    def get_write_buffer_size(self) -> int: ...
+
+    def end_dead(self, exc: OSError, cause: None, sample: TcpInfo | None) -> None: ...
+
+
+class _Timed:
+    """The timeouts of one connection, and what was seen at the last look."""
+
+    __slots__ = ("acknowledged", "connection", "due", "idle", "send", "stalled_since", "wait", "waits_since")
+
+    def __init__(self, connection: TimedConnection, idle: float | None, send: float | None, now: float) -> None:
+        self.connection = connection
+        self.due: int = -1  # set by the wheel
+        self.begin(idle, send, now)
+
+    def begin(self, idle: float | None, send: float | None, now: float) -> None:
+        """Count from now."""
+        self.idle = idle
+        self.send = send
+        self.wait: tuple[object, int] | None = None
+        self.waits_since = self.stalled_since = now
+        self.acknowledged: object = None  # what tells that something was acknowledged; None: nothing waits
+
+
+class Timeouts:
+    """The idle and send timeouts of the connections of one loop."""
+
+    def __init__(self, loop: weakref.ref[asyncio.AbstractEventLoop], counters: Counters) -> None:
+        self._loop = loop
+        self._wheel: Wheel[_Timed] = Wheel(loop, counters, self._look)
+        self._timed: dict[TimedConnection, _Timed] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._timed)
+
+    def of(self, connection: TimedConnection) -> tuple[float | None, float | None]:
+        """Return the idle and the send timeout of a connection."""
+        timed = self._timed.get(connection)
+        return (None, None) if timed is None else (timed.idle, timed.send)
+
+    def set(self, connection: TimedConnection, idle: float | None, send: float | None) -> None:
+        """Set both timeouts of a connection, which count from now."""
+        loop = self._loop()
+        if loop is None or connection.ended:
+            return
+        now = loop.time()
+        timed = self._timed.get(connection)
+        if timed is not None:
+            self._wheel.discard(timed)
+        if idle is None and send is None:
+            self._timed.pop(connection, None)
+            return
+        if timed is None:
+            self._timed[connection] = timed = _Timed(connection, idle, send, now)
+        else:
+            timed.begin(idle, send, now)
+        self._wheel.add(timed, loop, now + min(each for each in (idle, send) if each is not None) / _LOOKS)
+
+    def discard(self, connection: TimedConnection) -> None:
+        """A connection has ended: forget it."""
+        timed = self._timed.pop(connection, None)
+        if timed is not None:
+            self._wheel.discard(timed)
+
+    def clear(self) -> None:
+        """The loop is closed: forget everything."""
+        self._wheel.clear()
+        self._timed.clear()
+
+    def _look(self, timed: _Timed, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        try:
+            at = min(_check_idle(timed, now), _check_send(timed, now))
+        except _CLOSED:  # its end is about to be reported
+            at = now + 1.0
+        if timed.due < 0 and self._timed.get(timed.connection) is timed:  # a callback may have changed that
+            self._wheel.add(timed, loop, at)
+
+
+_NEVER: Final = float("inf")
+
+
+def _check_idle(timed: _Timed, now: float) -> float:
+    """End a connection that is idle for too long; return when to look again."""
+    idle, connection = timed.idle, timed.connection
+    if idle is None:
+        return _NEVER
+    wait = connection.receive_wait()
+    if wait is NOT_A_STREAM:
+        since = now - _last_received(connection, now - timed.waits_since)
+    else:
+        if wait is None or not _is_same(wait, timed.wait):
+            timed.wait, timed.waits_since = wait, now
+        since = timed.waits_since
+    if wait is None:
+        return now + idle / _LOOKS
+    if now - since < idle:
+        return min(now + idle / _LOOKS, since + idle) if wait is not NOT_A_STREAM else since + idle
+    sock = connection.get_socket()
+    if connection.get_write_buffer_size() or unacknowledged(sock) or unread(sock):
+        return now + idle / _LOOKS  # a matter of the send timeout, or of data that has come in this moment
+    connection.end_dead(IdleTimeoutError(idle, connection.peername), None, None)
+    return now + 1.0
+
+
+def _is_same(wait: tuple[object, int], before: tuple[object, int] | None) -> bool:
+    """Return whether a wait is the one that was seen before. Each wait has its own object, which is kept till then."""
+    return before is not None and wait[0] is before[0] and wait[1] == before[1]
+
+
+def _last_received(connection: TimedConnection, longest: float) -> float:
+    """Return the seconds since data was received, at most `longest`; 0 while the application does not read."""
+    if not connection.is_reading():
+        return 0.0
+    return min(platform.tcp_info(connection.get_socket()).last_data_recv or 0.0, longest)
+
+
+def _check_send(timed: _Timed, now: float) -> float:
+    """End a connection to which sending makes no progress for too long; return when to look again."""
+    send, connection = timed.send, timed.connection
+    if send is None:
+        return _NEVER
+    sock = connection.get_socket()
+    buffered, queued = connection.get_write_buffer_size(), unacknowledged(sock)
+    acknowledged: object = None
+    if buffered or queued:
+        # On TCP what was acknowledged in all; elsewhere what is left, which shrinks while a sender waits.
+        is_tcp = platform.is_tcp(sock)
+        acknowledged = platform.tcp_info(sock).bytes_acked if is_tcp else (buffered, queued)
+    if acknowledged is None or acknowledged != timed.acknowledged:
+        timed.acknowledged, timed.stalled_since = acknowledged, now
+        return now + send / _LOOKS
+    if now - timed.stalled_since < send:
+        return min(now + send / _LOOKS, timed.stalled_since + send)
+    connection.end_dead(SendTimeoutError(send, connection.peername), None, None)
+    return now + 1.0
+
+
+def check_timeout(name: str, value: Any) -> float | None:
+    """Return a timeout that was given by a caller. Raises TypeError, ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
+    if not 0 < value < _NEVER:
+        raise ValueError(f"{name}={value!r}: must be a positive number of seconds, or None for no limit")
+    return float(value)
