@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 import socket
 import ssl
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -63,7 +65,7 @@ async def test_requests_in_flight_are_answered_and_the_queue_is_served(
                 for each in late:
                     each.close()
             assert not server.ready
-            assert not server.is_serving()
+            await until(lambda: not server.is_serving())
             assert not draining.done()
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(("localhost", port))
@@ -321,3 +323,84 @@ def test_a_second_signal_ends_it_at_once(service: Start, how: str, delay: float)
     else:  # asyncio waits for the handler's task
         process.kill()
         process.communicate()
+
+
+PROGRAM = Path(__file__).with_name("programs") / "draining_server.py"
+ANSWER = 20_000  # bytes, as the program has it
+MANY = 2_000
+
+
+@dataclasses.dataclass
+class Load:
+    """What clients have seen."""
+
+    answered: int = 0
+    cut: list[str] = dataclasses.field(default_factory=list)
+    refused: int = 0
+
+    async def ask(self, port: int, seconds: float) -> bool:
+        """Connect, ask, and count what happens; return whether another may be tried."""
+        try:
+            connection = await kaio.connect("127.0.0.1", port)
+        except ConnectionRefusedError:
+            self.refused += 1
+            return False
+        async with connection:
+            try:
+                await connection.send(f"{seconds}\n".encode())
+                await connection.receive_exactly(ANSWER)
+                self.answered += 1
+            except Exception as exc:
+                self.cut.append(repr(exc))
+        return True
+
+    async def go_on(self, port: int) -> None:
+        """Ask again and again, until connections are refused."""
+        while await self.ask(port, 0.01):
+            pass
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("handler", ["answering", "stubborn"])
+async def test_sigterm_under_load_cuts_nobody_off(handler: str, loop_name: str, tmp_path: Path) -> None:
+    """2,000 requests in flight, and new connections all the time: each is answered, or refused before it is made."""
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(PROGRAM), loop_name, handler, stdout=asyncio.subprocess.PIPE, stderr=stderr
+        )
+    assert process.stdout is not None
+    try:
+        port = int(await process.stdout.readline())
+        old, new = Load(), Load()
+        questions = [asyncio.create_task(old.ask(port, 5)) for _ in range(MANY)]
+        loads = [asyncio.create_task(new.go_on(port)) for _ in range(20)]
+        await until(lambda: new.answered > 100, within=60)
+        await asyncio.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        signalled = time.monotonic()
+        await asyncio.gather(*loads)
+        refused_after = time.monotonic() - signalled
+        await asyncio.gather(*questions)
+        answered_at = time.monotonic()
+        assert await process.stdout.readline() == b"<Signals.SIGTERM: 15>\n" or handler == "stubborn"
+        took = time.monotonic() - signalled
+        await asyncio.wait_for(process.wait(), 30)
+        errors = log.read_text()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    print(
+        f"{loop_name}, {handler}: {old.answered} in flight answered, {len(old.cut)} cut; of others {new.answered}"
+        f" answered, {len(new.cut)} cut; refused {refused_after:.1f} s after the signal, last answer after"
+        f" {answered_at - signalled:.1f} s, ended after {took:.1f} s"
+    )
+    assert (old.answered, old.cut, old.refused) == (MANY, [], 0)
+    assert new.cut == []
+    assert new.refused == 20
+    assert refused_after > 1.0  # the delay, in which connections are still accepted
+    assert process.returncode == 0, errors
+    assert ("has not ended" in errors) == (handler == "stubborn"), errors[-1000:]
+    assert took < 1 + 8 + 1 + 1 + 5  # delay, grace, close timeout, abort, and a machine that has other things to do

@@ -217,7 +217,7 @@ def test_a_damaged_header_does_no_harm(name: str, data: st.DataObject) -> None:
 )
 def test_who_is_trusted(peername: Any, trusted: bool) -> None:
     """Networks and addresses; an IPv4 address in IPv6's clothes is an IPv4 address."""
-    given = ["10.0.0.0/8", "2001:db8::/32", "fe80::/10", IPv4Network("192.0.2.7/32")]
+    given: list[Any] = ["10.0.0.0/8", "2001:db8::/32", "fe80::/10", IPv4Network("192.0.2.7/32")]
     assert kaio.ProxyProtocol(given).is_trusted(peername) is trusted
     assert kaio.ProxyProtocol(["unix", "192.0.2.1"]).is_trusted("") is True
     assert kaio.ProxyProtocol(["unix"]).is_trusted(("10.1.2.3", 5)) is False
@@ -245,4 +245,4 @@ def test_it_has_a_value_and_a_repr() -> None:
     """Two that say the same are equal."""
     one = kaio.ProxyProtocol(["10.0.0.0/8", "unix"], mode="accept")
     assert one == kaio.ProxyProtocol(["10.0.0.0/8", "unix"], mode="accept") != kaio.ProxyProtocol(["unix"])
-    assert len({one, eval(repr(one), {"ProxyProtocol": kaio.ProxyProtocol})}) == 1  # noqa: S307
+    assert len({one, eval(repr(one), {"ProxyProtocol": kaio.ProxyProtocol})}) == 1

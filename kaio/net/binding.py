@@ -16,6 +16,7 @@ from typing import Final
 
 from ..addresses import Address, TcpAddress, UnixAddress
 from ..errors import AddressError
+from ..kernel.filters import DROP_SYN, attach_filter
 from .dialing import AddrInfo, TcpSocketAddress, resolve
 
 __all__ = ["Binding", "address_of"]
@@ -38,6 +39,7 @@ class Binding:
         self.address = address
         self.sockets: list[socket.socket] = []
         self._handed_over = sock
+        self._is_ours = sock is None  # and nobody else's
         self._reuse_address = os.name == "posix" if reuse_address is None else reuse_address
         self._reuse_port = bool(reuse_port)
         self._dualstack_ipv6 = dualstack_ipv6
@@ -60,6 +62,21 @@ class Binding:
             self._bind_unix(self.address.path)
         else:
             self._bind_tcp(self.address, infos)
+
+    def end_handshakes(self) -> bool:
+        """Have the kernel begin no new handshakes, and end those that have begun; return whether it does.
+
+        A client that has connected when the socket is closed would be reset. So it is let in, and who comes later
+        tries again a second later (RFC 6298: the SYN's timeout), and is refused, or finds another server.
+        """
+        if not self._is_ours or not isinstance(self.address, TcpAddress) or not self.sockets:
+            return False
+        try:
+            for sock in self.sockets:
+                attach_filter(sock, DROP_SYN)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the sockets, and remove the path of a Unix socket."""

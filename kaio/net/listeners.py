@@ -297,6 +297,10 @@ class Listener:
                 acceptor.accept_queued(sock)
             await acceptor.start(sock, self._backlog)
 
+    def end_handshakes(self) -> bool:
+        """Have the kernel end the handshakes that have begun, and begin no others; return whether it does."""
+        return self._binding.end_handshakes()
+
     def accept_queued(self) -> None:
         """Accept the connections that wait in the queue now."""
         if self._acceptor is not None:

@@ -45,6 +45,7 @@ GRACE: Final = 30.0
 """The default time in seconds that draining gives to handlers."""
 
 _TELL_INTERVAL: Final = 0.05  # seconds between two groups of connections that are told
+_LAST_HANDSHAKES: Final = 0.2  # seconds for handshakes that have begun when draining begins
 _ABORT_TIMEOUT: Final = 1.0  # seconds for handlers and connections to end that were aborted
 _NO_FAILURES: Final = (asyncio.CancelledError, SystemExit, KeyboardInterrupt)  # of a handler
 
@@ -239,7 +240,8 @@ class Server(Generic[C_co]):
     async def drain(self, grace: float = GRACE, *, spread: float = 0.0) -> None:
         """Stop accepting, and let the connections come to their end; returns when all have.
 
-        Connections that wait in the queue are accepted first. Handlers are told by `Connection.draining`, protocols by
+        Clients that have connected are accepted first, for the most part (on Linux; a listener that is full leaves them
+        in the queue, whose end resets them). Handlers are told by `Connection.draining`, protocols by
         `draining()`: at once, or one after the other over `spread` seconds, so that clients do not all connect again
         in the same moment. Those that still run after `grace` seconds are cancelled, and their connections closed;
         they have the close timeout and a second for it, whatever they do. Cancelling drain() aborts all connections.
@@ -249,12 +251,9 @@ class Server(Generic[C_co]):
         _check_times(grace, spread)
         self._draining = True
         end = self._loop.time() + grace
-        if not self._closed:
-            for listener in self._listeners:
-                listener.accept_queued()
-        self.close()
         telling = self._loop.create_task(self._tell(spread))
         try:
+            await self._accept_last(min(_LAST_HANDSHAKES, grace))
             if not await self._closed_within(max(0.0, end - self._loop.time())):
                 await self._end()
         except BaseException:
@@ -263,11 +262,22 @@ class Server(Generic[C_co]):
         finally:
             telling.cancel()
 
+    async def _accept_last(self, timeout: float) -> None:
+        """Accept those who have connected, or are about to, and close."""
+        if not self._closed:
+            if any([listener.end_handshakes() for listener in self._listeners]):
+                await asyncio.sleep(timeout)
+            for listener in self._listeners:
+                listener.accept_queued()
+        self.close()
+
     async def _tell(self, spread: float) -> None:
         """Tell every connection that the server drains, also those whose handshake ends only now."""
         told: set[Any] = set()
         waiting: list[Any] = list(self.connections)
         random.shuffle(waiting)
+        # Nobody at once: a handler whose connection has just been made shall have begun with its request.
+        await asyncio.sleep(_TELL_INTERVAL)
         began = self._loop.time()
         for number, connection in enumerate(waiting):
             due = began + spread * number / len(waiting)
@@ -275,11 +285,12 @@ class Server(Generic[C_co]):
                 await asyncio.sleep(max(_TELL_INTERVAL, due - self._loop.time()))
             connection._kaio_drain()
         told.update(waiting)
+        late: set[Any] = set()
         while not self._ended():
-            late: set[Any] = set(self.connections) - told
             for connection in late:
                 connection._kaio_drain()
             told |= late
+            late = set(self.connections) - told
             await asyncio.sleep(_TELL_INTERVAL)
 
     def close(self) -> None:

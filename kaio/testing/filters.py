@@ -7,23 +7,16 @@ socket(7): SO_ATTACH_FILTER), so that our own kernel's timers decide. Whatever w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import socket
-import struct
-import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
+from ..kernel.filters import DROP_ALL, attach_filter, detach_filter
 from ..kernel.options import SocketLike
 from ..kernel.sockets import raw_socket
 
 __all__ = ["blackhole", "lacking"]
-
-_SO_ATTACH_FILTER: Final = 26
-_SO_DETACH_FILTER: Final = 27
-_DROP_ALL: Final = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
-_PROGRAM: Final = struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL))  # struct sock_fprog
 
 
 @contextlib.contextmanager
@@ -59,10 +52,8 @@ def lacking() -> str | None:
 
 
 def _attach(sock: SocketLike) -> None:
-    if not sys.platform.startswith("linux"):
-        raise OSError(errno.ENOTSUP, f"blackhole needs Linux's socket filters; {sys.platform} has none")
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM)
+        attach_filter(sock, DROP_ALL)
     except PermissionError:
         raise PermissionError(
             errno.EPERM,
@@ -71,7 +62,8 @@ def _attach(sock: SocketLike) -> None:
 
 
 def _detach(sock: SocketLike) -> None:
-    _quietly(sock, _SO_DETACH_FILTER, 0)
+    with contextlib.suppress(OSError, ValueError):  # it may be closed by now, and that is as good
+        detach_filter(sock)
 
 
 def _quietly(sock: SocketLike, option: int, value: int) -> None:
