@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .net.connection import Connection
     from .net.current import ConnectionFilter, current_connection
     from .net.listeners import Listener
+    from .net.notify import notify
     from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
     from .net.scopes import AliveScope
     from .net.server import Server, create_server, serve, start_server
@@ -98,6 +99,7 @@ __all__ = [
     "install",
     "loop_factory",
     "new_event_loop",
+    "notify",
     "open_connection",
     "report",
     "run",
@@ -133,6 +135,7 @@ _HOMES: Final = {
     "monitor.monitor": ("Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
     "proxy_protocol": ("ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"),
+    "net.notify": ("notify",),
     "net.protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "net.server": ("Server", "create_server", "serve", "start_server"),
     "monitor.survey": ("Report", "sweep"),

@@ -106,6 +106,12 @@ BAD: dict[str, bytes] = {
 }
 
 
+def feed_all(parser: HeaderParser, data: bytes, step: int) -> None:
+    """Feed in pieces."""
+    for at in range(0, len(data), step):
+        parser.feed(data[at : at + step])
+
+
 @pytest.mark.parametrize("mode", ["require", "accept"])
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 @pytest.mark.parametrize("rest", [b"", b"\x16\x03 and more"])
@@ -132,8 +138,7 @@ def test_what_is_no_header_is_refused(name: str, step: int) -> None:
     """In one line, which quotes no more than its beginning."""
     parser = HeaderParser()
     with pytest.raises(kaio.ProxyError) as caught:
-        for at in range(0, len(BAD[name]), step):
-            parser.feed(BAD[name][at : at + step])
+        feed_all(parser, BAD[name], step)
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 400

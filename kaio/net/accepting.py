@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final, TypedDict
 
-from ..addresses import Address, UnixAddress
+from ..addresses import Address
 from ..errors import KaioError, format_address
 from ..kernel.options import platform
 from ..kernel.sockets import apply_or_warn
@@ -343,7 +343,7 @@ class LoopServers(AcceptLoop):
         factory, backlog, tls = self._make_factory(), self._backlogs[sock], self._options.tls
         twin = sock.dup() if _CAN_TAKE_OVER else sock
         try:
-            if isinstance(self._address, UnixAddress):
+            if sock.family == _AF_UNIX:
                 server = await self._loop.create_unix_server(factory, sock=twin, backlog=backlog, **tls)
             else:
                 server = await self._bare_loop.create_server(factory, sock=twin, backlog=backlog, **tls)
@@ -433,6 +433,7 @@ class LoopServers(AcceptLoop):
             self._starting = None
 
 
+_AF_UNIX: Final = getattr(socket, "AF_UNIX", None)  # Windows has none
 _CAN_TAKE_OVER: Final = sys.platform != "win32"  # Proactor has no add_reader
 
 

@@ -15,31 +15,30 @@ import stat
 from typing import Final
 
 from ..addresses import Address, TcpAddress, UnixAddress
-from ..errors import AddressError
 from ..kernel.filters import DROP_SYN, attach_filter
 from .dialing import AddrInfo, TcpSocketAddress, resolve
+from .handed_over import HandedOver
 
-__all__ = ["Binding", "address_of"]
+__all__ = ["Binding"]
 
 _ATTEMPTS: Final = 10  # to find a port that is free on all addresses of a host
 
 
 class Binding:
-    """The bound sockets of one address, or a socket that was handed over."""
+    """The bound sockets of one address, or those that were handed over."""
 
     def __init__(
         self,
         address: Address,
         *,
-        sock: socket.socket | None,
+        handed_over: HandedOver | None,
         reuse_address: bool | None,
         reuse_port: bool | None,
         dualstack_ipv6: bool,
     ) -> None:
         self.address = address
         self.sockets: list[socket.socket] = []
-        self._handed_over = sock
-        self._is_ours = sock is None  # and nobody else's
+        self._handed_over = handed_over
         self._reuse_address = os.name == "posix" if reuse_address is None else reuse_address
         self._reuse_port = bool(reuse_port)
         self._dualstack_ipv6 = dualstack_ipv6
@@ -55,9 +54,7 @@ class Binding:
     def bind(self, infos: list[AddrInfo]) -> None:
         """Make and bind the sockets. Raises OSError; then `close` is to be called."""
         if self._handed_over is not None:
-            self.sockets = [self._handed_over]
-            self._handed_over = None
-            self.sockets[0].setblocking(False)
+            self.sockets = self._handed_over.take()
         elif isinstance(self.address, UnixAddress):
             self._bind_unix(self.address.path)
         else:
@@ -69,7 +66,7 @@ class Binding:
         A client that has connected when the socket is closed would be reset. So it is let in, and who comes later
         tries again a second later (RFC 6298: the SYN's timeout), and is refused, or finds another server.
         """
-        if not self._is_ours or not isinstance(self.address, TcpAddress) or not self.sockets:
+        if self._handed_over is not None or not isinstance(self.address, TcpAddress) or not self.sockets:
             return False
         try:
             for sock in self.sockets:
@@ -83,6 +80,8 @@ class Binding:
         sockets, self.sockets = self.sockets, []
         for sock in sockets:
             sock.close()
+        if self._handed_over is not None and sockets:
+            self._handed_over.release()
         if self._unlink is not None:
             path, inode = self._unlink
             self._unlink = None
@@ -146,13 +145,3 @@ class Binding:
         except OSError as exc:
             raise OSError(exc.errno, f"cannot bind {self.address}: {exc.strerror}") from None
         self._unlink = (path, os.stat(path).st_ino)
-
-
-def address_of(sock: socket.socket) -> Address:
-    """The address of a stream socket. Raises `AddressError` for another kind of socket."""
-    if sock.type != socket.SOCK_STREAM:
-        raise AddressError(sock, "must be a stream socket")
-    name = sock.getsockname()
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        return TcpAddress(name[0], name[1])
-    return UnixAddress(os.fsdecode(name))

@@ -23,9 +23,10 @@ from ..monitor.timeouts import check_timeout
 from ..policy import Keepalive, KeepaliveArg, as_policy
 from ..proxy_protocol import ProxyProtocol
 from .accepting import AcceptOptions, Acceptor, AcceptTls, make_acceptor
-from .binding import Binding, address_of
+from .binding import Binding
 from .endpoints import AttachingFactory, Endpoint, PolicyChoice, choose_policy
 from .gate import Gate, check_limit
+from .handed_over import HandedOver
 
 __all__ = ["Listener"]
 
@@ -38,9 +39,11 @@ class Listener:
     """An address to accept connections on, and the policy that they get.
 
     `address` is text such as "0.0.0.0:9000", "[::]:9443", ":9000" (every interface, IPv4 and IPv6),
-    "unix:/run/app.sock", a path object, a `TcpAddress` or `UnixAddress`; or a socket, bound or already listening, which
-    the listener closes. `keepalive` takes what every `keepalive=` takes; None is the server's. A Unix socket has no
-    policy, and giving it one is a `PolicyError`. A listener belongs to one server at a time.
+    "unix:/run/app.sock", a path object, a `TcpAddress` or `UnixAddress`; or a socket, bound or already listening,
+    which the listener closes. "systemd:web" are the sockets that systemd hands over under that name ("systemd:" all
+    of them; sd_listen_fds(3)), "fd:3" is a descriptor that was inherited: these go on listening elsewhere.
+    `keepalive` takes what every `keepalive=` takes; None is the server's. A Unix socket has no policy, and giving
+    it one is a `PolicyError`. A listener belongs to one server at a time.
 
     `ssl` is an SSLContext; `backlog` the length of the queue (net.core.somaxconn at most); `reuse_port` and
     `reuse_address` are asyncio's; `dualstack_ipv6` lets an IPv6 address accept IPv4 too, as in `socket.create_server`.
@@ -77,8 +80,8 @@ class Listener:
         send_timeout: float | None = None,
         proxy_protocol: ProxyProtocol | None = None,
     ) -> None:
-        sock = address if isinstance(address, socket.socket) else None
-        where = _address_of(address)
+        handed_over = HandedOver.asked_for(address)
+        where = _address_of(address) if handed_over is None else handed_over.address
         _check_context(ssl)
         if proxy_protocol is not None and not isinstance(proxy_protocol, ProxyProtocol):
             raise TypeError(f"proxy_protocol must be a ProxyProtocol or None, got {proxy_protocol!r}")
@@ -93,7 +96,7 @@ class Listener:
             )
         self._binding = Binding(
             where,
-            sock=sock,
+            handed_over=handed_over,
             reuse_address=reuse_address,
             reuse_port=reuse_port,
             dualstack_ipv6=dualstack_ipv6,
@@ -322,6 +325,5 @@ def _check_context(context: object) -> None:
 
 
 def _address_of(address: str | os.PathLike[str] | Address | socket.socket) -> Address:
-    if isinstance(address, socket.socket):
-        return address_of(address)
+    assert not isinstance(address, socket.socket)  # it is handed over
     return address if isinstance(address, (TcpAddress, UnixAddress)) else parse_address(address)

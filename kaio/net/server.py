@@ -30,6 +30,7 @@ from .current import handled_connection
 from .draining import handled
 from .endpoints import Endpoint, PolicyChoice, ProtocolFactory, choose_policy
 from .listeners import Listener
+from .notify import Notifier
 from .pending import Pending
 from .protocols import Watched
 from .stream import StreamProtocol
@@ -196,7 +197,8 @@ class Server(Generic[C_co]):
 
         During `delay` seconds `ready` is False and connections are still accepted: load balancers need time to look
         elsewhere. `grace` and `spread` are those of `drain`. A further signal aborts all connections at once. Needs
-        the main thread; the handlers that the signals had before are restored.
+        the main thread; the handlers that the signals had before are restored. systemd is told when the server is ready
+        and when it stops, and its watchdog that the loop runs (sd_notify(3)), if it asks.
 
         Raises ValueError, TypeError without a signal, OSError for one that cannot be handled, and RuntimeError when
         serve_forever() is running already or outside of the main thread.
@@ -218,12 +220,14 @@ class Server(Generic[C_co]):
                 stop.set_result(None)
 
         try:
-            with handled(signals, on_signal):
+            with handled(signals, on_signal), Notifier() as notifier:
                 await self.start_serving()
+                notifier.ready()
                 await stop
                 if not received:
                     return None
                 self._draining = True
+                notifier.stopping(delay + grace + self._close_timeout + 2 * _ABORT_TIMEOUT)
                 try:
                     async with asyncio.timeout(0 if len(received) > 1 else None) as hurry:
                         await asyncio.sleep(delay)
@@ -265,7 +269,8 @@ class Server(Generic[C_co]):
     async def _accept_last(self, timeout: float) -> None:
         """Accept those who have connected, or are about to, and close."""
         if not self._closed:
-            if any([listener.end_handshakes() for listener in self._listeners]):
+            ending = [listener.end_handshakes() for listener in self._listeners]
+            if any(ending):
                 await asyncio.sleep(timeout)
             for listener in self._listeners:
                 listener.accept_queued()
