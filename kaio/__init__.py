@@ -3,7 +3,7 @@
 The map; each row imports only from the rows above it, and from its own without a cycle:
 
     errors                                the tree of exceptions
-    policy/ addresses proxy_protocol      plain data
+    policy/ addresses                     plain data
     kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
     liveness/                             pure judgement: health, the watch, whose options a socket has
     monitor/                              what watches: the monitor of a loop, the sweep of a process, who watches what
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from .net.listeners import Listener
     from .net.notify import notify
     from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
+    from .net.proxy_protocol import ProxyError, ProxyHeader, ProxyProtocol, ProxyTls
     from .net.scopes import AliveScope
     from .net.server import Server, create_server, serve, start_server
     from .net.transports import KeepaliveTransport
     from .policy import AUTO, Keepalive, SocketState, Step
-    from .proxy_protocol import ProxyError, ProxyHeader, ProxyProtocol, ProxyTls
 
 __all__ = [
     "AUTO",
@@ -134,7 +134,7 @@ _HOMES: Final = {
     "monitor.counters": ("Counters", "Event"),
     "monitor.monitor": ("Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
-    "proxy_protocol": ("ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"),
+    "net.proxy_protocol": ("ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"),
     "net.notify": ("notify",),
     "net.protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "net.server": ("Server", "create_server", "serve", "start_server"),

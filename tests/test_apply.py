@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import kaio
 from kaio import Keepalive, KeepaliveError, PolicyError, SocketState, State
-from kaio.kernel.descriptors import Descriptor, reset_on_close
+from kaio.kernel.descriptors import Descriptor
+from kaio.kernel.queues import reset_on_close
 from kaio.policy import MAX_COUNT, MAX_SECONDS, KeepaliveArg
 
 TCP = socket.IPPROTO_TCP

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 import kaio
-from kaio.kernel.descriptors import unread
+from kaio.kernel.queues import unread
 from kaio.net.ending import BEFORE_VERDICT, ENDED, TABLE, Stage, Trigger, next_stage
 from kaio.testing import blackhole
 

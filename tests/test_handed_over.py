@@ -233,7 +233,7 @@ async def test_systemd_is_told(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_p
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
         async with kaio.serve(echo, "127.0.0.1", 0, close_timeout=3) as server:
             serving = asyncio.create_task(server.serve_until(signal.SIGUSR1, grace=5, delay=0.2))
-            said = []
+            said: list[str] = []
             while "READY=1" not in said or said.count("WATCHDOG=1") < 3:
                 said.append((await asyncio.to_thread(manager.recv, 4096)).decode())
             os.kill(os.getpid(), signal.SIGUSR1)

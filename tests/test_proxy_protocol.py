@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kaio
-from kaio.proxy_protocol import NO_HEADER, HeaderParser
+from kaio.net.proxy_protocol import NO_HEADER, HeaderParser
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 

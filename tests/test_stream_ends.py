@@ -19,7 +19,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 import kaio
-from kaio.kernel.descriptors import unacknowledged, unread
+from kaio.kernel.queues import unacknowledged, unread
 from kaio.net.stream import StreamProtocol
 from kaio.testing import blackhole
 

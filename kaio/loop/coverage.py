@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final
 
 from ..errors import KeepaliveError
-from ..kernel.descriptors import Descriptor, is_listening
+from ..kernel.descriptors import Descriptor
 from ..kernel.options import SocketLike, platform
+from ..kernel.queues import is_listening
 from ..kernel.sockets import logger
 from ..kernel.tcpinfo import TcpState
 from ..liveness.limits import limits_of

@@ -18,8 +18,9 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Literal
 
 from ..errors import Cause, KeepaliveError
-from ..kernel.descriptors import Descriptor, reset_on_close, unread
+from ..kernel.descriptors import Descriptor
 from ..kernel.options import SocketLike, platform
+from ..kernel.queues import reset_on_close, unread
 from ..kernel.tcpinfo import TcpInfo, TcpState
 from ..liveness.causes import dead_peer, fell_silent
 from ..liveness.health import Health, State

@@ -16,7 +16,6 @@ import weakref
 from typing import Any, Final, Protocol
 
 from ..errors import IdleTimeoutError, SendTimeoutError
-from ..kernel.descriptors import unacknowledged, unread
 from ..kernel.options import SocketLike, platform
 from ..kernel.tcpinfo import TcpInfo
 from .counters import Counters
@@ -47,6 +46,14 @@ class TimedConnection(Protocol):
         ...
 
     def is_reading(self) -> bool: ...
+
+    def unread(self) -> int:
+        """Return the bytes that the socket has received, and the loop has not read."""
+        ...
+
+    def unacknowledged(self) -> int:
+        """Return the bytes that the socket holds until they are acknowledged."""
+        ...
 
     def get_write_buffer_size(self) -> int: ...
 
@@ -145,8 +152,7 @@ def _check_idle(timed: _Timed, now: float) -> float:
         return now + idle / _LOOKS
     if now - since < idle:
         return min(now + idle / _LOOKS, since + idle) if wait is not NOT_A_STREAM else since + idle
-    sock = connection.get_socket()
-    if connection.get_write_buffer_size() or unacknowledged(sock) or unread(sock):
+    if connection.get_write_buffer_size() or connection.unacknowledged() or connection.unread():
         return now + idle / _LOOKS  # a matter of the send timeout, or of data that has come in this moment
     connection.end_dead(IdleTimeoutError(idle, connection.peername), None, None)
     return now + 1.0
@@ -170,7 +176,7 @@ def _check_send(timed: _Timed, now: float) -> float:
     if send is None:
         return _NEVER
     sock = connection.get_socket()
-    buffered, queued = connection.get_write_buffer_size(), unacknowledged(sock)
+    buffered, queued = connection.get_write_buffer_size(), connection.unacknowledged()
     acknowledged: object = None
     if buffered or queued:
         # On TCP what was acknowledged in all; elsewhere what is left, which shrinks while a sender waits.

@@ -27,11 +27,11 @@ from ..errors import KaioError, format_address
 from ..kernel.options import platform
 from ..kernel.sockets import apply_or_warn
 from ..monitor.error_watch import bare
-from ..proxy_protocol import ProxyError, ProxyProtocol
 from .endpoints import Arrival, AttachingFactory, Endpoint, Handshake, ProtocolFactory, Terms
 from .exhaustion import Exhaustion, free_descriptors
 from .gate import Gate, peer_key
 from .proxied import receive_header
+from .proxy_protocol import ProxyError, ProxyProtocol
 
 __all__ = ["AcceptLoop", "AcceptOptions", "AcceptTls", "Acceptor", "LoopServers", "make_acceptor"]
 

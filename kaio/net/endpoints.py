@@ -21,8 +21,8 @@ from ..policy import Keepalive, KeepaliveArg, SocketState, as_policy
 if TYPE_CHECKING:
     from ..monitor.counters import Counters
     from ..monitor.monitor import Monitor
-    from ..proxy_protocol import ProxyHeader
     from .gate import Gate, PeerKey
+    from .proxy_protocol import ProxyHeader
 
 __all__ = [
     "REFUSED",

@@ -16,17 +16,17 @@ from typing import Final
 
 from ..addresses import Address, TcpAddress, UnixAddress, parse_address
 from ..errors import KaioError, KeepaliveError, PolicyError
-from ..kernel.descriptors import is_listening
+from ..kernel.queues import is_listening
 from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.monitor import get_monitor
 from ..monitor.timeouts import check_timeout
 from ..policy import Keepalive, KeepaliveArg, as_policy
-from ..proxy_protocol import ProxyProtocol
 from .accepting import AcceptOptions, Acceptor, AcceptTls, make_acceptor
 from .binding import Binding
 from .endpoints import AttachingFactory, Endpoint, PolicyChoice, choose_policy
 from .gate import Gate, check_limit
 from .handed_over import HandedOver
+from .proxy_protocol import ProxyProtocol
 
 __all__ = ["Listener"]
 

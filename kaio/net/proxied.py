@@ -12,7 +12,7 @@ import select
 import socket
 from typing import Final
 
-from ..proxy_protocol import HeaderParser, NoHeader, ProxyHeader, ProxyProtocol
+from .proxy_protocol import HeaderParser, NoHeader, ProxyHeader, ProxyProtocol
 
 __all__ = ["receive_header"]
 

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 
 from ..errors import DeadPeerError, RememberedError, as_stream_error, remember
-from ..kernel.descriptors import take_unread, unacknowledged, unread
+from ..kernel.queues import take_unread, unacknowledged, unread
 from .awaited import RETURN_NONE, AwaitedProtocol
 from .connection import Connection
 from .internals import below_tls

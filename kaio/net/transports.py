@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from ..errors import Cause, DeadPeerError, IdleTimeoutError, KeepaliveError, format_address, remember
-from ..kernel.descriptors import reset_on_close, unread
 from ..kernel.options import SocketLike, platform
+from ..kernel.queues import reset_on_close, unacknowledged, unread
 from ..kernel.sockets import apply, tcp_info
 from ..kernel.tcpinfo import TcpInfo, TcpState
 from ..liveness.causes import DEATHS, NO_WAY, dead_peer, fell_silent, is_death
@@ -28,7 +28,6 @@ from ..monitor.counters import Event
 from ..monitor.monitor import Monitor, get_monitor
 from ..monitor.timeouts import NOT_A_STREAM, check_timeout
 from ..policy import Keepalive, KeepaliveArg, SocketState
-from ..proxy_protocol import ProxyHeader
 from .ending import BEFORE_VERDICT, ENDED, TABLE, Stage, Trigger
 from .endpoints import Arrival, Endpoint, watched_by
 from .internals import (
@@ -41,6 +40,7 @@ from .internals import (
     take_error,
     with_reason,
 )
+from .proxy_protocol import ProxyHeader
 from .scopes import AliveScope
 
 __all__ = ["KeepaliveTransport", "WatchedTransport"]
@@ -380,6 +380,12 @@ class WatchedTransport(KeepaliveTransport):
             return tcp_info(self.loop_transport).last_data_recv is not None
         except KeepaliveError:
             return False
+
+    def unread(self) -> int:
+        return unread(self.get_socket())
+
+    def unacknowledged(self) -> int:
+        return unacknowledged(self.get_socket())
 
     def receive_wait(self) -> object:
         wait = getattr(self._protocol, "_kaio_receive_wait", None)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, Literal, TypeAlias
 
-from .errors import KaioError
+from ..errors import KaioError
 
 __all__ = ["NO_HEADER", "HeaderParser", "NoHeader", "ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"]
 
