@@ -13,6 +13,7 @@ import pytest
 
 import kaio
 
+from . import hostile_peers
 from .conftest import echo, until
 
 
@@ -217,3 +218,18 @@ async def test_a_limited_unix_listener(tmp_path: Any) -> None:
         assert await third.receive() == b"x"
         await second.aclose()
         await third.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_ten_thousand_hostile_peers(loop: str) -> None:
+    """They go by themselves, memory is bounded, and others are served meanwhile."""
+    measured = asyncio.run(hostile_peers.measure(loop, 10_000))
+    print(loop, measured)
+    assert measured["most open"] > 1_000
+    # asyncio's TLS has a buffer of 256 KiB for each connection, uvloop's one for all.
+    assert measured["memory per peer"] < 200_000
+    assert measured["served under attack"] > 50
+    assert measured["let go"]["reset"] == 2_000
+    assert measured["let go"]["slow"] == 0  # they are no more than slow
