@@ -723,6 +723,7 @@ class WatchedTransport(KeepaliveTransport):
     def _unregister(self) -> None:
         """Remove the connection from the monitor and from its endpoint."""
         self.limits = None
+        self.closer = self.closer is not False  # a handler's task refers to its connection
         self._monitor.discard(self)
         self._monitor.counters.watched -= 1
         if self._timer is not None:
