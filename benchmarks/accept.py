@@ -17,7 +17,7 @@ from .runner import Option, Setting, all_started, ask, headroom, percent
 
 __all__ = ["main"]
 
-CONTENDERS = (NATIVE, "bare", "kernel", "drop-in", "protocol", "unwatched", "connection", "streams", "anyio")
+CONTENDERS = (NATIVE, "bare", "kernel", "drop-in", "protocol", "unwatched", "connection", "timed", "streams", "anyio")
 METRICS = (
     Metric("cpu", "CPU us/connection"),
     Metric("rate", "connections/s"),

@@ -25,6 +25,7 @@ CONTENDERS: Final[dict[str, Contender]] = {
     "protocol": Contender("kaio.KeepaliveProtocol", ("protocols", "protocol")),
     "unwatched": Contender("kaio.KeepaliveProtocol, keepalive off", ("protocols", "unwatched")),
     "connection": Contender("kaio.Connection", ("connections", "connection")),
+    "timed": Contender("kaio.Connection, idle timeout", ("connections", "timed")),
     "streams": Contender("asyncio streams", ("streams", "streams")),
     "timeout": Contender("asyncio streams, timeout per read", ("streams", "timeout")),
     "anyio": Contender("anyio TCP streams", ("anyio_streams", "streams")),

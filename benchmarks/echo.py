@@ -17,7 +17,7 @@ from .runner import Option, Setting, all_started, ask, headroom, percent, rotate
 
 __all__ = ["main"]
 
-CONTENDERS = (NATIVE, "bare", "drop-in", "protocol", "connection", "streams", "timeout", "anyio")
+CONTENDERS = (NATIVE, "bare", "drop-in", "protocol", "connection", "timed", "streams", "timeout", "anyio")
 METRICS = (
     Metric("cpu", "CPU us/message"),
     Metric("rate", "messages/s"),

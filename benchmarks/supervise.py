@@ -26,7 +26,7 @@ from .runner import Contestant, Option, Setting, ask
 
 __all__ = ["main"]
 
-CONTENDERS = ("bare", "drop-in", "kernel", "protocol", "connection", "ping", "read-timeout")
+CONTENDERS = ("bare", "drop-in", "kernel", "protocol", "connection", "timed", "ping", "read-timeout")
 METRICS = (
     Metric("cpu", "CPU ms/minute"),
     Metric("switches", "wake-ups/minute"),

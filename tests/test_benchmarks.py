@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # What each is asked with: every contender serves somewhere, and none more often than it takes.
 ASKED: dict[str, tuple[str, ...]] = {
-    "echo": ("--only", "C,bare,drop-in,protocol,connection,streams,timeout,anyio", "--case", "1 KiB, 64"),
+    "echo": ("--only", "C,bare,drop-in,protocol,connection,timed,streams,timeout,anyio", "--case", "1 KiB, 64"),
     "bulk": ("--only", "C,protocol,connection,streams,anyio"),
     "accept": ("--only", "C,unwatched,streams,anyio"),
     "memory": ("--only", "connection,ping,read-timeout"),

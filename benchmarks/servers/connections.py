@@ -11,7 +11,7 @@ import kaio
 from . import journal
 from .wire import ANSWER, CHUNK, DOWNLOADS, GREETING, HEADER, UPLOADS, checked_chunks
 
-__all__ = ["connection"]
+__all__ = ["connection", "timed"]
 
 
 async def echo(connection: kaio.Connection) -> None:
@@ -61,6 +61,16 @@ _APPLICATIONS: Final = {"echo": echo, "greet": greet, "bulk": bulk, "report": re
 
 async def connection(application: str, policy: str, ready: Callable[[int], None]) -> None:
     """`kaio.serve` with a handler."""
-    async with kaio.serve(_APPLICATIONS[application], "127.0.0.1", 0, keepalive=policy) as server:
+    await _serve(kaio.Listener("127.0.0.1:0", keepalive=policy), application, ready)
+
+
+async def timed(application: str, policy: str, ready: Callable[[int], None]) -> None:
+    """The same with an idle timeout and a send timeout, which never pass."""
+    listener = kaio.Listener("127.0.0.1:0", keepalive=policy, idle_timeout=300, send_timeout=300)
+    await _serve(listener, application, ready)
+
+
+async def _serve(listener: kaio.Listener, application: str, ready: Callable[[int], None]) -> None:
+    async with kaio.serve(_APPLICATIONS[application], listeners=[listener]) as server:
         ready(server.sockets[0].getsockname()[1])
         await server.serve_forever()
