@@ -26,6 +26,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "memory": ("--only", "connection,ping,read-timeout"),
     "supervise": ("--only", "kernel"),
     "detect": ("--only", "connection", "--case", "one at a time"),
+    "workers": (),
     "import_time": (),
 }
 

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "exec": "Start a program, and set a policy on all its sockets from outside.",
     "plan": "Explain a policy: when a death is detected, what probing costs, which middleboxes it outlasts.",
     "run": "Run a Python program on kaio's event loop.",
+    "serve": "Serve a handler or protocol class: several workers, reloads, draining.",
     "system": "Show and set the kernel's keepalive defaults.",
     "top": "Watch TCP connections live: probes, silence, health.",
 }

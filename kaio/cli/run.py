@@ -16,6 +16,7 @@ from .. import tools
 from ..errors import PolicyError
 from ..policy import as_policy, parse_time
 from ..tools.bootstrap import VARIABLE, Settings
+from ._interpreter import interpreter_flags, require_uvloop
 
 __all__ = ["run"]
 
@@ -61,7 +62,7 @@ def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str,
     except PolicyError as exc:
         raise click.UsageError(str(exc)) from None
     if loop == "uvloop":
-        _require_uvloop()
+        require_uvloop()
     if sys.flags.ignore_environment or sys.flags.no_site:
         raise click.UsageError("Python runs with -E, -I or -S, and ignores the environment that kaio run needs")
     environment = dict(os.environ)
@@ -71,17 +72,4 @@ def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str,
     paths = [_FOLDER, *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *_flags(), *program], environment)  # noqa: S606 - needs no shell
-
-
-def _flags() -> list[str]:
-    """The interpreter options of this process: the arguments before `-m kaio`, or before the script."""
-    before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
-    return before[:-2] if before[-2:-1] == ["-m"] else before[:-1]
-
-
-def _require_uvloop() -> None:
-    try:
-        import uvloop  # noqa: F401, PLC0415 - not installed everywhere
-    except ImportError:
-        raise click.UsageError("uvloop is not installed; use --loop asyncio") from None
+    os.execve(sys.executable, [sys.executable, *interpreter_flags(), *program], environment)  # noqa: S606 - needs no shell
