@@ -56,7 +56,12 @@ class Served:
     """A running `kaio serve`, in the current folder."""
 
     def __init__(
-        self, *arguments: str, bind: str = "127.0.0.1:0", terminal: str = os.devnull, python: Sequence[str] = ()
+        self,
+        *arguments: str,
+        bind: str = "127.0.0.1:0",
+        terminal: str = os.devnull,
+        python: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
         command = [sys.executable, *python, "-m", "kaio", "serve"]
         # The first terminal that the leader of a session opens is its controlling terminal.
@@ -68,6 +73,7 @@ class Served:
             stdout=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            pass_fds=pass_fds,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         )
         self.lines: list[str] = []

@@ -205,6 +205,83 @@ def test_the_policy_is_that_of_the_option(loop: str) -> None:
         assert ask(served.serving())[1].startswith("7s:3s:5")
 
 
+@LOOPS
+def test_limits_and_timeouts_are_those_of_the_options(loop: str) -> None:
+    """Who is beyond the limit waits; who is silent is let go, and makes room."""
+    with serve("app:handler", "--loop", loop, "--max-connections", "1", "--idle-timeout", "1s") as served:
+        port = served.serving()
+        with Client(port) as first:
+            first.ask()
+            assert ask(port)[1] == "one"  # once the first was idle for long enough
+            assert first.line() == ""
+    with serve("app:handler", "--loop", loop, "--max-connections-per-peer", "1") as served:
+        port = served.serving()
+        with Client(port) as first:
+            first.ask()
+            with contextlib.suppress(ConnectionError), Client(port) as second:
+                second.send("what")
+                assert second.line() == ""
+
+
+@LOOPS
+def test_a_proxy_says_who_the_client_is(loop: str) -> None:
+    """On TCP and on a Unix socket."""
+    Path("who.py").write_text("async def handler(c):\n    await c.send(f'{c.peername[0]}\\n'.encode())\n")
+    proxies = ["--proxy-protocol", "127.0.0.0/8", "--proxy-protocol", "unix"]
+    with serve("who:handler", "--loop", loop, *proxies, "--bind", "unix:app.sock") as served:
+        for where in (served.serving(), "app.sock"):
+            with Client(where) as client:
+                client.sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.2 50000 443\r\n")
+                assert client.line() == "192.0.2.7"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sockets_that_are_handed_over_are_served_by_all_workers(workers: str) -> None:
+    """By number; they go on listening elsewhere when it stops, and a reload refuses nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as parents:
+        parents.set_inheritable(True)
+        port = parents.getsockname()[1]
+        with serve(
+            "app:handler", "--workers", workers, bind=f"fd:{parents.fileno()}", pass_fds=(parents.fileno(),)
+        ) as served:
+            assert served.serving() == port
+            seen = {ask(port)[0] for _ in range(20)}
+            assert seen <= served.workers()
+            served.signal(signal.SIGHUP)
+            served.line("reloaded")
+            assert ask(port)[0] not in seen
+            served.signal(signal.SIGTERM)
+            assert served.wait() == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ready, reloading, ready again, stopping; and that it lives. The workers say nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("notify")
+        manager.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", os.path.abspath("notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        said: list[str] = []
+
+        def hear(what: str) -> str:
+            while not (heard := manager.recv(4096).decode()).startswith(what):
+                said.append(heard)
+            return heard
+
+        with serve("app:handler", "--workers", "2", "--grace", "3s") as served:
+            hear("READY=1")
+            served.signal(signal.SIGHUP)
+            assert "\nMONOTONIC_USEC=" in hear("RELOADING=1")
+            hear("READY=1")
+            hear("WATCHDOG=1")
+            served.signal(signal.SIGTERM)
+            assert "\nEXTEND_TIMEOUT_USEC=21000000" in hear("STOPPING=1")
+            assert served.wait() == 0
+        assert set(said) == {"WATCHDOG=1"}
+
+
 def test_only_workers_import_the_application() -> None:
     """In a Python with the options of the command, and with nothing of kaio's in its arguments and environment."""
     Path("folder").mkdir()
@@ -244,7 +321,7 @@ BROKEN = {
     "kinds.py": (
         "import asyncio\nasync def none(): ...\nasync def two(a, b): ...\ndef plain(c): ...\n"
         "class Thing: ...\nclass Datagrams(asyncio.DatagramProtocol): ...\nnumber = 5\n"
-        "class Often(asyncio.Protocol):\n    keepalive = 'often'\n"
+        "class Often(asyncio.Protocol):\n    keepalive = 'often'\nclass Sleeps(asyncio.Protocol): ...\n"
         "def fails():\n    raise LookupError('no pool')\ndef nothing(): ...\n"
     ),
 }
@@ -276,7 +353,25 @@ ERRORS = [
     (2, ["app:handler", "--grace", "soon"], "--grace='soon': must be a time such as 20s"),
     (2, ["app:handler", "--grace", "1s", "--spread", "2s"], "--spread must not be longer than --grace"),
     (2, ["app:handler", "--app-dir", "nowhere"], "--app-dir nowhere: is no folder"),
-    (2, ["app:handler", "--proxy-protocol", "here"], "--proxy-protocol='here': must be a network such as 10.0.0.0/8"),
+    (
+        2,
+        ["app:handler", "--proxy-protocol", "here"],
+        "--proxy-protocol: trusted='here': must be a network such as '10.0",
+    ),
+    (2, ["app:handler", "--idle-timeout", "0s"], "--idle-timeout: must be more than 0"),
+    (2, ["app:handler", "--max-connections", "0"], "--max-connections"),
+    (
+        2,
+        ["app:handler", "--max-connections-per-peer", "3", "--bind", "unix:app.sock"],
+        "--max-connections-per-peer: clients of unix:app.sock have no address",
+    ),
+    (
+        1,
+        ["kinds:Sleeps", "--idle-timeout", "3s", "--bind", "unix:app.sock"],
+        "cannot serve kinds:Sleeps: idle_timeout=3.0: of a protocol on unix:app.sock nobody tells when it received",
+    ),
+    (1, ["app:handler", "--bind", "systemd:web"], "--bind: address 'systemd:web': no sockets were handed over to this"),
+    (1, ["app:handler", "--bind", "fd:77"], "--bind: address 'fd:77': file descriptor 77 is not open"),
     (2, ["app:handler", "--cert", "no.crt"], "--cert no.crt: cannot be read: No such file or directory"),
     (2, ["app:handler", "--cert", "app.py"], "--cert app.py: is no certificate in PEM format"),
     (2, ["app:handler", "--cert", "one.crt"], "--cert one.crt: has no private key in PEM format"),

@@ -7,7 +7,6 @@ done by `kaio.tools.workers`.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any, Final
 import click
 
 from ..errors import AddressError, PolicyError
+from ..net.proxy_protocol import ProxyProtocol
 from ..policy import as_policy, parse_time
 from ..tools.workers.application import split
 from ..tools.workers.child import StartError
@@ -69,11 +69,11 @@ def _workers(ctx: click.Context, param: click.Parameter, value: str) -> int:
 
 
 def _networks(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    for each in value:
-        try:
-            ipaddress.ip_network(each)
-        except ValueError as exc:
-            raise click.UsageError(f"--proxy-protocol={each!r}: must be a network such as 10.0.0.0/8: {exc}") from None
+    try:
+        if value:
+            ProxyProtocol(value)
+    except ValueError as exc:
+        raise click.UsageError(f"--proxy-protocol: {exc}") from None
     return value
 
 
@@ -87,7 +87,8 @@ _AT_LEAST_ONE: Final = click.IntRange(min=1)
     multiple=True,
     metavar="ADDRESS",
     callback=_addresses,
-    help="HOST:PORT, :PORT for all interfaces, PORT for 127.0.0.1, or unix:PATH; may be repeated. Default: 9000.",
+    help="HOST:PORT, :PORT for all interfaces, PORT for 127.0.0.1, unix:PATH, systemd:NAME, or fd:N; may be repeated. "
+    "Default: 9000.",
 )
 @click.option(
     "--workers", default="1", show_default=True, metavar="N", callback=_workers, help="Processes; auto: one per CPU."
@@ -135,14 +136,15 @@ _AT_LEAST_ONE: Final = click.IntRange(min=1)
 @click.option("--max-connections", metavar="N", type=_AT_LEAST_ONE, help="The most open ones, per worker and address.")
 @click.option("--max-connections-per-peer", metavar="N", type=_AT_LEAST_ONE, help="The same, of one host.")
 @click.option("--idle-timeout", metavar="TIME", callback=_time, help="Close a connection that is silent for so long.")
-@click.option("--handshake-timeout", metavar="TIME", callback=_time, help="How long a TLS handshake may take.")
+@click.option("--send-timeout", metavar="TIME", callback=_time, help="Abort one whose peer takes no data for so long.")
+@click.option("--handshake-timeout", metavar="TIME", callback=_time, help="How long TLS and a PROXY header may take.")
 @click.option(
     "--proxy-protocol",
     "proxies",
     multiple=True,
     metavar="NETWORK",
     callback=_networks,
-    help="Expect a PROXY protocol header from these hosts; may be repeated.",
+    help="Expect a PROXY protocol header, from these hosts only; unix for a Unix socket; may be repeated.",
 )
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="Of kaio's log.")
 def serve(keepalive: str | None, loop: str | None, app_dir: str, **given: Any) -> None:
@@ -174,8 +176,15 @@ def _settings(keepalive: str | None, loop: str | None, app_dir: str, given: dict
         raise click.UsageError("--spread must not be longer than --grace")
     if not os.path.isdir(app_dir):
         raise click.UsageError(f"--app-dir {app_dir}: is no folder")
-    names = ("max_connections", "max_connections_per_peer", "idle_timeout", "handshake_timeout")
+    names = ("max_connections", "max_connections_per_peer", "idle_timeout", "send_timeout", "handshake_timeout")
     limits = {name: value for name in names if (value := given.pop(name)) is not None}
+    for name, value in limits.items():
+        if not value:
+            raise click.UsageError(f"--{name.replace('_', '-')}: must be more than 0")
+    if "max_connections_per_peer" in limits and not given["proxies"]:
+        unix = [each for each in given["bind"] if each.startswith("unix:")]
+        if unix:
+            raise click.UsageError(f"--max-connections-per-peer: clients of {unix[0]} have no address")
     try:
         policy = None if keepalive is None else str(as_policy(keepalive))
         make_tls(given["cert"], given["key"], given["client_ca"])

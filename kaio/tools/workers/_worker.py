@@ -95,9 +95,13 @@ async def _serve(settings: Settings, sockets: list[socket.socket], found: Any, c
         if settings.factory:
             found = await make(settings.app, found, stack)
             what = f"what {settings.app} makes"
-        server = kaio.serve(check(what, found), listeners=_listeners(settings, sockets), keepalive=settings.keepalive)
+        listeners = _listeners(settings, sockets)
+        server = kaio.serve(check(what, found), listeners=listeners, keepalive=settings.keepalive)
         channel.listen()
-        serving = await server
+        try:
+            serving = await server
+        except ValueError as exc:  # options that do not go together, such as an idle timeout and a protocol on Unix
+            raise AppError(str(exc)) from None
         try:
             channel.tell("ready")
             await channel.drain.wait()
@@ -115,7 +119,7 @@ def _listeners(settings: Settings, sockets: list[socket.socket]) -> list[kaio.Li
     # The arguments of kaio.Listener that limit connections: only those that were given.
     limits: dict[str, Any] = dict(settings.limits)
     if settings.proxies:
-        limits["proxy_protocol"] = kaio.ProxyProtocol(trusted=list(settings.proxies))
+        limits["proxy_protocol"] = kaio.ProxyProtocol(settings.proxies)
     return [kaio.Listener(sock, ssl=tls, backlog=settings.backlog, **limits) for sock in sockets]
 
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from .settings import Settings
 
-__all__ = ["StartError", "Worker", "launch"]
+__all__ = ["KILL_AFTER", "StartError", "Worker", "launch"]
 
 KILL_AFTER: Final = 5.0
 """Seconds after the end of its time that a worker is killed."""

@@ -68,7 +68,12 @@ class Sockets:
         return list(dict.fromkeys(sock for slot in self._slots for sock in slot))
 
     def stop_listening(self) -> None:
-        """Close the sockets in this process. Workers that still have them can accept what is in the queues."""
+        """Close the sockets in this process. Workers that still have them can accept what is in the queues.
+
+        Where they are nobody else's, no handshakes begin any more.
+        """
+        for listener in self._listeners:
+            listener.end_handshakes()
         for sock in self.all:
             sock.close()
 

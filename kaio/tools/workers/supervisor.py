@@ -12,6 +12,7 @@ end is bounded: it is killed when its time is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -21,8 +22,9 @@ from typing import Final
 
 from ...net.connection import CLOSE_TIMEOUT
 from ...net.draining import handled
+from ...net.notify import Notifier, notify
 from .backoff import Backoff
-from .child import StartError, Worker, launch
+from .child import KILL_AFTER, StartError, Worker, launch
 from .settings import Settings
 from .sockets import Sockets, describe
 
@@ -30,6 +32,7 @@ __all__ = ["Supervisor"]
 
 logger: Final = logging.getLogger("kaio")
 
+_LAST_HANDSHAKES: Final = 0.2  # seconds in which handshakes end that have begun when nobody else may connect
 _ABORT: Final = 2.0  # seconds that a worker has to end after it was told to abort
 
 
@@ -68,11 +71,12 @@ class Supervisor:
         self._stop: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
         self._had_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _has_terminal()
         self._drain_time = settings.delay + settings.grace + CLOSE_TIMEOUT + 1.0
+        self._notifier = Notifier()  # systemd's watchdog watches the supervisor, which watches the workers
 
     async def run(self) -> signal.Signals:
         """Serve until a signal says to stop; return it. Raises `StartError` when no worker ever became ready."""
         loop = asyncio.get_running_loop()
-        with handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._on_signal):
+        with handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._on_signal), self._notifier:
             task = loop.create_task(self._serve())
             try:
                 await asyncio.wait((task, self._stop), return_when=asyncio.FIRST_COMPLETED)
@@ -102,9 +106,9 @@ class Supervisor:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            self._notify_reloading()
+            notify("RELOADING=1")
             await self._replace_all()
-            self._notify_ready()
+            self._notifier.ready()
 
     async def _begin(self) -> None:
         """Start all workers. Those that failed are replaced, unless all have."""
@@ -122,14 +126,13 @@ class Supervisor:
         where = ", ".join(dict.fromkeys(describe(sock) for sock in self._sockets.all))
         count = len(workers) - len(failed)
         logger.info("serving on %s with %s", where, "1 worker" if count == 1 else f"{count} workers")
-        self._notify_ready()
+        self._notifier.ready()
 
     async def _end_failed(self, failed: Sequence[Worker]) -> None:
         """End with the error of the first worker, after the others have ended."""
         for worker in failed:
             worker.kill()
-        while self._workers:
-            await self._one_ends()
+        await self._all_end()
         error = failed[0].ready.exception()
         assert error is not None
         raise error
@@ -245,34 +248,35 @@ class Supervisor:
     async def _end(self, why: signal.Signals) -> signal.Signals:
         """Drain all workers, and wait for them."""
         self._serving = False
-        self._notify_stopping()
+        delay = self._settings.delay
+        self._notifier.stopping(self._drain_time + KILL_AFTER + _ABORT)
         logger.info("%s: stopping, %d workers drain", why.name, len(self._workers))
-        # First here: the last to close a socket resets what is in its queue, and workers empty the queue before.
-        self._sockets.stop_listening()
         for slot in self._slots:
             slot.take(None)
-        for worker in self._workers:
-            worker.drain(self._drain_time)
-        while self._workers:
-            await self._one_ends()
+        if delay > _LAST_HANDSHAKES:  # in which the workers go on accepting
+            self._drain_all()
+            await self._all_end(delay - _LAST_HANDSHAKES)
+        # First here: the last to close a socket resets what is in its queue, and workers empty the queue before.
+        self._sockets.stop_listening()
+        if delay <= _LAST_HANDSHAKES:
+            await self._all_end(_LAST_HANDSHAKES)
+            self._drain_all()
+        await self._all_end()
         self._sockets.close()
         logger.info("stopped")
         return why
 
-    async def _one_ends(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+    def _drain_all(self) -> None:
+        for worker in self._workers:
+            worker.drain(self._drain_time)
 
-    # -- what a service manager is told
-
-    def _notify_ready(self) -> None:
-        """Serving, for the first time or after a reload."""
-
-    def _notify_reloading(self) -> None:
-        """A reload begins."""
-
-    def _notify_stopping(self) -> None:
-        """The workers drain; it may take `_drain_time` and a few seconds."""
+    async def _all_end(self, timeout: float | None = None) -> None:
+        """Wait until all workers have ended, but no longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._workers:
+                    self._changed.clear()
+                    await self._changed.wait()
 
 
 def _log_ready(worker: Worker, ready: asyncio.Future[None]) -> None:
