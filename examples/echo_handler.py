@@ -10,7 +10,7 @@ keeps the connection open.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import signal
 
 import kaio
 
@@ -38,9 +38,8 @@ async def main() -> None:
     async with kaio.serve(echo, listeners=[near, far]) as server:
         for listener in server.listeners:
             print(f"listening on {listener.address}, keepalive {listener.keepalive}", flush=True)
-        await server.serve_forever()
+        await server.serve_until(signal.SIGTERM, signal.SIGINT, grace=5)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        kaio.run(main())
+    kaio.run(main())

@@ -6,7 +6,7 @@ python examples/echo_protocol.py --port 9000
 from __future__ import annotations
 
 import argparse
-import contextlib
+import signal
 
 import kaio
 
@@ -48,9 +48,8 @@ async def main() -> None:
     async with kaio.serve(Echo, "0.0.0.0", options.port, keepalive=options.keepalive) as server:
         (listener,) = server.listeners
         print(f"listening on {listener.address}, keepalive {listener.keepalive}", flush=True)
-        await server.serve_forever()
+        await server.serve_until(signal.SIGTERM, signal.SIGINT, grace=5)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        kaio.run(main())
+    kaio.run(main())

@@ -432,3 +432,59 @@ def test_gateway_survives_a_backend_that_is_not_there() -> None:
                 with program.connect() as device:
                     assert ended(device)
                 program.find("refuses connections")
+
+
+# -- the service
+
+
+def test_service(authority: trustme.CA, client_tls: ssl.SSLContext, tmp_path: Path) -> None:
+    """It serves over TLS, reads its certificate again on SIGHUP, and ends on SIGTERM when what is under way is done."""
+    pem = tmp_path / "server.pem"
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "service.py"), "--bind", "localhost:0", "--cert", str(pem)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            started = re.search(r"\[-\] serving on localhost:(\d+)", process.stderr.readline())
+            assert started
+            port = int(started[1])
+
+            def connect() -> ssl.SSLSocket:
+                return client_tls.wrap_socket(
+                    socket.create_connection(("localhost", port), timeout=20), server_hostname="localhost"
+                )
+
+            with connect() as one, connect() as two:
+                exchange_line(one, b"SET colour light blue", b"ok")
+                exchange_line(two, b"GET colour", b"light blue")
+                exchange_line(two, b"GET nothing", b"none")
+                exchange_line(two, b"FLY", b"error: GET key, SET key value, STATS or QUIT")
+                exchange_line(two, b"STATS", b"keys=1 deaths=0")
+                before = one.getpeercert(binary_form=True)
+                authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+                process.send_signal(signal.SIGHUP)
+                deadline = time.monotonic() + 20
+                while True:
+                    with connect() as three:
+                        if three.getpeercert(binary_form=True) != before:
+                            break
+                    assert time.monotonic() < deadline
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+                exchange_line(one, b"GET colour", b"light blue")  # it drains: this is the last answer
+                two.sendall(b"QUIT\n")
+                assert ended(two)
+                assert ended(one)
+            rest = process.stderr.read()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert "[-] ended with 1 keys" in rest
+    assert "Traceback" not in rest
+
+
+def exchange_line(sock: socket.socket, line: bytes, answer: bytes) -> None:
+    """Send a line, and have its answer."""
+    sock.sendall(line + b"\n")
+    assert exactly(sock, len(answer) + 1) == answer + b"\n"
