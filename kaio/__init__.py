@@ -3,7 +3,7 @@
 The map; each row imports only from the rows above it, and from its own without a cycle:
 
     errors                                the tree of exceptions
-    policy/ addresses                     plain data
+    policy/ addresses asgi                plain data; the ASGI middleware, which needs nothing else of kaio
     kernel/                               socket options by platform, TCP_INFO, any socket, descriptors of this process
     liveness/                             pure judgement: health, the watch, whose options a socket has
     monitor/                              what watches: the monitor of a loop, the sweep of a process, who watches what

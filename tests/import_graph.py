@@ -20,6 +20,7 @@ ROOMS = [
     "errors",
     "policy",
     "addresses",
+    "asgi",
     "kernel",
     "liveness",
     "monitor",
