@@ -50,7 +50,7 @@ class WatchedConnection(Protocol):
         """The kernel has ended the connection, or may have: report it if the loop does not."""
         ...
 
-    def call_back(self, name: str, argument: object) -> None:
+    def call_back(self, name: str, argument: object, /) -> None:
         """Call a callback of the protocol; what it raises goes to the loop's exception handler."""
         ...
 

@@ -59,9 +59,9 @@ class AcceptOptions:
     __slots__ = ("handshake_timeout", "proxy_protocol", "tls")
 
     def __init__(self, tls: AcceptTls, handshake_timeout: float | None, proxy_protocol: ProxyProtocol | None) -> None:
-        self.tls = tls
-        self.handshake_timeout = handshake_timeout  # for the PROXY header; that of TLS is in `tls`
-        self.proxy_protocol = proxy_protocol
+        self.tls: AcceptTls = tls
+        self.handshake_timeout: float | None = handshake_timeout  # for the PROXY header; that of TLS is in `tls`
+        self.proxy_protocol: ProxyProtocol | None = proxy_protocol
 
 
 class Acceptor:
@@ -186,7 +186,8 @@ class Acceptor:
         tls = options.tls
         if tls and options.handshake_timeout is not None:
             left = options.handshake_timeout - (self._loop.time() - began)
-            tls = {**tls, "ssl_handshake_timeout": max(0.1, left)}
+            tls = tls.copy()
+            tls["ssl_handshake_timeout"] = max(0.1, left)
         await self._set_up(conn, arrival, make, tls)
 
     def _log_no_header(self, proxy: Any, exc: Exception) -> None:

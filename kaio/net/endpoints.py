@@ -163,10 +163,10 @@ class Arrival:
     __slots__ = ("header", "is_made", "key", "terms")
 
     def __init__(self, terms: Terms, key: PeerKey | None, header: ProxyHeader | None) -> None:
-        self.terms = terms
-        self.key = key  # by which it is counted among those of its peer; None: it is not
-        self.header = header  # of the PROXY protocol
-        self.is_made = False  # connection_made was called
+        self.terms: Terms = terms
+        self.key: PeerKey | None = key  # by which it is counted among those of its peer; None: it is not
+        self.header: ProxyHeader | None = header  # of the PROXY protocol
+        self.is_made: bool = False  # connection_made was called
 
     def leave(self) -> None:
         """The connection has ended: count it no more."""

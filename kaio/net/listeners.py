@@ -180,7 +180,9 @@ class Listener:
             return
         if not self._options.tls:
             raise ValueError(f"ssl={context!r}: {self!r} was made without TLS")
-        self._options.tls = {**self._options.tls, "ssl": context}
+        tls = self._options.tls.copy()
+        tls["ssl"] = context
+        self._options.tls = tls
         if self._acceptor is not None:
             self._acceptor.restart()
 
