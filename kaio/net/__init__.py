@@ -5,6 +5,8 @@ internals        what is relied on inside asyncio's and uvloop's loops
 endpoints        what a connection starts with, and where it was accepted
 transports       a transport that knows whether its peer is still there
 protocols        the callbacks: peer_suspect, peer_recovered, peer_dead
+draining         an event for each connection, and the signals that a server waits for
+current          the connection of the code that runs, and its log records
 connection       the stream
 attachment       what kaio attaches to a protocol: its terms, then its transport
 _mypy_bases      the bases of kaio's protocols, as mypy sees them
@@ -12,9 +14,14 @@ asyncio_streams  asyncio's reader and writer
 dialing          resolving, attempts, TLS arguments: shared by all that connect
 pending          the result of connect and serve, to be awaited or entered
 client           connect
+handed_over      sockets of systemd's or a parent's
 binding          the sockets of one address
 exhaustion       running out of descriptors
+gate             limits: of all connections, and of one peer's
+proxy_protocol   what a proxy says of its client: a parser
+proxied          reading that from a socket
 accepting        the accept loop, and the loops' own servers
+notify           sd_notify
 listeners        an address and its policy
 server           serve
 """
