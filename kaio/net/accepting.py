@@ -78,6 +78,8 @@ class Acceptor:
         self._address = address
         self._options = options
         self._exhaustion = Exhaustion(address)
+        self._untrusted = 0  # connections that were refused since that was logged
+        self._untrusted_after = 0.0  # the loop's time before which it is not logged again
         self._inherits = platform.INHERITS  # whether an accepted socket has its policy already
 
     async def start(self, sock: socket.socket, backlog: int) -> None:
@@ -120,7 +122,7 @@ class Acceptor:
             proxy = self._options.proxy_protocol
             is_trusted = proxy is not None and proxy.is_trusted(peername)
             if proxy is not None and not is_trusted and proxy.mode == "require":
-                logger.warning("%s: %s is not trusted to send a PROXY header", self._address, format_address(peername))
+                self._log_untrusted(peername)
                 conn.close()
                 return True
             arrival = Arrival(terms, None, None)
@@ -189,6 +191,16 @@ class Acceptor:
             tls = tls.copy()
             tls["ssl_handshake_timeout"] = max(0.1, left)
         await self._set_up(conn, arrival, make, tls)
+
+    def _log_untrusted(self, peername: Any) -> None:
+        """Log that a connection was refused, once a second at most: anybody may try."""
+        self._untrusted += 1
+        if self._loop.time() >= self._untrusted_after:
+            who = format_address(peername)
+            others = f", and {self._untrusted - 1} others before" if self._untrusted > 1 else ""
+            logger.warning("%s: %s is not trusted to send a PROXY header%s; closed", self._address, who, others)
+            self._untrusted = 0
+            self._untrusted_after = self._loop.time() + _PAUSE
 
     def _log_no_header(self, proxy: Any, exc: Exception) -> None:
         """Health checks of load balancers connect and close: that is no mistake."""
