@@ -5,13 +5,17 @@ VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON))
 BIN = $(VENV)/bin
 SOURCES = kaio tests examples benchmarks scripts
 
-.PHONY: demo test check fix lint matrix bench conformance system clean
+.PHONY: demo test load check fix lint matrix bench conformance system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
 
 test: system lint
-	$(BIN)/python -m pytest -n 12 --dist worksteal $(T)
+	$(BIN)/python -m pytest -n 12 --dist worksteal -m "not heavy" $(T)
+
+# Draining, reloading and hostile peers under loads of thousands of connections: about three minutes.
+load: system $(VENV)/.dev
+	$(BIN)/python -m pytest -m heavy -s $(T)
 
 # Before each commit: a second when nothing has changed, up to 13 s when mypy has to read everything again.
 check: $(VENV)/.dev

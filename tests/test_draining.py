@@ -360,8 +360,7 @@ class Load:
             pass
 
 
-@pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.heavy
 @pytest.mark.parametrize("handler", ["answering", "stubborn"])
 async def test_sigterm_under_load_cuts_nobody_off(handler: str, loop_name: str, tmp_path: Path) -> None:
     """2,000 requests in flight, and new connections all the time: each is answered, or refused before it is made."""

@@ -220,8 +220,7 @@ async def test_a_limited_unix_listener(tmp_path: Any) -> None:
         await third.aclose()
 
 
-@pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_ten_thousand_hostile_peers(loop: str) -> None:
     """They go by themselves, memory is bounded, and others are served meanwhile."""

@@ -385,11 +385,12 @@ async def test_counters_hook_and_log(caplog: pytest.LogCaptureFixture) -> None:
             await until(lambda: server.counters.recoveries == 1)
             await until(lambda: server.counters.deaths[kaio.Cause.KEEPALIVE] == 1)
         for counters in (server.counters, monitor.counters):
-            assert (counters.suspects, counters.recoveries) == (2, 1)
+            # On a busy machine the living is suspect again now and then, and recovers.
+            assert counters.suspects == counters.recoveries + 1 >= 2
             assert sum(counters.deaths.values()) == 1
             assert sum(counters.silence.values()) == 1
             assert counters.silence[5] == 1
-        assert [event.kind for event in events].count("suspect") == 2
+        assert [event.kind for event in events].count("suspect") == monitor.counters.suspects
         assert events[-1].kind == "dead"
         assert events[-1].error is not None
         lives.transport.abort()

@@ -782,7 +782,7 @@ async def one_after_the_other(
                 await writer.wait_closed()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @LOOPS
 @pytest.mark.parametrize(("workers", "tls"), [(1, False), (2, False), (2, True)])
 def test_reloads_under_load_lose_no_connection(
@@ -817,7 +817,7 @@ def test_reloads_under_load_lose_no_connection(
     assert counts["answered"] > 500
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("at_once", [False, True])
 def test_connections_are_spread_evenly(workers: int, at_once: bool) -> None:
