@@ -19,7 +19,7 @@ import contextvars
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -36,7 +36,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import kaio.asgi
-from kaio.asgi import CancelOnDisconnect, Message, Receive, Scope, Send
+from kaio.asgi import Application, CancelOnDisconnect, Message, Receive, Scope, Send
 from kaio.testing import blackhole
 
 from .asgi_servers import (
@@ -87,7 +87,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- kinds of applications
 
 
-def plain(work: Work) -> Any:
+def plain(work: Work) -> Application:
     """Reads the body, and works."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +98,7 @@ def plain(work: Work) -> Any:
     return app
 
 
-def ignores_body(work: Work) -> Any:
+def ignores_body(work: Work) -> Application:
     """Never calls receive()."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +108,7 @@ def ignores_body(work: Work) -> Any:
     return app
 
 
-def begun_stream(work: Work) -> Any:
+def begun_stream(work: Work) -> Application:
     """Has sent a part of its response, and does not listen."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +119,7 @@ def begun_stream(work: Work) -> Any:
     return app
 
 
-def child_tasks(work: Work) -> Any:
+def child_tasks(work: Work) -> Application:
     """Works in a task of a group."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +130,7 @@ def child_tasks(work: Work) -> Any:
     return app
 
 
-def starlette_json(work: Work) -> Any:
+def starlette_json(work: Work) -> Starlette:
     async def handler(request: Request) -> Response:
         await work()
         return JSONResponse({})
@@ -138,7 +138,7 @@ def starlette_json(work: Work) -> Any:
     return Starlette(routes=[Route("/", handler, methods=["GET", "POST"])])
 
 
-def starlette_upload(work: Work) -> Any:
+def starlette_upload(work: Work) -> Starlette:
     async def handler(request: Request) -> Response:
         await request.body()
         await work()
@@ -147,7 +147,7 @@ def starlette_upload(work: Work) -> Any:
     return Starlette(routes=[Route("/", handler, methods=["GET", "POST"])])
 
 
-def starlette_middleware(work: Work) -> Any:
+def starlette_middleware(work: Work) -> Starlette:
     async def passes(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
         return response
@@ -161,7 +161,7 @@ def starlette_middleware(work: Work) -> Any:
     return Starlette(routes=[Route("/", handler, methods=["GET", "POST"])], middleware=middleware)
 
 
-def starlette_stream(work: Work) -> Any:
+def starlette_stream(work: Work) -> Starlette:
     """Starlette listens for the disconnect itself, and is told."""
 
     async def stream() -> AsyncIterator[bytes]:
@@ -175,7 +175,7 @@ def starlette_stream(work: Work) -> Any:
     return Starlette(routes=[Route("/", handler, methods=["GET", "POST"])])
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Work], Application]] = {
     "plain": plain,
     "body not read": ignores_body,
     "begun stream": begun_stream,
@@ -200,9 +200,10 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 async def test_work_is_cancelled_when_its_client_is_gone(
     server: str, kind: str, end: str, records: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once; and the server has nothing to complain of."""
+    """Once, at once, and the server has nothing to complain of. The grace is not for applications at work."""
     work = Work()
-    async with serving(server, CancelOnDisconnect(KINDS[kind](work))) as (port, observed), connected(port) as client:
+    app = CancelOnDisconnect(KINDS[kind](work), grace=1000)
+    async with serving(server, app) as (port, observed), connected(port) as client:
         _, client_port = client.writer.get_extra_info("sockname")
         client.ask(method="POST", body=b"a little")
         await happens(work.begun)
@@ -420,7 +421,7 @@ async def test_two_hundred_at_once(server: str, records: list[str], caplog: pyte
 # -- websockets
 
 
-def websocket_app(handler: Any) -> Any:
+def websocket_app(handler: Any) -> Starlette:
     return Starlette(routes=[WebSocketRoute("/", handler)])
 
 

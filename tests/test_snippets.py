@@ -11,7 +11,7 @@ import textwrap
 from .import_graph import ROOT
 
 PROJECT = ROOT.parent
-PAGES = ["README.md", "docs/testing.md", "docs/tools.md", "docs/loops.md", "docs/architecture.md"]
+PAGES = ["README.md", "docs/testing.md", "docs/tools.md", "docs/loops.md", "docs/architecture.md", "docs/asgi.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # What the text around the blocks speaks of.
 CONTEXT = """
