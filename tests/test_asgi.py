@@ -259,7 +259,7 @@ async def test_without_it_the_work_goes_on() -> None:
     assert (work.finished.is_set(), work.cancellations) == (True, 0)
 
 
-@hypercorn_complains
+@pytest.mark.parametrize("server", ["uvicorn"])  # hypercorn waits for ever for room in its queue, and for its end
 async def test_an_upload_that_nobody_reads_is_held_back(server: str) -> None:
     """The client cannot send more than the socket buffers and what is read ahead; then the app is answered."""
     work = Work()
@@ -268,8 +268,6 @@ async def test_an_upload_that_nobody_reads_is_held_back(server: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await work()
         await answer(send)
-        while (await receive())["type"] != "http.disconnect":
-            pass  # hypercorn waits for ever for room in its queue
 
     async with serving(server, CancelOnDisconnect(app)) as (port, _), connected(port) as client:
         client.writer.transport.set_write_buffer_limits(0)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,23 +202,33 @@ def test_clients_of_a_unix_socket_cannot_be_told_apart() -> None:
         kaio.Listener("unix:/tmp/x.sock", max_connections_per_peer=3)
 
 
-async def test_a_limited_unix_listener(tmp_path: Any) -> None:
-    """The queue of a Unix socket holds those that wait, too."""
-    listener = kaio.Listener(f"unix:{tmp_path}/s", max_connections=2)
-    async with kaio.serve(echo, listeners=[listener], close_timeout=1):
-        first, second = [await kaio.connect(f"unix:{tmp_path}/s") for _ in range(2)]
-        for each in (first, second):
-            await each.send(b"x")
-            await each.receive()
-        third = await kaio.connect(f"unix:{tmp_path}/s")
-        await third.send(b"x")
+@pytest.mark.parametrize("limit", [2, 30])
+async def test_a_limited_unix_listener(limit: int, tmp_path: Path) -> None:
+    """The queue of a Unix socket holds those that wait, too; and its path stays, whoever accepts."""
+    listener = kaio.Listener(f"unix:{tmp_path}/s", max_connections=limit)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(kaio.serve(echo, listeners=[listener], close_timeout=1))
+        clients = []
+        for _ in range(limit):
+            client = await stack.enter_async_context(kaio.connect(f"unix:{tmp_path}/s"))
+            await client.send(b"x")
+            await client.receive()
+            clients.append(client)
+        last = await stack.enter_async_context(kaio.connect(f"unix:{tmp_path}/s"))
+        await last.send(b"x")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await third.receive()
-        await first.aclose()
-        assert await third.receive() == b"x"
-        await second.aclose()
-        await third.aclose()
+                await last.receive()
+        await clients[0].aclose()
+        assert await last.receive() == b"x"
+        for client in clients:
+            await client.aclose()
+        await asyncio.sleep(1.2)  # the loop accepts again
+        for _ in range(3):
+            async with kaio.connect(f"unix:{tmp_path}/s") as client:
+                await client.send(b"x")
+                assert await client.receive() == b"x"
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.heavy

@@ -357,7 +357,7 @@ class LoopServers(AcceptLoop):
         twin = sock.dup() if _CAN_TAKE_OVER else sock
         try:
             if sock.family == _AF_UNIX:
-                server = await self._loop.create_unix_server(factory, sock=twin, backlog=backlog, **tls)
+                server = await self._create_unix_server(factory, sock=twin, backlog=backlog, **tls)
             else:
                 server = await self._bare_loop.create_server(factory, sock=twin, backlog=backlog, **tls)
         except BaseException:
@@ -367,6 +367,15 @@ class LoopServers(AcceptLoop):
         self._servers.append(server)
         if self._endpoint.make is None or self._by_hand:  # closed or taken over meanwhile
             self._close_servers()
+
+    async def _create_unix_server(self, factory: ProtocolFactory, **options: Any) -> asyncio.AbstractServer:
+        """Create a server that leaves the socket's path alone when it is closed: from Python 3.13 on it would not."""
+        create: Any = self._loop.create_unix_server
+        try:
+            server = await create(factory, cleanup_socket=False, **options)
+        except TypeError:  # a loop that does not know it
+            server = await create(factory, **options)
+        return server  # type: ignore[no-any-return]
 
     def close(self) -> None:
         if self._starting is not None:
