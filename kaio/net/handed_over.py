@@ -7,6 +7,7 @@ listening wherever else they are open: nobody is refused meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -21,20 +22,36 @@ __all__ = ["HandedOver", "address_of"]
 _SYSTEMD: Final = "systemd:"
 _DESCRIPTOR: Final = "fd:"
 _FIRST: Final = 3  # of systemd's descriptors (SD_LISTEN_FDS_START)
-_taken: Final[set[int]] = set()  # descriptors that a listener has
+_AF_UNIX: Final = getattr(socket, "AF_UNIX", None)  # Windows has none
+
+_taken: Final[set[int]] = set()
+"""Descriptors that a listener has; those of systemd for good, because a number that is closed means something else."""
 
 
 class HandedOver:
     """Sockets that were handed over, under one name."""
 
-    def __init__(self, what: object, *, sock: socket.socket | None = None, descriptors: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        what: object,
+        *,
+        sock: socket.socket | None = None,
+        descriptors: Iterable[int] = (),
+        are_systemds: bool = False,
+    ) -> None:
         self._what = what  # as it was asked for
         self._sock = sock
         self._descriptors = tuple(descriptors)
+        self._are_systemds = are_systemds
         addresses = [address_of(sock)] if sock is not None else [_look_at(what, each) for each in self._descriptors]
         if len({type(each) for each in addresses}) > 1:
             raise AddressError(what, "its sockets must be all TCP, or all Unix")
         self.address: Address = addresses[0]
+
+    @staticmethod
+    def is_meant(address: object) -> bool:
+        """Whether an address is text that stands for sockets that were handed over."""
+        return isinstance(address, str) and address.startswith((_SYSTEMD, _DESCRIPTOR))
 
     @staticmethod
     def asked_for(address: object) -> HandedOver | None:
@@ -47,7 +64,7 @@ class HandedOver:
         if not isinstance(address, str):
             return None
         if address.startswith(_SYSTEMD):
-            return HandedOver(address, descriptors=_from_systemd(address))
+            return HandedOver(address, descriptors=_from_systemd(address), are_systemds=True)
         if address.startswith(_DESCRIPTOR):
             number = address.removeprefix(_DESCRIPTOR)
             if not (number.isascii() and number.isdigit() and len(number) < 10):
@@ -61,8 +78,6 @@ class HandedOver:
             self._sock.setblocking(False)
             return [self._sock]
         for each in self._descriptors:
-            if each in _taken:
-                raise AddressError(self._what, f"file descriptor {each} is in use by another listener")
             _look_at(self._what, each)
         _taken.update(self._descriptors)
         sockets = []
@@ -75,7 +90,8 @@ class HandedOver:
 
     def release(self) -> None:
         """The sockets are closed: the numbers of their descriptors mean something else from now on."""
-        _taken.difference_update(self._descriptors)
+        if not self._are_systemds:
+            _taken.difference_update(self._descriptors)
 
 
 def _from_systemd(address: str) -> list[int]:
@@ -86,6 +102,9 @@ def _from_systemd(address: str) -> list[int]:
     if environ.get("LISTEN_PID") != str(os.getpid()) or not (count.isascii() and count.isdigit()):
         raise AddressError(address, "no sockets were handed over to this process (LISTEN_FDS and LISTEN_PID tell)")
     descriptors = range(_FIRST, _FIRST + int(count[:6]))
+    for each in descriptors:  # as sd_listen_fds does: none of them is a child's
+        with contextlib.suppress(OSError):
+            os.set_inheritable(each, False)
     given = environ.get("LISTEN_FDNAMES", "").split(":") if environ.get("LISTEN_FDNAMES") else []
     names = [given[at] if at < len(given) else "unknown" for at in range(len(descriptors))]
     found = [each for each, own in zip(descriptors, names, strict=True) if name in ("", own)]
@@ -97,6 +116,8 @@ def _from_systemd(address: str) -> list[int]:
 
 def _look_at(what: object, descriptor: int) -> Address:
     """Return the address of a listening socket. Raises `AddressError` for any other descriptor."""
+    if descriptor in _taken:
+        raise AddressError(what, f"file descriptor {descriptor} is in use by another listener, or was")
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             raise AddressError(what, f"file descriptor {descriptor} is not a socket")
@@ -122,6 +143,6 @@ def address_of(sock: socket.socket, what: object = None) -> Address:
     name = sock.getsockname()
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         return TcpAddress(name[0], name[1])
-    if sock.family != socket.AF_UNIX:
+    if sock.family != _AF_UNIX:
         raise AddressError(what, "must be a TCP or a Unix socket")
     return UnixAddress(os.fsdecode(name))

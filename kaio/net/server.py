@@ -29,6 +29,7 @@ from .connection import CLOSE_TIMEOUT, Connection, finish
 from .current import handled_connection
 from .draining import handled
 from .endpoints import Endpoint, PolicyChoice, ProtocolFactory, choose_policy
+from .handed_over import HandedOver
 from .listeners import Listener
 from .notify import Notifier
 from .pending import Pending
@@ -504,7 +505,8 @@ def serve(
     """Serve connections: `async with serve(handler, "0.0.0.0", 9000) as server`, or `server = await serve(...)`.
 
     `handler` is an async function that takes a `Connection`, which is closed when it returns; or a `KeepaliveProtocol`
-    class. Give a host and a port, an address as one text ("[::]:9000", "unix:/run/app.sock"), or `listeners`.
+    class. Give a host and a port, an address as one text ("[::]:9000", "unix:/run/app.sock",
+    "systemd:web"), or `listeners`.
     `keepalive` is the policy of every TCP listener that was given none. `close_timeout` is in seconds.
 
     Raises `PolicyError`, `AddressError`, TypeError, ValueError at once. When it is awaited or entered: OSError when an
@@ -515,9 +517,10 @@ def serve(
     if listeners is None:
         if host is None and port is None:
             raise ValueError("give host and port, an address, or listeners=")
-        address = make_address(host, port)
-        choice = choose_policy(keepalive, factory=factory, address=address)
-        given = [Listener(address, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
+        what = host if port is None and HandedOver.is_meant(host) else make_address(host, port)
+        assert what is not None
+        given = [Listener(what, ssl=ssl, backlog=backlog, reuse_port=reuse_port)]
+        choice = choose_policy(keepalive, factory=factory, address=given[0].address)
     else:
         if host is not None or port is not None or ssl is not None:
             raise ValueError("host, port and ssl belong to each Listener when listeners= is given")
