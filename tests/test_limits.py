@@ -122,6 +122,25 @@ async def test_handshakes_that_do_not_end_count(server_tls: ssl.SSLContext, clie
                     assert await asyncio.to_thread(sock.recv, 1) == b""
 
 
+async def test_handshakes_that_fail_make_room(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    """Also when the loop has accepted all of them before kaio took over."""
+    listener = kaio.Listener("localhost:0", ssl=server_tls, max_connections=300)
+    with contextlib.ExitStack() as stack:
+        async with kaio.serve(echo, listeners=[listener], close_timeout=1) as server:
+            where = server.sockets[0].getsockname()[:2]
+            silent = []
+            for _ in range(300):
+                silent.append(stack.enter_context(socket.create_connection(where)))
+                await asyncio.sleep(0)
+            gate: Any = listener._endpoint.gate
+            await until(gate.is_full, within=20)
+            waiting = asyncio.create_task(asks(where[1], client_tls))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            silent[0].close()  # of those that came first
+            await (await waiting).aclose()
+
+
 async def test_a_limit_can_be_set_while_serving() -> None:
     """Raised, it lets those in who wait."""
     listener = kaio.Listener("127.0.0.1:0", max_connections=1)

@@ -368,7 +368,7 @@ ERRORS = [
     (
         1,
         ["kinds:Sleeps", "--idle-timeout", "3s", "--bind", "unix:app.sock"],
-        "cannot serve kinds:Sleeps: idle_timeout=3.0: of a protocol on unix:app.sock nobody tells when it received",
+        "cannot serve kinds:Sleeps: idle_timeout=3.0: of a protocol on unix:app.sock nobody tells when data came",
     ),
     (1, ["app:handler", "--bind", "systemd:web"], "--bind: address 'systemd:web': no sockets were handed over to this"),
     (1, ["app:handler", "--bind", "fd:77"], "--bind: address 'fd:77': file descriptor 77 is not open"),

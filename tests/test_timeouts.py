@@ -93,6 +93,45 @@ async def test_who_sends_now_and_then_is_not_idle() -> None:
             assert len(server.connections) == 1
 
 
+async def test_waiting_again_and_again_is_idle_all_the_same() -> None:
+    """A handler that looks at something else in between; but not while data comes."""
+    error: list[BaseException] = []
+
+    async def handler(connection: kaio.Connection) -> None:
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE / 10):
+                        await connection.receive()
+        except BaseException as exc:
+            error.append(exc)
+            raise
+
+    async with serving(handler, idle_timeout=IDLE) as server, kaio.connect(server.listeners[0].address) as client:
+        for _ in range(12):
+            await client.send(b"x")
+            await asyncio.sleep(IDLE / 4)
+        assert not error
+        await until(lambda: error, within=30)
+        assert isinstance(error[0], kaio.IdleTimeoutError)
+
+
+async def test_a_protocol_whose_peer_has_sent_eof_is_not_idle() -> None:
+    """Nothing can come, and it may have much to say yet."""
+
+    class Half(kaio.KeepaliveProtocol):
+        def eof_received(self) -> bool:
+            return True
+
+    async with serving(Half, idle_timeout=IDLE) as server, kaio.connect(server.listeners[0].address) as client:
+        await client.send_eof()
+        await asyncio.sleep(4 * IDLE)
+        (transport,) = server.connections
+        transport.write(b"done")
+        assert await client.receive() == b"done"
+        transport.close()
+
+
 async def test_a_handler_that_works_or_sends_is_not_idle() -> None:
     """Nor is the client that waits for it."""
 
@@ -251,17 +290,19 @@ async def test_bad_timeouts_are_refused(name: str, value: Any, error: type[Excep
         assert getattr(client, name) == 50
 
 
-async def test_a_protocol_on_a_unix_socket_cannot_be_idle(tmp_path: Any) -> None:
+async def test_a_protocol_on_a_unix_socket_has_no_timeouts(tmp_path: Any) -> None:
     """Nobody tells when it received data: an error, and no timeout that is silently missing."""
-    with pytest.raises(ValueError, match="idle_timeout=5"):
-        async with serving(kaio.KeepaliveProtocol, f"unix:{tmp_path}/s", idle_timeout=5):
-            pass
+    for name in ("idle_timeout", "send_timeout"):
+        with pytest.raises(ValueError, match=f"{name}=5"):
+            async with serving(kaio.KeepaliveProtocol, f"unix:{tmp_path}/s", **{name: 5}):
+                pass
     async with serving(kaio.KeepaliveProtocol, f"unix:{tmp_path}/s") as server, kaio.connect(f"unix:{tmp_path}/s"):
         await until(lambda: server.connections)
         (transport,) = server.connections
         with pytest.raises(kaio.KeepaliveError, match="idle_timeout=5"):
             transport.idle_timeout = 5
-        transport.send_timeout = 5
+        with pytest.raises(kaio.KeepaliveError, match="send_timeout=5"):
+            transport.send_timeout = 5
 
 
 @pytest.mark.parametrize("kind", [kaio.IdleTimeoutError, kaio.SendTimeoutError])

@@ -4,9 +4,9 @@ Rules kept here: they wait in a wheel of their own, so that there is one timer a
 connections without a timeout are not in it. A connection is never ended before its time, and at most a quarter of it,
 and a tick of the wheel, later.
 
-What is looked at differs. A stream says for what its receiver waits: the same wait at two looks means that nothing was
-received between them, and a handler that works is not waiting. Of other protocols only the kernel knows when data was
-received last.
+What is looked at differs. A stream says for what its receiver waits: a handler that works is not waiting, and the same
+wait at two looks means that nothing was received between them. So does another wait, when the kernel says so: of a
+handler that waits again and again for a while. Of other protocols only the kernel knows when data was received last.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ class TimedConnection(Protocol):
         """Return what identifies the wait for data, and how much has come for it; None when nobody waits."""
         ...
 
-    def is_reading(self) -> bool: ...
+    def send_wait(self) -> object:
+        """Return what identifies a wait until data was sent; None when nobody waits."""
+        ...
+
+    def is_listening(self) -> bool:
+        """Return whether data can come: the application reads, and the peer has not sent EOF."""
+        ...
 
     def unread(self) -> int:
         """Return the bytes that the socket has received, and the loop has not read."""
@@ -63,7 +69,7 @@ class TimedConnection(Protocol):
 class _Timed:
     """The timeouts of one connection, and what was seen at the last look."""
 
-    __slots__ = ("acknowledged", "connection", "due", "idle", "send", "stalled_since", "wait", "waits_since")
+    __slots__ = ("acknowledged", "connection", "due", "idle", "looked", "send", "stalled_since", "wait", "waits_since")
 
     def __init__(self, connection: TimedConnection, idle: float | None, send: float | None, now: float) -> None:
         self.connection = connection
@@ -75,7 +81,7 @@ class _Timed:
         self.idle = idle
         self.send = send
         self.wait: tuple[object, int] | None = None
-        self.waits_since = self.stalled_since = now
+        self.waits_since = self.stalled_since = self.looked = now
         self.acknowledged: object = None  # what tells that something was acknowledged; None: nothing waits
 
 
@@ -127,6 +133,7 @@ class Timeouts:
     def _look(self, timed: _Timed, loop: asyncio.AbstractEventLoop, now: float) -> None:
         try:
             at = min(_check_idle(timed, now), _check_send(timed, now))
+            timed.looked = now
         except _CLOSED:  # its end is about to be reported
             at = now + 1.0
         if timed.due < 0 and self._timed.get(timed.connection) is timed:  # a callback may have changed that
@@ -145,8 +152,9 @@ def _check_idle(timed: _Timed, now: float) -> float:
     if wait is NOT_A_STREAM:
         since = now - _last_received(connection, now - timed.waits_since)
     else:
-        if wait is None or not _is_same(wait, timed.wait):
-            timed.wait, timed.waits_since = wait, now
+        if wait is None or not (_is_same(wait, timed.wait) or _goes_on(timed, wait, now)):
+            timed.waits_since = now
+        timed.wait = wait
         since = timed.waits_since
     if wait is None:
         return now + idle / _LOOKS
@@ -163,9 +171,20 @@ def _is_same(wait: tuple[object, int], before: tuple[object, int] | None) -> boo
     return before is not None and wait[0] is before[0] and wait[1] == before[1]
 
 
+def _goes_on(timed: _Timed, wait: tuple[object, int], now: float) -> bool:
+    """Return whether a wait is another one, and nothing was received since the last look, when somebody waited, too."""
+    if timed.wait is None or wait[1] != timed.wait[1]:
+        return False
+    sock = timed.connection.get_socket()
+    if not platform.is_tcp(sock):
+        return False
+    received = platform.tcp_info(sock).last_data_recv
+    return received is not None and received > now - timed.looked
+
+
 def _last_received(connection: TimedConnection, longest: float) -> float:
     """Return the seconds since data was received, at most `longest`; 0 while the application does not read."""
-    if not connection.is_reading():
+    if not connection.is_listening():
         return 0.0
     return min(platform.tcp_info(connection.get_socket()).last_data_recv or 0.0, longest)
 
@@ -179,9 +198,11 @@ def _check_send(timed: _Timed, now: float) -> float:
     buffered, queued = connection.get_write_buffer_size(), connection.unacknowledged()
     acknowledged: object = None
     if buffered or queued:
-        # On TCP what was acknowledged in all; elsewhere what is left, which shrinks while a sender waits.
-        is_tcp = platform.is_tcp(sock)
-        acknowledged = platform.tcp_info(sock).bytes_acked if is_tcp else (buffered, queued)
+        if platform.is_tcp(sock):
+            acknowledged = platform.tcp_info(sock).bytes_acked
+        else:  # what is left shrinks while the same sender waits
+            wait = connection.send_wait()
+            acknowledged = None if wait is None else (wait, buffered, queued)
     if acknowledged is None or acknowledged != timed.acknowledged:
         timed.acknowledged, timed.stalled_since = acknowledged, now
         return now + send / _LOOKS

@@ -296,9 +296,10 @@ class Connection(_Stream):
     def idle_timeout(self) -> float | None:
         """Seconds that receiving may wait until the connection is closed; None: for ever.
 
-        Receiving then raises `IdleTimeoutError`, and so does everything else. Only a wait in a method that receives
-        counts, and only as a whole, so a handler that works or sends is not idle. The connection ends at most a
-        quarter of the timeout too late, and never too early. Setting it counts from now. Raises TypeError, ValueError.
+        Receiving then raises `IdleTimeoutError`, and so does everything else. Only waits in methods that receive count,
+        so a handler that works or sends is not idle. (On a Unix socket a wait that is cancelled counts from the
+        beginning when it is repeated.) The connection ends at most a quarter of the timeout too late, and never too
+        early. Setting it counts from now. Raises TypeError, ValueError.
         """
         return self._transport.idle_timeout
 

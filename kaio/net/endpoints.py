@@ -151,6 +151,12 @@ class Endpoint:
         """Whether no connection is open, and none that was accepted can still become one."""
         return not (self.live or self.setup_tasks or (self.handshakes and not self.refusing))
 
+    def left(self) -> None:
+        """A connection that was about to be made has failed."""
+        if self.on_leave is not None:
+            self.on_leave()
+        self.check_empty()
+
     def check_empty(self) -> None:
         """Call `on_empty` if the last connection has ended."""
         if self.on_empty is not None and self.is_empty():
@@ -193,10 +199,11 @@ class Handshake:
         endpoint = self.terms.endpoint
         assert endpoint is not None
         endpoint.handshakes.discard(id(self))
-        if endpoint.make is None and endpoint.loop is not None and endpoint.is_empty():
+        is_last = endpoint.make is None and endpoint.is_empty()
+        if endpoint.loop is not None and (is_last or endpoint.on_leave is not None):
             # In the loop: the garbage collector may run this in any thread.
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                endpoint.loop.call_soon_threadsafe(endpoint.check_empty)
+                endpoint.loop.call_soon_threadsafe(endpoint.left)
 
 
 def watched_by(policy: Keepalive, state: SocketState | None) -> Limits | None:

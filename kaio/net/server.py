@@ -95,9 +95,8 @@ class Server(Generic[C_co]):
         self._endpoints: list[Endpoint] = []  # one for each listener
         try:
             for listener in self._listeners:
-                if handler is None and listener.idle_timeout is not None and isinstance(listener.address, UnixAddress):
-                    what = f"idle_timeout={listener.idle_timeout!r}"
-                    raise ValueError(f"{what}: of a protocol on {listener.address} nobody tells when it received data")
+                if handler is None and isinstance(listener.address, UnixAddress):
+                    _refuse_timeouts(listener)
                 endpoint = listener.acquire(self, policy)
                 endpoint.on_empty = self._check_ended
                 endpoint.counters = self._counters
@@ -420,6 +419,15 @@ class Server(Generic[C_co]):
         if exc is not None and not isinstance(exc, _NO_FAILURES):
             _log_failure(connection, exc)
         finish(connection, self._close_timeout)
+
+
+def _refuse_timeouts(listener: Listener) -> None:
+    """Raise ValueError for timeouts of a protocol on a Unix socket, which cannot be had."""
+    for name, value in {"idle_timeout": listener.idle_timeout, "send_timeout": listener.send_timeout}.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r}: of a protocol on {listener.address} nobody tells when data came or went"
+            )
 
 
 def _check_times(grace: float, spread: float, delay: float = 0.0) -> None:

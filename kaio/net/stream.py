@@ -144,6 +144,10 @@ class StreamProtocol(AwaitedProtocol):
         """What identifies a wait for data, a new object each time, and how much has come for it."""
         return None if self._callback is None else (self._callback, self.buffer.size)
 
+    def _kaio_send_wait(self) -> object:
+        """What identifies a wait in send(), a new object each time."""
+        return self._drain_waiter
+
     def _kaio_ending(self, error: BaseException) -> None:
         """Called by the transport when the connection has failed and connection_lost is still to come.
 

@@ -96,7 +96,7 @@ class KeepaliveTransport(asyncio.Transport):
         """Seconds after which the connection is aborted when the peer acknowledged none of the data sent; None: never.
 
         It bounds how long a peer may be alive and not read; connection_lost then has a `SendTimeoutError`. Setting it
-        counts from now. Raises TypeError, ValueError.
+        counts from now. Raises TypeError, ValueError, and `KeepaliveError` as `idle_timeout` does.
         """
         raise NotImplementedError
 
@@ -365,10 +365,11 @@ class WatchedTransport(KeepaliveTransport):
 
     def set_timeouts(self, idle: float | None, send: float | None) -> None:
         """Set both timeouts. Raises `KeepaliveError` where they cannot be had."""
-        if idle is not None and self.receive_wait() is NOT_A_STREAM and not self._tells_silence():
-            raise KeepaliveError(
-                errno.EOPNOTSUPP, f"idle_timeout={idle!r}: the system does not tell when this socket last received data"
-            )
+        if self.receive_wait() is NOT_A_STREAM and not self._tells_silence():
+            for name, value in {"idle_timeout": idle, "send_timeout": send}.items():
+                if value is not None:
+                    what = f"{name}={value!r}: the system does not tell when this socket last received or sent data"
+                    raise KeepaliveError(errno.EOPNOTSUPP, what)
         self._monitor.timeouts.set(self, idle, send)
 
     def start_timeouts(self, idle: float | None, send: float | None) -> None:
@@ -387,9 +388,16 @@ class WatchedTransport(KeepaliveTransport):
     def unacknowledged(self) -> int:
         return unacknowledged(self.get_socket())
 
-    def receive_wait(self) -> object:
+    def receive_wait(self) -> Any:
         wait = getattr(self._protocol, "_kaio_receive_wait", None)
         return NOT_A_STREAM if wait is None else wait()
+
+    def send_wait(self) -> object:
+        wait = getattr(self._protocol, "_kaio_send_wait", None)
+        return None if wait is None else wait()
+
+    def is_listening(self) -> bool:
+        return self.stage is Stage.OPEN and self.is_reading()
 
     # -- called by the monitor
 
