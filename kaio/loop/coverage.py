@@ -142,8 +142,9 @@ class Coverage:
             return
         if self._transports is None:
             self._transports = transports_of(loop)
-        for fd in [fd for fd, known in self._known.items() if known.ended]:
-            del self._known[fd]
+        for fd, known in self._known.copy().items():
+            if known.ended:
+                del self._known[fd]
         self.up_to_date = True
         self._run_in_turns(loop, self._registrations(loop, self._since))
 
@@ -157,7 +158,9 @@ class Coverage:
     def _registrations(self, loop: asyncio.AbstractEventLoop, since: float) -> Iterator[None]:
         """Transports first: a descriptor may belong to one by now."""
         monitor = get_monitor(loop)
-        for fd, reference in list((self._transports or {}).items()):
+        # A copy in one step: listing the items would make tuples, upon which the garbage collector may run, and remove
+        # transports from the table.
+        for fd, reference in dict(self._transports or {}).items():
             known, transport = self._known.get(fd), reference()
             if transport is not None and (known is None or not known.is_of(transport)):
                 self._retire(known)
