@@ -75,7 +75,7 @@ def measure(setting: Setting, results: Results) -> None:
     contestants = [Contestant(loop, kind) for loop in setting.loops for kind in KINDS]
     parallel, connections = int(setting.own["parallel"]), int(setting.own["connections"])
     ways = {"one by one": 1, f"{parallel} at a time": parallel, f"{connections:,} at once": 0}
-    cases = [(workers, way) for workers in (2, 4) for way in ways]
+    cases = [(workers, way) for workers in ((2,) if setting.quick else (2, 4)) for way in ways]
     for turn in setting.turns(contestants):
         for workers, way in cases:
             case = f"{workers} workers, {way}"

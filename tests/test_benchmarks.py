@@ -34,7 +34,7 @@ ASKED: dict[str, tuple[str, ...]] = {
 def ask(*command: str, results: pathlib.Path) -> subprocess.CompletedProcess[str]:
     """Run it, as a user does. In a process of its own: it moves to one core."""
     command = (sys.executable, "-m", *command, "--results", str(results))
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=40)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

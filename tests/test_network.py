@@ -208,11 +208,11 @@ async def test_packet_loss_and_a_short_outage_are_not_a_death(network: Routed) -
                 said += 1
             await asyncio.sleep(0.05)
         assert suspected
-        await until(lambda: talks.heard.count(b".") == said, within=20)
-        assert not {"dead", "lost"} & set(talks.names)
-        talks.transport.abort()
         assert network.counted("bad", "lost") >= 4
         network.rules("flush chain ip bad lossy; flush chain ip bad talks")
+        await until(lambda: talks.heard.count(b".") == said, within=40)
+        assert not {"dead", "lost"} & set(talks.names)
+        talks.transport.abort()
         for end in (lossy, outage):
             await end.ask(b" and on")
             assert end.names == ["made", "data", "data"]

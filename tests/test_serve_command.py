@@ -21,6 +21,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization as forms
 
+from kaio.cli import main
 from kaio.tools.workers.backoff import Backoff
 from kaio.tools.workers.logs import LineFormatter
 from kaio.tools.workers.settings import Settings
@@ -397,7 +398,15 @@ def refused(*arguments: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize(("code", "arguments", "message"), ERRORS, ids=[" ".join(each[1]) for each in ERRORS])
-def test_mistakes_are_one_line(code: int, arguments: list[str], message: str, authority: trustme.CA) -> None:
+def test_mistakes_are_one_line(
+    code: int,
+    arguments: list[str],
+    message: str,
+    authority: trustme.CA,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of the command line alone are found before anything is started: here, in this process."""
     for name, source in BROKEN.items():
         Path(name).write_text(source)
     if any(name.endswith((".crt", ".key")) for name in arguments):
@@ -409,7 +418,13 @@ def test_mistakes_are_one_line(code: int, arguments: list[str], message: str, au
             key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.TraditionalOpenSSL, locked)
         )
     bind = () if "--bind" in arguments else ("--bind", "127.0.0.1:0")
-    returned, lines = refused(*arguments, *bind)
+    if code == 2:
+        monkeypatch.setattr(sys, "argv", ["kaio", "serve", *arguments, *bind])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        returned, lines = ended.value.code, capsys.readouterr().err.splitlines()
+    else:
+        returned, lines = refused(*arguments, *bind)
     assert returned == code
     (line,) = lines
     assert message in line
