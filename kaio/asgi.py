@@ -257,7 +257,10 @@ def _describe(scope: Scope) -> str:
 
 
 def _format_client(client: Sequence[Any]) -> str:
-    host, port = client
+    try:
+        host, port = client
+    except (TypeError, ValueError):  # not as the specification has it
+        return str(client)
     return str(host) if port is None else format_address((host, port))
 
 

@@ -403,3 +403,20 @@ async def test_sigterm_under_load_cuts_nobody_off(handler: str, loop_name: str, 
     assert process.returncode == 0, errors
     assert ("has not ended" in errors) == (handler == "stubborn"), errors[-1000:]
     assert took < 1 + 8 + 1 + 1 + 5  # delay, grace, close timeout, abort, and a machine that has other things to do
+
+
+async def test_cancelling_drain_at_once_closes_the_server() -> None:
+    """Nobody is left to wait at a socket that nobody accepts from."""
+    async with kaio.serve(ask_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await server.drain(30)
+        assert not server.is_serving()
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", port))
+
+
+async def ask_nothing(connection: kaio.Connection) -> None:
+    """Wait for the end."""
+    await connection.receive()

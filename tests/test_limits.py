@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import kaio
+from kaio.net.gate import peer_key
 
 from . import hostile_peers
 from .conftest import echo, until
@@ -203,6 +204,22 @@ async def asks_from(
             await writer.wait_closed()
         raise
     return reader, writer
+
+
+@pytest.mark.parametrize(
+    ("host", "key"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::ffff:c000:207", "192.0.2.7"),
+        ("2001:db8:0:1::7", 0x20010DB800000001),
+        ("fe80::1%eth0", 0xFE80 << 48),
+    ],
+)
+def test_what_counts_as_one_peer(host: str, key: str | int) -> None:
+    """An IPv4 address however it is written, or the first half of an IPv6 address."""
+    assert peer_key((host, 1)) == key
+    assert peer_key("") is None
 
 
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_peer"])

@@ -27,6 +27,8 @@ NOT_A_STREAM: Final = object()
 """What a connection says that cannot tell whether somebody waits for data."""
 
 _LOOKS: Final = 4  # in a timeout
+_PAUSED: Final = (None, -1)  # the wait of a connection that was not listening at the last look
+_JIFFIES: Final = 0.05  # seconds by which the kernel's clock, in steps of up to 10 ms, and the loop's may differ
 _CLOSED: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a socket or transport raises once closed
 
 
@@ -150,11 +152,17 @@ def _check_idle(timed: _Timed, now: float) -> float:
         return _NEVER
     wait = connection.receive_wait()
     if wait is NOT_A_STREAM:
+        if not connection.is_listening():
+            timed.wait = _PAUSED
+            return now + idle / _LOOKS
+        if timed.wait is _PAUSED:  # the time until it listens again does not count
+            timed.wait, timed.waits_since = None, now
         since = now - _last_received(connection, now - timed.waits_since)
     else:
         if wait is None or not (_is_same(wait, timed.wait) or _goes_on(timed, wait, now)):
             timed.waits_since = now
-        timed.wait = wait
+        # What has come and was not read yet ends the wait: the kernel's clock alone would take it for something older.
+        timed.wait = None if wait is None or connection.unread() else wait
         since = timed.waits_since
     if wait is None:
         return now + idle / _LOOKS
@@ -179,13 +187,11 @@ def _goes_on(timed: _Timed, wait: tuple[object, int], now: float) -> bool:
     if not platform.is_tcp(sock):
         return False
     received = platform.tcp_info(sock).last_data_recv
-    return received is not None and received > now - timed.looked
+    return received is not None and received > now - timed.looked + _JIFFIES
 
 
 def _last_received(connection: TimedConnection, longest: float) -> float:
-    """Return the seconds since data was received, at most `longest`; 0 while the application does not read."""
-    if not connection.is_listening():
-        return 0.0
+    """Return the seconds since data was received, at most `longest`."""
     return min(platform.tcp_info(connection.get_socket()).last_data_recv or 0.0, longest)
 
 

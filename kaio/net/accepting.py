@@ -204,7 +204,7 @@ class Acceptor:
 
     def _log_no_header(self, proxy: Any, exc: Exception) -> None:
         """Health checks of load balancers connect and close: that is no mistake."""
-        level = logging.DEBUG if isinstance(exc, EOFError) else logging.WARNING
+        level = logging.DEBUG if isinstance(exc, (EOFError, ConnectionResetError)) else logging.WARNING
         logger.log(level, "%s: a connection from %s was closed: %s", self._address, format_address(proxy), exc)
 
     async def _set_up(
@@ -345,7 +345,8 @@ class LoopServers(AcceptLoop):
 
     async def start(self, sock: socket.socket, backlog: int) -> None:
         self._backlogs[sock] = backlog
-        if self._is_near():
+        if self._by_hand or self._is_near():
+            self._take_over()
             self._by_hand = True
             await super().start(sock, backlog)
         else:
@@ -440,6 +441,12 @@ class LoopServers(AcceptLoop):
                 self._starting = self._loop.create_task(self._hand_back())
                 return
         super()._accept(sock)
+
+    def _retry(self, sock: socket.socket) -> None:
+        if self._by_hand:
+            super()._retry(sock)
+        else:  # the loop accepts again
+            self._retries.pop(sock, None)
 
     async def _hand_back(self) -> None:
         """Have the loop accept again."""

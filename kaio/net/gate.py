@@ -22,8 +22,6 @@ logger: Final = logging.getLogger("kaio")
 PeerKey: TypeAlias = str | int
 """What counts as one peer: an IPv4 address, or the first 64 bits of an IPv6 address."""
 
-_MAPPED: Final = "::ffff:"
-
 
 class Gate:
     """Counts the connections of one endpoint, and says whether another may be accepted."""
@@ -115,9 +113,8 @@ def peer_key(peername: Any) -> PeerKey | None:
     host = str(peername[0])
     if ":" not in host:
         return host
-    if host.startswith(_MAPPED) and "." in host:
-        return host[len(_MAPPED) :]
-    return int(IPv6Address(host.partition("%")[0])) >> 64
+    address = IPv6Address(host.partition("%")[0])
+    return int(address) >> 64 if address.ipv4_mapped is None else str(address.ipv4_mapped)
 
 
 def _name_of(key: PeerKey) -> str:

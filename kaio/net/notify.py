@@ -71,7 +71,7 @@ class Notifier:
 
     def stopping(self, within: float) -> None:
         """The service comes to its end, which may take that many seconds."""
-        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(within * 1e6)}")
+        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(min(within, 1e9) * 1e6)}")
 
     def _tell(self) -> None:
         assert self._interval is not None

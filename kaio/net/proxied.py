@@ -38,6 +38,8 @@ async def receive_header(
                 continue
             if len(data) == seen:
                 if not data or _has_ended(conn):
+                    if proxy.mode == "accept":
+                        return None
                     raise EOFError(f"the connection ended after {seen} bytes of a PROXY header")
                 await asyncio.sleep(_AGAIN)  # a Unix socket, where SO_RCVLOWAT does not count
                 continue

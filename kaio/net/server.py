@@ -261,6 +261,9 @@ class Server(Generic[C_co]):
             if not await self._closed_within(max(0.0, end - self._loop.time())):
                 await self._end()
         except BaseException:
+            self.close()
+            for endpoint in self._endpoints:
+                endpoint.refuse()
             self.abort_clients()
             raise
         finally:
