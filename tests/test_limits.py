@@ -83,6 +83,7 @@ async def test_what_is_beyond_the_limit_waits_and_is_served_when_one_leaves(
             stack.push_async_callback(inside[0].aclose)
         texts = limit_texts(caplog)
         assert f"max_connections={limit}" in texts[0]
+        assert f":{port}: " in texts[0]
         if limit > 10:  # else one less is a tenth less
             assert len(texts) == 1, texts
         for each in inside:

@@ -33,7 +33,7 @@ from .gate import Gate, peer_key
 from .proxied import receive_header
 from .proxy_protocol import ProxyError, ProxyProtocol
 
-__all__ = ["AcceptLoop", "AcceptOptions", "AcceptTls", "Acceptor", "LoopServers", "make_acceptor"]
+__all__ = ["AcceptLoop", "AcceptOptions", "AcceptTls", "LoopServers", "make_acceptor"]
 
 logger: Final = logging.getLogger("kaio")
 
@@ -58,14 +58,14 @@ class AcceptOptions:
 
     __slots__ = ("handshake_timeout", "proxy_protocol", "tls")
 
-    def __init__(self, tls: AcceptTls, handshake_timeout: float | None, proxy_protocol: ProxyProtocol | None) -> None:
+    def __init__(self, tls: AcceptTls, handshake_timeout: float, proxy_protocol: ProxyProtocol | None) -> None:
         self.tls: AcceptTls = tls
-        self.handshake_timeout: float | None = handshake_timeout  # for the PROXY header; that of TLS is in `tls`
+        self.handshake_timeout: float = handshake_timeout  # for the PROXY header; that of TLS is in `tls`
         self.proxy_protocol: ProxyProtocol | None = proxy_protocol
 
 
-class Acceptor:
-    """What both ways to accept have in common: accepting one connection, and setting it up."""
+class AcceptLoop:
+    """kaio's own accept loop, on loops that have `add_reader`."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, address: Address, options: AcceptOptions
@@ -81,181 +81,19 @@ class Acceptor:
         self._untrusted = 0  # connections that were refused since that was logged
         self._untrusted_after = 0.0  # the loop's time before which it is not logged again
         self._inherits = platform.INHERITS  # whether an accepted socket has its policy already
-
-    async def start(self, sock: socket.socket, backlog: int) -> None:
-        """Listen, and accept connections. Raises OSError."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Stop accepting. The sockets are their owner's to close."""
-        raise NotImplementedError
-
-    def accept_queued(self, sock: socket.socket) -> None:
-        """Accept the connections in the queue. Some may have come before the socket had its policy: each gets it."""
-        for _ in range(_LONGEST_QUEUE):
-            if self._gate.is_full() or not self._accept_one(sock, covered=False):
-                break
-        if self._exhaustion.is_active or self._gate.is_full():
-            self._inherits = False  # some of them are still in the queue
-
-    def restart(self) -> None:
-        """The options have changed."""
-
-    def _accept_one(self, sock: socket.socket, *, covered: bool) -> bool:
-        """Accept a connection; return False when none is in the queue or none can be accepted now."""
-        try:
-            conn, peername = sock.accept()
-        except BlockingIOError:
-            if self._exhaustion.is_active:  # not before the queue is empty, or each free descriptor would be logged
-                self._exhaustion.end()
-            return False
-        except (InterruptedError, ConnectionAbortedError):
-            return False
-        except OSError as exc:
-            self._accept_failed(sock, exc)
-            return False
-        conn.setblocking(False)
-        endpoint = self._endpoint
-        terms = endpoint.terms
-        arrival, is_trusted = None, False
-        if self._looks:
-            proxy = self._options.proxy_protocol
-            is_trusted = proxy is not None and proxy.is_trusted(peername)
-            if proxy is not None and not is_trusted and proxy.mode == "require":
-                self._log_untrusted(peername)
-                conn.close()
-                return True
-            arrival = Arrival(terms, None, None)
-            if not is_trusted and not self._enter(arrival, peername):
-                conn.close()
-                return True
-        if terms.policy is not None and not covered:
-            try:
-                apply_or_warn(conn, terms.policy, explicit=terms.explicit)
-            except KaioError as exc:  # closed by its peer already, most likely
-                logger.debug("%s: %s", self._address, exc)
-        make = endpoint.make
-        if is_trusted:
-            assert arrival is not None
-            setting_up = self._set_up_proxied(conn, peername, arrival, make)
-        else:
-            setting_up = self._set_up(conn, terms if arrival is None else arrival, make, self._options.tls)
-        task = self._loop.create_task(setting_up)
-        endpoint.setup_tasks.add(task)
-        task.add_done_callback(functools.partial(_set_up_done, endpoint, conn, arrival))
-        return True
-
-    @property
-    def _looks(self) -> bool:
-        """Whether connections are looked at before their protocol is made."""
-        return self._options.proxy_protocol is not None or self._gate.max_per_peer is not None
-
-    def _enter(self, arrival: Arrival, peername: Any) -> bool:
-        """Count a connection among those of its peer; return False when it has as many as it may."""
-        key = peer_key(peername) if self._gate.max_per_peer is not None else None
-        if key is not None:
-            if not self._gate.enter(key):
-                return False
-            arrival.key = key
-        return True
-
-    def _accept_failed(self, sock: socket.socket, exc: OSError) -> None:
-        self._exhaustion.begin(exc)
-
-    async def _set_up_proxied(
-        self, conn: socket.socket, proxy: Any, arrival: Arrival, make: AttachingFactory | None
-    ) -> None:
-        """Read the header that a proxy sends first, then set the connection up."""
-        options, began = self._options, self._loop.time()
-        assert options.proxy_protocol is not None
-        try:
-            async with asyncio.timeout(options.handshake_timeout):
-                header = await receive_header(self._bare_loop, conn, options.proxy_protocol)
-        except (ProxyError, TimeoutError, OSError, EOFError) as exc:
-            conn.close()
-            if isinstance(exc, TimeoutError):
-                exc = TimeoutError(f"no PROXY header within {options.handshake_timeout:g} s")
-            self._log_no_header(proxy, exc)
-            return
-        except BaseException:
-            conn.close()
-            raise
-        source = None if header is None else header.source
-        arrival.header = header
-        if not self._enter(arrival, source or proxy):
-            conn.close()
-            return
-        tls = options.tls
-        if tls and options.handshake_timeout is not None:
-            left = options.handshake_timeout - (self._loop.time() - began)
-            tls = tls.copy()
-            tls["ssl_handshake_timeout"] = max(0.1, left)
-        await self._set_up(conn, arrival, make, tls)
-
-    def _log_untrusted(self, peername: Any) -> None:
-        """Log that a connection was refused, once a second at most: anybody may try."""
-        self._untrusted += 1
-        if self._loop.time() >= self._untrusted_after:
-            who = format_address(peername)
-            others = f", and {self._untrusted - 1} others before" if self._untrusted > 1 else ""
-            logger.warning("%s: %s is not trusted to send a PROXY header%s; closed", self._address, who, others)
-            self._untrusted = 0
-            self._untrusted_after = self._loop.time() + _PAUSE
-
-    def _log_no_header(self, proxy: Any, exc: Exception) -> None:
-        """Health checks of load balancers connect and close: that is no mistake."""
-        level = logging.DEBUG if isinstance(exc, (EOFError, ConnectionResetError)) else logging.WARNING
-        logger.log(level, "%s: a connection from %s was closed: %s", self._address, format_address(proxy), exc)
-
-    async def _set_up(
-        self, conn: socket.socket, terms: Terms | Arrival, make: AttachingFactory | None, tls: AcceptTls
-    ) -> None:
-        """Make the protocol and the transport of an accepted connection, with its TLS handshake."""
-        assert make is not None
-        try:
-            protocol = make(terms)
-        except Exception:
-            logger.exception("%s: the protocol factory failed for an accepted connection", self._address)
-            conn.close()
-            return
-        try:
-            await self._bare_loop.connect_accepted_socket(lambda: protocol, conn, **tls)
-        except (OSError, asyncio.CancelledError) as exc:
-            logger.debug("%s: an accepted connection ended before it was set up: %r", self._address, exc)
-        except Exception:
-            logger.exception("%s: an accepted connection could not be set up", self._address)
-
-
-def _set_up_done(endpoint: Endpoint, conn: socket.socket, arrival: Arrival | None, task: asyncio.Task[None]) -> None:
-    endpoint.setup_tasks.discard(task)
-    if task.cancelled():  # before its first step: nobody else has the socket
-        conn.close()
-    if arrival is not None and not arrival.is_made:
-        arrival.leave()
-    if endpoint.on_leave is not None:
-        endpoint.on_leave()
-    if endpoint.make is None:  # closed, and somebody may wait for the last to end
-        endpoint.check_empty()
-
-
-class AcceptLoop(Acceptor):
-    """kaio's own accept loop, on loops that have `add_reader`."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, address: Address, options: AcceptOptions
-    ) -> None:
-        super().__init__(loop, endpoint, address, options)
         self._sockets: list[socket.socket] = []
         self._is_full = False  # and does not accept
         self._log_timer: asyncio.TimerHandle | None = None
         self._retries: dict[socket.socket, asyncio.TimerHandle] = {}  # sockets that wait for free descriptors
 
     async def start(self, sock: socket.socket, backlog: int) -> None:
+        """Listen, and accept connections. Raises OSError."""
         sock.listen(backlog)
         self._sockets.append(sock)
         self._start_reading([sock])
 
     def close(self) -> None:
+        """Stop accepting. The sockets are their owner's to close."""
         if self._log_timer is not None:
             self._log_timer.cancel()
         for handle in self._retries.values():
@@ -265,6 +103,7 @@ class AcceptLoop(Acceptor):
         self._sockets.clear()
 
     def restart(self) -> None:
+        """The options or the limit have changed."""
         if self._is_full:
             self._endpoint.on_leave = None
             self._resume()
@@ -314,7 +153,7 @@ class AcceptLoop(Acceptor):
 
     def _accept_failed(self, sock: socket.socket, exc: OSError) -> None:
         """Stop listening for a while: a socket with a full queue would wake the loop in every turn."""
-        super()._accept_failed(sock, exc)
+        self._exhaustion.begin(exc)
         if sock not in self._retries:
             self._bare_loop.remove_reader(sock)
             self._retries[sock] = self._loop.call_later(_RETRY, self._retry, sock)
@@ -323,6 +162,141 @@ class AcceptLoop(Acceptor):
         del self._retries[sock]
         if not self._is_full:
             self._start_reading([sock])
+
+    # -- one connection
+
+    def accept_queued(self, sock: socket.socket) -> None:
+        """Accept the connections in the queue. Some may have come before the socket had its policy: each gets it."""
+        for _ in range(_LONGEST_QUEUE):
+            if self._gate.is_full() or not self._accept_one(sock, covered=False):
+                break
+        if self._exhaustion.is_active or self._gate.is_full():
+            self._inherits = False  # some of them are still in the queue
+
+    def _accept_one(self, sock: socket.socket, *, covered: bool) -> bool:
+        """Accept a connection; return False when none is in the queue or none can be accepted now."""
+        try:
+            conn, peername = sock.accept()
+        except BlockingIOError:
+            if self._exhaustion.is_active:  # not before the queue is empty, or each free descriptor would be logged
+                self._exhaustion.end()
+            return False
+        except (InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as exc:
+            self._accept_failed(sock, exc)
+            return False
+        conn.setblocking(False)
+        endpoint = self._endpoint
+        terms = endpoint.terms
+        arrival, is_trusted = None, False
+        if _looks(self._options, self._gate):
+            proxy = self._options.proxy_protocol
+            is_trusted = proxy is not None and proxy.is_trusted(peername)
+            if proxy is not None and not is_trusted and proxy.mode == "require":
+                self._log_untrusted(peername)
+                conn.close()
+                return True
+            arrival = Arrival(terms, None, None)
+            if not is_trusted and not self._enter(arrival, peername):
+                conn.close()
+                return True
+        if terms.policy is not None and not covered:
+            try:
+                apply_or_warn(conn, terms.policy, explicit=terms.explicit)
+            except KaioError as exc:  # closed by its peer already, most likely
+                logger.debug("%s: %s", self._address, exc)
+        make = endpoint.make
+        if is_trusted:
+            assert arrival is not None
+            setting_up = self._set_up_proxied(conn, peername, arrival, make)
+        else:
+            setting_up = self._set_up(conn, terms if arrival is None else arrival, make, self._options.tls)
+        task = self._loop.create_task(setting_up)
+        endpoint.setup_tasks.add(task)
+        task.add_done_callback(functools.partial(_set_up_done, endpoint, conn, arrival))
+        return True
+
+    def _enter(self, arrival: Arrival, peername: Any) -> bool:
+        """Count a connection among those of its peer; return False when it has as many as it may."""
+        key = peer_key(peername) if self._gate.max_per_peer is not None else None
+        if key is not None:
+            if not self._gate.enter(key):
+                return False
+            arrival.key = key
+        return True
+
+    async def _set_up_proxied(
+        self, conn: socket.socket, proxy: Any, arrival: Arrival, make: AttachingFactory | None
+    ) -> None:
+        """Read the header that a proxy sends first, then set the connection up."""
+        options, began = self._options, self._loop.time()
+        assert options.proxy_protocol is not None
+        try:
+            async with asyncio.timeout(options.handshake_timeout):
+                header = await receive_header(self._bare_loop, conn, options.proxy_protocol)
+        except (ProxyError, TimeoutError, OSError, EOFError) as exc:
+            conn.close()
+            if isinstance(exc, TimeoutError):
+                exc = TimeoutError(f"no PROXY header within {options.handshake_timeout:g} s")
+            self._log_no_header(proxy, exc)
+            return
+        except BaseException:
+            conn.close()
+            raise
+        source = None if header is None else header.source
+        arrival.header = header
+        if not self._enter(arrival, source or proxy):
+            conn.close()
+            return
+        tls = options.tls
+        if tls:
+            left = options.handshake_timeout - (self._loop.time() - began)
+            tls = tls.copy()
+            tls["ssl_handshake_timeout"] = max(0.1, left)
+        await self._set_up(conn, arrival, make, tls)
+
+    def _log_untrusted(self, peername: Any) -> None:
+        """Log that a connection was refused, once a second at most: anybody may try."""
+        self._untrusted += 1
+        if self._loop.time() >= self._untrusted_after:
+            who = format_address(peername)
+            others = f", and {self._untrusted - 1} others before" if self._untrusted > 1 else ""
+            logger.warning("%s: %s is not trusted to send a PROXY header%s; closed", self._address, who, others)
+            self._untrusted = 0
+            self._untrusted_after = self._loop.time() + _PAUSE
+
+    def _log_no_header(self, proxy: Any, exc: Exception) -> None:
+        """Health checks of load balancers connect and close: that is no mistake."""
+        level = logging.DEBUG if isinstance(exc, (EOFError, ConnectionResetError)) else logging.WARNING
+        logger.log(level, "%s: a connection from %s was closed: %s", self._address, format_address(proxy), exc)
+
+    async def _set_up(
+        self, conn: socket.socket, terms: Terms | Arrival, make: AttachingFactory | None, tls: AcceptTls
+    ) -> None:
+        """Make the protocol and the transport of an accepted connection, with its TLS handshake."""
+        assert make is not None
+        try:
+            protocol = make(terms)
+        except Exception:
+            logger.exception("%s: the protocol factory failed for an accepted connection", self._address)
+            conn.close()
+            return
+        try:
+            await self._bare_loop.connect_accepted_socket(lambda: protocol, conn, **tls)
+        except (OSError, asyncio.CancelledError) as exc:
+            logger.debug("%s: an accepted connection ended before it was set up: %r", self._address, exc)
+        except Exception:
+            logger.exception("%s: an accepted connection could not be set up", self._address)
+
+
+def _set_up_done(endpoint: Endpoint, conn: socket.socket, arrival: Arrival | None, task: asyncio.Task[None]) -> None:
+    endpoint.setup_tasks.discard(task)
+    if task.cancelled():  # before its first step: nobody else has the socket
+        conn.close()
+    if arrival is not None and not arrival.is_made:
+        arrival.leave()
+    endpoint.left()
 
 
 class LoopServers(AcceptLoop):
@@ -347,7 +321,6 @@ class LoopServers(AcceptLoop):
         self._backlogs[sock] = backlog
         if self._by_hand or self._is_near():
             self._take_over()
-            self._by_hand = True
             await super().start(sock, backlog)
         else:
             self._sockets.append(sock)
@@ -428,7 +401,7 @@ class LoopServers(AcceptLoop):
 
     def _take_over(self) -> None:
         """Accept in the loop's place."""
-        if not self._by_hand and self._sockets:
+        if not self._by_hand:
             self._by_hand = True
             self._check_after = self._loop.time() + _PAUSE
             self._close_servers()
@@ -475,12 +448,16 @@ class _Aborting(asyncio.Protocol):
 
 def make_acceptor(
     loop: asyncio.AbstractEventLoop, endpoint: Endpoint, address: Address, options: AcceptOptions
-) -> Acceptor:
+) -> AcceptLoop:
     """Choose how connections are accepted on a loop."""
     assert endpoint.gate is not None
-    looks = options.proxy_protocol is not None or endpoint.gate.max_per_peer is not None
-    kind = LoopServers if _loop_accepts(loop) and not looks else AcceptLoop
+    kind = LoopServers if _loop_accepts(loop) and not _looks(options, endpoint.gate) else AcceptLoop
     return kind(loop, endpoint, address, options)
+
+
+def _looks(options: AcceptOptions, gate: Gate) -> bool:
+    """Return whether each connection is looked at before its protocol is made."""
+    return options.proxy_protocol is not None or gate.max_per_peer is not None
 
 
 def _loop_accepts(loop: asyncio.AbstractEventLoop) -> bool:

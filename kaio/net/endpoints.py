@@ -152,10 +152,11 @@ class Endpoint:
         return not (self.live or self.setup_tasks or (self.handshakes and not self.refusing))
 
     def left(self) -> None:
-        """A connection that was about to be made has failed."""
+        """A connection is no longer about to be made: it was, or it has failed."""
         if self.on_leave is not None:
             self.on_leave()
-        self.check_empty()
+        if self.make is None:  # closed, and somebody may wait for the last to end
+            self.check_empty()
 
     def check_empty(self) -> None:
         """Call `on_empty` if the last connection has ended."""
@@ -199,8 +200,7 @@ class Handshake:
         endpoint = self.terms.endpoint
         assert endpoint is not None
         endpoint.handshakes.discard(id(self))
-        is_last = endpoint.make is None and endpoint.is_empty()
-        if endpoint.loop is not None and (is_last or endpoint.on_leave is not None):
+        if endpoint.loop is not None and (endpoint.make is None or endpoint.on_leave is not None):
             # In the loop: the garbage collector may run this in any thread.
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 endpoint.loop.call_soon_threadsafe(endpoint.left)

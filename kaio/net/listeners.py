@@ -21,7 +21,7 @@ from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.monitor import get_monitor
 from ..monitor.timeouts import check_timeout
 from ..policy import Keepalive, KeepaliveArg, as_policy
-from .accepting import AcceptOptions, Acceptor, AcceptTls, make_acceptor
+from .accepting import AcceptLoop, AcceptOptions, AcceptTls, make_acceptor
 from .binding import Binding
 from .endpoints import AttachingFactory, Endpoint, PolicyChoice, choose_policy
 from .gate import Gate, check_limit
@@ -114,7 +114,7 @@ class Listener:
         if keepalive is not None or isinstance(where, UnixAddress):
             self._choice = choose_policy(keepalive, address=where)
         self._endpoint = Endpoint(self._choice or PolicyChoice(None))
-        self._acceptor: Acceptor | None = None  # None: it does not listen
+        self._acceptor: AcceptLoop | None = None  # None: it does not listen
         self._server: object = None  # the one that it belongs to
 
     # -- what a user sees
@@ -173,14 +173,12 @@ class Listener:
 
     @ssl.setter
     def ssl(self, context: ssl_module.SSLContext | None) -> None:
-        if context is None and self._options.tls:
-            raise ValueError(f"ssl=None: {self!r} was made with TLS")
         _check_context(context)
+        tls = self._options.tls.copy()
+        if bool(tls) is (context is None):
+            raise ValueError(f"ssl={context!r}: {self!r} was made {'with' if tls else 'without'} TLS")
         if context is None:
             return
-        if not self._options.tls:
-            raise ValueError(f"ssl={context!r}: {self!r} was made without TLS")
-        tls = self._options.tls.copy()
         tls["ssl"] = context
         self._options.tls = tls
         if self._acceptor is not None:
@@ -196,7 +194,7 @@ class Listener:
 
     @max_connections.setter
     def max_connections(self, limit: int | None) -> None:
-        self._max_connections = check_limit("max_connections", limit)
+        self._max_connections = limit = check_limit("max_connections", limit)
         if self._endpoint.gate is not None:
             self._endpoint.gate.max_connections = limit
         if self._acceptor is not None:
@@ -261,7 +259,6 @@ class Listener:
         # A new one: connections of the server before may still be open.
         self._endpoint = endpoint = Endpoint(self._choice or default or choose_policy(None))
         endpoint.owners = (server, self)
-        endpoint.gate = Gate(self.address, endpoint, self._max_connections, self._max_per_peer)
         endpoint.idle_timeout, endpoint.send_timeout = self._idle_timeout, self._send_timeout
         return endpoint
 
@@ -296,6 +293,7 @@ class Listener:
         """Listen, and have each connection's protocol made by `make`. Raises OSError."""
         loop, endpoint = asyncio.get_running_loop(), self._endpoint
         endpoint.make, endpoint.loop, endpoint.monitor = make, loop, get_monitor()
+        endpoint.gate = Gate(self.address, endpoint, self._max_connections, self._max_per_peer)
         self._acceptor = acceptor = make_acceptor(loop, endpoint, self.address, self._options)
         for sock in self.sockets:
             if is_listening(sock):  # handed over, with a queue that may hold connections already
