@@ -164,9 +164,11 @@ async def test_a_protocol_that_does_not_read_is_not_idle() -> None:
         await client.send(b"x")
         await asyncio.sleep(3 * IDLE)
         assert len(server.connections) == 1
+        resumed = asyncio.get_running_loop().time()
         next(iter(server.connections)).resume_reading()
         with pytest.raises(anyio.EndOfStream):
             await client.receive()
+        assert asyncio.get_running_loop().time() - resumed >= IDLE
         assert isinstance(made[0].lost.result(), kaio.IdleTimeoutError)
 
 

@@ -1,8 +1,8 @@
 """Idle and send timeouts: connections that end because nothing was received, or nothing sent was acknowledged.
 
 Rules kept here: they wait in a wheel of their own, so that there is one timer a loop and no work for a message, and
-connections without a timeout are not in it. A connection is never ended before its time, and at most a quarter of it,
-and a tick of the wheel, later.
+connections without a timeout are not in it. A connection is never ended before its time, and at most a quarter of it
+and half a second (two ticks of the wheel) later.
 
 What is looked at differs. A stream says for what its receiver waits: a handler that works is not waiting, and the same
 wait at two looks means that nothing was received between them. So does another wait, when the kernel says so: of a
@@ -27,7 +27,6 @@ NOT_A_STREAM: Final = object()
 """What a connection says that cannot tell whether somebody waits for data."""
 
 _LOOKS: Final = 4  # in a timeout
-_PAUSED: Final = (None, -1)  # the wait of a connection that was not listening at the last look
 _JIFFIES: Final = 0.05  # seconds by which the kernel's clock, in steps of up to 10 ms, and the loop's may differ
 _CLOSED: Final = (OSError, ValueError, AttributeError, RuntimeError)  # what a socket or transport raises once closed
 
@@ -121,6 +120,12 @@ class Timeouts:
             timed.begin(idle, send, now)
         self._wheel.add(timed, loop, now + min(each for each in (idle, send) if each is not None) / _LOOKS)
 
+    def on_resume(self, connection: TimedConnection) -> None:
+        """A connection reads again: what it has not read meanwhile does not count against its peer."""
+        timed, loop = self._timed.get(connection), self._loop()
+        if timed is not None and loop is not None:
+            timed.waits_since = loop.time()
+
     def discard(self, connection: TimedConnection) -> None:
         """A connection has ended: forget it."""
         timed = self._timed.pop(connection, None)
@@ -151,27 +156,31 @@ def _check_idle(timed: _Timed, now: float) -> float:
     if idle is None:
         return _NEVER
     wait = connection.receive_wait()
-    if wait is NOT_A_STREAM:
-        if not connection.is_listening():
-            timed.wait = _PAUSED
-            return now + idle / _LOOKS
-        if timed.wait is _PAUSED:  # the time until it listens again does not count
-            timed.wait, timed.waits_since = None, now
-        since = now - _last_received(connection, now - timed.waits_since)
-    else:
-        if wait is None or not (_is_same(wait, timed.wait) or _goes_on(timed, wait, now)):
-            timed.waits_since = now
-        # What has come and was not read yet ends the wait: the kernel's clock alone would take it for something older.
-        timed.wait = None if wait is None or connection.unread() else wait
-        since = timed.waits_since
-    if wait is None:
-        return now + idle / _LOOKS
+    since = _protocol_idle_since(timed, now) if wait is NOT_A_STREAM else _stream_idle_since(timed, wait, now)
     if now - since < idle:
-        return min(now + idle / _LOOKS, since + idle) if wait is not NOT_A_STREAM else since + idle
+        return min(now + idle / _LOOKS, since + idle)
     if connection.get_write_buffer_size() or connection.unacknowledged() or connection.unread():
         return now + idle / _LOOKS  # a matter of the send timeout, or of data that has come in this moment
     connection.end_dead(IdleTimeoutError(idle, connection.peername), None, None)
     return now + 1.0
+
+
+def _protocol_idle_since(timed: _Timed, now: float) -> float:
+    """Return since when a protocol that listens has received nothing; now when it does not listen."""
+    if not timed.connection.is_listening():
+        timed.waits_since = now
+        return now
+    received = platform.tcp_info(timed.connection.get_socket()).last_data_recv or 0.0
+    return max(timed.waits_since, now - received)
+
+
+def _stream_idle_since(timed: _Timed, wait: tuple[object, int] | None, now: float) -> float:
+    """Return since when somebody has waited for data without receiving any; now when nobody waits."""
+    if wait is None or not (_is_same(wait, timed.wait) or _goes_on(timed, wait, now)):
+        timed.waits_since = now
+    # What has come and was not read yet ends the wait: the kernel's clock alone would take it for something older.
+    timed.wait = None if wait is None or timed.connection.unread() else wait
+    return timed.waits_since
 
 
 def _is_same(wait: tuple[object, int], before: tuple[object, int] | None) -> bool:
@@ -190,20 +199,15 @@ def _goes_on(timed: _Timed, wait: tuple[object, int], now: float) -> bool:
     return received is not None and received > now - timed.looked + _JIFFIES
 
 
-def _last_received(connection: TimedConnection, longest: float) -> float:
-    """Return the seconds since data was received, at most `longest`."""
-    return min(platform.tcp_info(connection.get_socket()).last_data_recv or 0.0, longest)
-
-
 def _check_send(timed: _Timed, now: float) -> float:
     """End a connection to which sending makes no progress for too long; return when to look again."""
     send, connection = timed.send, timed.connection
     if send is None:
         return _NEVER
-    sock = connection.get_socket()
     buffered, queued = connection.get_write_buffer_size(), connection.unacknowledged()
     acknowledged: object = None
     if buffered or queued:
+        sock = connection.get_socket()
         if platform.is_tcp(sock):
             acknowledged = platform.tcp_info(sock).bytes_acked
         else:  # what is left shrinks while the same sender waits

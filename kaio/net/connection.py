@@ -296,10 +296,11 @@ class Connection(_Stream):
     def idle_timeout(self) -> float | None:
         """Seconds that receiving may wait until the connection is closed; None: for ever.
 
-        Receiving then raises `IdleTimeoutError`, and so does everything else. Only waits in methods that receive count,
-        so a handler that works or sends is not idle. (On a Unix socket a wait that is cancelled counts from the
-        beginning when it is repeated.) The connection ends at most a quarter of the timeout too late, and never too
-        early. Setting it counts from now. Raises TypeError, ValueError.
+        Receiving then raises `IdleTimeoutError`, and so does everything else. Only waits in methods that
+        receive count, so a handler that works or sends is not idle. (On a Unix socket a wait that is cancelled
+        counts from the beginning when it is repeated.) The connection never ends too early, and at most a
+        quarter of the timeout and half a second too late. Setting it counts from now. Raises TypeError,
+        ValueError.
         """
         return self._transport.idle_timeout
 
@@ -389,10 +390,9 @@ class Connection(_Stream):
         attributes = dict(_anyios_attributes.__get__(self))
         if self._transport.get_extra_info("proxy_header") is not None:  # the client, and not the proxy
             peername = self.peername
-            attributes[SocketAttribute.remote_address] = lambda: (
-                peername[:2] if isinstance(peername, tuple) else peername
-            )
-            if isinstance(peername, tuple):
+            is_ip = isinstance(peername, tuple)
+            attributes[SocketAttribute.remote_address] = lambda: peername[:2] if is_ip else peername
+            if is_ip:
                 attributes[SocketAttribute.remote_port] = lambda: peername[1]
         tls = self._transport.get_extra_info("ssl_object")
         if tls is not None:

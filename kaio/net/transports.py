@@ -80,10 +80,11 @@ class KeepaliveTransport(asyncio.Transport):
     def idle_timeout(self) -> float | None:
         """Seconds after which the connection is closed when nothing was received; None: never.
 
-        connection_lost then has an `IdleTimeoutError`. Not counted while reading is paused, nor while data that was
-        written waits to be acknowledged. A connection ends at most a quarter of the timeout too late, and never too
-        early. Setting it counts from now. Raises TypeError, ValueError, and `KeepaliveError` where the system does not
-        tell when data was received: on Unix sockets, and without Linux's TCP_INFO.
+        connection_lost then has an `IdleTimeoutError`. Not counted while reading is paused, nor while data that
+        was written waits to be acknowledged. A connection never ends too early, and at most a quarter of the
+        timeout and half a second too late. Setting it counts from now. Raises TypeError, ValueError, and
+        `KeepaliveError` where the system does not tell when data was received: on Unix sockets, and without
+        Linux's TCP_INFO.
         """
         raise NotImplementedError
 
@@ -277,6 +278,8 @@ class WatchedTransport(KeepaliveTransport):
     def resume_reading(self) -> None:
         """Resume reading, as in asyncio."""
         self.loop_transport.resume_reading()
+        if self._monitor.timeouts:
+            self._monitor.timeouts.on_resume(self)
         if self.stage is Stage.VERDICT:
             self._schedule(_READ_DELAY, self._continue_final_read, _READ_DELAY, True)
 
@@ -542,9 +545,7 @@ class WatchedTransport(KeepaliveTransport):
                 stop_sending_file(self.get_socket())
             self._schedule(_SHORT_DELAY, self._force_close)
             return
-        if not isinstance(
-            self.verdict, IdleTimeoutError
-        ):  # nothing waits to be acknowledged, and the peer may be alive
+        if not isinstance(self.verdict, IdleTimeoutError):  # whose peer may be alive, and is owed nothing
             with contextlib.suppress(*_CLOSED_ERRORS):
                 reset_on_close(self.get_socket())
         with contextlib.suppress(*_CLOSED_ERRORS):
