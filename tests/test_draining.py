@@ -420,3 +420,36 @@ async def test_cancelling_drain_at_once_closes_the_server() -> None:
 async def ask_nothing(connection: kaio.Connection) -> None:
     """Wait for the end."""
     await connection.receive()
+
+
+async def test_a_connection_that_was_handed_over_is_told_and_closed() -> None:
+    """As every protocol: its handler has ended, and the connection has not."""
+    told: list[str] = []
+
+    class Taken(kaio.KeepaliveProtocol):
+        transport: kaio.KeepaliveTransport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
+
+        def draining(self) -> None:
+            told.append("draining")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            told.append("lost")
+
+    async def handler(connection: kaio.Connection) -> None:
+        await connection.receive_until(b"\n", 10)
+        taken = Taken()
+        taken.transport = connection.transport
+        connection.transport.set_protocol(taken)
+
+    serving = kaio.serve(handler, "127.0.0.1", 0, close_timeout=20)
+    async with serving as server, kaio.connect(server.listeners[0].address) as client:
+        await client.send(b"over\n")
+        await until(lambda: [type(each) is not kaio.Connection for each in server.connections] == [True])
+        await client.send(b"echo")
+        assert await client.receive_exactly(4) == b"echo"
+        await server.drain(0.5)
+        assert not server.connections
+    assert told == ["draining", "lost"]

@@ -295,12 +295,21 @@ class WatchedTransport(KeepaliveTransport):
         if hasattr(type(protocol), "_kaio"):
             protocol._kaio = self  # type: ignore[attr-defined]
             self._protocol = protocol
+            self._enter_anew(protocol)
         elif not self.ended:
             for scope in list(self.scopes or ()):
                 scope.ended(RuntimeError("the connection was handed over to another protocol"))
             self._advance(Trigger.RELEASED)
             self._unregister()
         self.loop_transport.set_protocol(protocol)
+
+    def _enter_anew(self, protocol: object) -> None:
+        """Be in `Server.connections` as the new protocol has it: a server that drains tells that one."""
+        endpoint, entry = self.endpoint, getattr(protocol, "_kaio_entry", None)
+        if endpoint is not None and entry is not None and not self.ended:
+            endpoint.live.discard(self.entry)
+            self.entry = entry(self)
+            endpoint.live.add(self.entry)
 
     @property
     def keepalive(self) -> Keepalive | None:
