@@ -29,9 +29,6 @@ __all__ = [
     "libc",
 ]
 
-if os.name == "posix":
-    pass
-
 _SO_DOMAIN: Final = 39
 _AF_UNKNOWN: Final = -1
 _CLONE_NEWNET: Final = 0x40000000

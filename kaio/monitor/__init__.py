@@ -9,5 +9,6 @@ watched       the seam: what the monitor needs of a connection
 wheel         who is looked at when
 error_watch   errors of connections that the loop does not listen to
 death_log     the log record of each death
+timeouts      connections that end because nothing comes, or nothing that was sent is taken
 monitor       one for each loop, made of these
 """

@@ -22,10 +22,9 @@ def notify(*assignments: str) -> bool:
     or with a newline.
     """
     for each in assignments:
-        name, equals, value = each.partition("=")
+        name, equals, _ = each.partition("=")
         if not name or not equals or "\n" in each or not (name.isascii() and name.replace("_", "").isalnum()):
             raise ValueError(f"{each!r}: must be NAME=value in one line")
-        del value
     where = os.environ.get("NOTIFY_SOCKET", "")
     if not where.startswith(("/", "@")) or not assignments:
         return False

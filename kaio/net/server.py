@@ -197,8 +197,8 @@ class Server(Generic[C_co]):
 
         During `delay` seconds `ready` is False and connections are still accepted: load balancers need time to look
         elsewhere. `grace` and `spread` are those of `drain`. A further signal aborts all connections at once. Needs
-        the main thread; the handlers that the signals had before are restored. systemd is told when the server is ready
-        and when it stops, and its watchdog that the loop runs (sd_notify(3)), if it asks.
+        the main thread; the handlers that the signals had before are restored. A service manager that asks for it
+        (sd_notify(3)) is told when the server is ready and when it stops, and its watchdog that the loop still runs.
 
         Raises ValueError, TypeError without a signal, OSError for one that cannot be handled, and RuntimeError when
         serve_forever() is running already or outside of the main thread.
@@ -261,9 +261,7 @@ class Server(Generic[C_co]):
             if not await self._closed_within(max(0.0, end - self._loop.time())):
                 await self._end()
         except BaseException:
-            self.close()
-            for endpoint in self._endpoints:
-                endpoint.refuse()
+            self._refuse()
             self.abort_clients()
             raise
         finally:
@@ -351,11 +349,15 @@ class Server(Generic[C_co]):
     ) -> None:
         await self._end()
 
-    async def _end(self) -> None:
-        """Close everything that is open; return within the close timeout and a second."""
+    def _refuse(self) -> None:
+        """Stop accepting, and abort connections that are being made."""
         self.close()
         for endpoint in self._endpoints:
             endpoint.refuse()
+
+    async def _end(self) -> None:
+        """Close everything that is open; return within the close timeout and a second."""
+        self._refuse()
         self.close_clients()
         try:
             if not await self._closed_within(self._close_timeout):
@@ -366,9 +368,7 @@ class Server(Generic[C_co]):
 
     async def _abort(self) -> None:
         """Abort everything that is open; return within a second."""
-        self.close()
-        for endpoint in self._endpoints:
-            endpoint.refuse()
+        self._refuse()
         self.abort_clients()
         if not await self._closed_within(_ABORT_TIMEOUT):
             self._log_stragglers()
@@ -516,9 +516,8 @@ def serve(
     """Serve connections: `async with serve(handler, "0.0.0.0", 9000) as server`, or `server = await serve(...)`.
 
     `handler` is an async function that takes a `Connection`, which is closed when it returns; or a `KeepaliveProtocol`
-    class. Give a host and a port, an address as one text ("[::]:9000", "unix:/run/app.sock",
-    "systemd:web"), or `listeners`.
-    `keepalive` is the policy of every TCP listener that was given none. `close_timeout` is in seconds.
+    class. Give a host and a port, an address as one text ("[::]:9000", "unix:/run/app.sock", "systemd:web"), or
+    `listeners`. `keepalive` is the policy of every TCP listener that was given none. `close_timeout` is in seconds.
 
     Raises `PolicyError`, `AddressError`, TypeError, ValueError at once. When it is awaited or entered: OSError when an
     address cannot be bound, and RuntimeError when a listener belongs to another server or was given twice; then nothing
