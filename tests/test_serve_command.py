@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
+import json
 import logging
 import os
 import pty
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives import serialization as forms
 
 from kaio.cli import main
 from kaio.tools.workers.backoff import Backoff
+from kaio.tools.workers.channel import Channel
 from kaio.tools.workers.logs import LineFormatter
 from kaio.tools.workers.settings import Settings
 
@@ -868,8 +871,27 @@ def test_settings_survive_json() -> None:
     settings = Settings(
         app="a:b", binds=("[::1]:1", "unix:/ä\n"), limits={"idle_timeout": 1.5}, proxies=("10.0.0.0/8",)
     )
-    assert Settings.from_json(settings.to_json()) == settings
-    assert "\n" not in settings.to_json()
+    line = json.dumps(dataclasses.asdict(settings))
+    assert Settings.from_message(json.loads(line)) == settings
+    assert "\n" not in line
+
+
+def test_a_channel_carries_messages_of_any_size_until_its_end() -> None:
+    """Also what the other process said last; and its end is no error."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        near, far = Channel(ours), Channel(theirs)
+        assert near.received() == []
+        far.send({"trace": "ä\n" * 9_000})
+        far.send([1])
+        far.send([2])
+        assert near.receive() == {"trace": "ä\n" * 9_000}
+        far.close()
+        assert near.received() == [[1], [2]]
+        assert near.received() is None
+        near.send("lost")
+        with pytest.raises(EOFError):
+            near.receive()
 
 
 def test_a_record_is_one_line() -> None:

@@ -5,6 +5,7 @@ tls           the TLS context of certificate files
 backoff       how long a slot waits before its next worker
 logs          one line a record on standard error
 sockets       the listening sockets, and which worker gets which
+channel       messages between the two kinds of processes
 application   what `module:name` means
 child         a worker as the supervisor sees it: a process and a channel
 supervisor    starts workers, replaces those that die, reloads, stops

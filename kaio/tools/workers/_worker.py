@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from typing import Any, Final, NoReturn
 import kaio
 
 from .application import AppError, check, find, make
+from .channel import Channel
 from .logs import log_to_stderr
 from .settings import Settings
 from .tls import TlsError, make_tls
@@ -32,64 +32,34 @@ logger: Final = logging.getLogger("kaio")
 _ENDING: Final = 1.0  # seconds for connections that were aborted, and for tasks that were cancelled
 
 
-class _Channel:
-    """The worker's end of the channel, and what has been ordered."""
+class _Orders:
+    """What has been ordered, by the supervisor and by signals."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._sock = socket.socket(fileno=descriptor)
-        self._sock.set_inheritable(False)
-        self._received = b""
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self.drain: asyncio.Event = asyncio.Event()
         self.abort: asyncio.Event = asyncio.Event()
-
-    def settings(self) -> tuple[Settings, list[socket.socket]]:
-        """Read what the supervisor sends first."""
-        settings = Settings.from_json(self._line().decode())
-        sockets = [socket.socket(fileno=descriptor) for descriptor in json.loads(self._line())]
-        for sock in sockets:
-            sock.set_inheritable(False)
-        return settings, sockets
-
-    def _line(self) -> bytes:
-        while b"\n" not in self._received:
-            data = self._sock.recv(65536)
-            if not data:
-                sys.exit(1)  # the supervisor has died
-            self._received += data
-        line, _, self._received = self._received.partition(b"\n")
-        return line
-
-    def tell(self, event: str, **more: str) -> None:
-        """Tell the supervisor, if it still lives."""
-        with contextlib.suppress(OSError):
-            self._sock.sendall(json.dumps({"event": event, **more}).encode() + b"\n")
 
     def listen(self) -> None:
         """Take orders from now on, and signals."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._sock, self._read)
+        loop.add_reader(self._channel, self._read)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain.set)
 
     def _read(self) -> None:
-        try:
-            data = self._sock.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._sock)
+        messages = self._channel.received()
+        if messages is None:
+            asyncio.get_running_loop().remove_reader(self._channel)
             self.drain.set()
-            return
-        *lines, self._received = (self._received + data).split(b"\n")
-        if any(json.loads(line)["order"] == "abort" for line in lines):
+        elif any(message["order"] == "abort" for message in messages):
             self.drain.set()
             self.abort.set()
 
 
-async def _serve(settings: Settings, sockets: list[socket.socket], found: Any, channel: _Channel) -> None:
+async def _serve(settings: Settings, sockets: list[socket.socket], found: Any, channel: Channel) -> None:
     """Serve until the channel or a signal says to stop, and drain."""
+    orders = _Orders(channel)
     async with contextlib.AsyncExitStack() as stack:
         what = settings.app
         if settings.factory:
@@ -97,16 +67,16 @@ async def _serve(settings: Settings, sockets: list[socket.socket], found: Any, c
             what = f"what {settings.app} makes"
         listeners = _listeners(settings, sockets)
         server = kaio.serve(check(what, found), listeners=listeners, keepalive=settings.keepalive)
-        channel.listen()
+        orders.listen()
         try:
             serving = await server
         except ValueError as exc:  # options that do not go together, such as an idle timeout and a protocol on Unix
             raise AppError(str(exc)) from None
         try:
-            channel.tell("ready")
-            await channel.drain.wait()
-            channel.tell("draining")
-            if not await _unless(channel.abort, _drain(serving, settings)):
+            channel.send({"event": "ready"})
+            await orders.drain.wait()
+            channel.send({"event": "draining"})
+            if not await _unless(orders.abort, _drain(serving, settings)):
                 await _abort(serving)
         finally:
             serving.close()
@@ -161,20 +131,20 @@ async def _cancel_rest() -> list[str]:
     return [getattr(task.get_coro(), "__qualname__", task.get_name()) for task in stubborn]
 
 
-def _run(settings: Settings, main: Coroutine[Any, Any, None], channel: _Channel) -> int:
+def _run(settings: Settings, main: Coroutine[Any, Any, None], channel: Channel) -> int:
     """Run on kaio's loop; return the exit code. Does not return when tasks refuse to be cancelled."""
     runner = asyncio.Runner(loop_factory=kaio.loop_factory(settings.keepalive, base=_base(settings.loop)))
     code = 0
     try:
         runner.run(main)
     except (AppError, TlsError, kaio.KaioError) as exc:
-        channel.tell("failed", message=str(exc), trace=getattr(exc, "trace", ""))
+        channel.send({"event": "failed", "message": str(exc), "trace": getattr(exc, "trace", "")})
         code = 1
     except SystemExit as exc:  # of a task of the application
         code = exc.code if isinstance(exc.code, int) else 1
     except Exception as exc:
         logger.exception("the worker failed")
-        channel.tell("failed", message=f"{type(exc).__name__}: {exc}", trace="")
+        channel.send({"event": "failed", "message": f"{type(exc).__name__}: {exc}", "trace": ""})
         code = 1
     stubborn = runner.run(_cancel_rest())
     if stubborn:
@@ -195,8 +165,16 @@ def _base(name: str) -> Any:
 
 
 def _main() -> NoReturn:
-    channel = _Channel(int(sys.argv[-1]))
-    settings, sockets = channel.settings()
+    sock = socket.socket(fileno=int(sys.argv[-1]))
+    sock.set_inheritable(False)
+    channel = Channel(sock)
+    try:
+        settings = Settings.from_message(channel.receive())
+        sockets = [socket.socket(fileno=descriptor) for descriptor in channel.receive()]
+    except (EOFError, OSError):  # the supervisor has died
+        sys.exit(1)
+    for each in sockets:
+        each.set_inheritable(False)
     del sys.argv[1:]
     log_to_stderr(settings.log_level)
     if sys.path[:1] != [settings.app_dir]:
@@ -204,7 +182,7 @@ def _main() -> NoReturn:
     try:
         found = find(settings.app)
     except AppError as exc:
-        channel.tell("failed", message=str(exc), trace=exc.trace)
+        channel.send({"event": "failed", "message": str(exc), "trace": exc.trace})
         sys.exit(1)
     sys.exit(_run(settings, _serve(settings, sockets, found, channel), channel))
 

@@ -1,8 +1,7 @@
 """`Worker`: a worker as the supervisor sees it, a process and a channel.
 
-The channel is a pair of sockets. The supervisor sends the settings, and `abort`; the worker says that it is ready, that
-it failed, that it drains. Each message is a line of JSON. The worker drains when the channel ends, because then the
-supervisor has died.
+Over the channel the supervisor sends the settings, and `abort`; the worker says that it is ready, that it failed, that
+it drains. The worker drains when the channel ends, because then the supervisor has died.
 
 Rules kept here: the worker inherits nothing but the channel and its sockets. It has a process group of its own, so that
 Ctrl-C in a terminal reaches the supervisor only. A process that has ended is reaped at once.
@@ -11,16 +10,16 @@ Ctrl-C in a terminal reaches the supervisor only. A process that has ended is re
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
+import dataclasses
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
+from .channel import Channel
 from .settings import Settings
 
 __all__ = ["KILL_AFTER", "StartError", "Worker", "launch"]
@@ -42,11 +41,10 @@ class StartError(Exception):
 class Worker:
     """A process that serves. `on_drain` and `on_end` are called with it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._process = process
         self._channel = channel
-        self._received = b""
         self._failure: StartError | None = None  # as the worker told it
         self._kill: asyncio.TimerHandle | None = None
         self._began = loop.time()
@@ -107,7 +105,7 @@ class Worker:
         """Let it end at once; kill it when it has not ended a few seconds after so much time."""
         if self.alive:
             self.drain(within)  # a worker that is not ready has no ear for the channel yet
-            self._send({"order": "abort"})
+            self._channel.send({"order": "abort"})
 
     def kill(self) -> None:
         """Kill it, if it has not ended."""
@@ -136,25 +134,14 @@ class Worker:
                 self._kill.cancel()
             self._kill = self._loop.call_at(when, self._kill_overdue)
 
-    def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # it has ended, or is about to
-            self._channel.send(json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT)
-
     # -- what it says
 
     def _read(self) -> None:
-        try:
-            data = self._channel.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
+        messages = self._channel.received()
+        if messages is None:
             self._loop.remove_reader(self._channel)
-            return
-        *lines, self._received = (self._received + data).split(b"\n")
-        for line in lines:
-            self._told(json.loads(line))
+        for message in messages or ():
+            self._told(message)
 
     def _told(self, message: dict[str, str]) -> None:
         match message["event"]:
@@ -172,19 +159,13 @@ class Worker:
         await _ended(self._process)
         if self._kill is not None:
             self._kill.cancel()
-        while self._pending():
-            self._read()
+        self._read()
         self._loop.remove_reader(self._channel)
         self._channel.close()
         if not self.ready.done():
             self.ready.set_exception(self._failure or StartError(f"worker {self.pid} ended with {self.exit}"))
         if self.on_end is not None:
             self.on_end(self)
-
-    def _pending(self) -> bool:
-        with contextlib.suppress(OSError):
-            return bool(self._channel.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
-        return False
 
 
 def launch(settings: Settings, sockets: Sequence[socket.socket], flags: Sequence[str]) -> Worker:
@@ -204,10 +185,10 @@ def launch(settings: Settings, sockets: Sequence[socket.socket], flags: Sequence
         except BaseException:
             ours.close()
             raise
-    # It fits into the socket's buffer; and a worker that has died is found by its exit.
-    with contextlib.suppress(OSError):
-        ours.sendall(settings.to_json().encode() + b"\n" + json.dumps(descriptors).encode() + b"\n")
-    return Worker(process, ours)
+    channel = Channel(ours)
+    channel.send(dataclasses.asdict(settings))
+    channel.send(descriptors)
+    return Worker(process, channel)
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:

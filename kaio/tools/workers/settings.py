@@ -6,7 +6,6 @@ Rules kept here: no I/O. What a worker needs goes to it as JSON, and comes out t
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 __all__ = ["Settings"]
@@ -48,15 +47,8 @@ class Settings:
     """Networks whose PROXY protocol header is believed; empty: no such header is expected."""
     log_level: str = "info"
 
-    def to_json(self) -> str:
-        """Return the settings as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """Return the settings that `to_json` wrote."""
-        told: dict[str, Any] = json.loads(text)
-        for name, value in told.items():
-            if isinstance(value, list):
-                told[name] = tuple(value)
-        return cls(**told)
+    def from_message(cls, told: dict[str, Any]) -> Settings:
+        """Return the settings of which JSON has made a dictionary, and lists of tuples."""
+        values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in told.items()}
+        return cls(**values)
