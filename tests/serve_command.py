@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import queue
 import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from .lines import Lines
 
 PATIENCE = 30.0  # seconds that a busy machine may take for what is quick
 ROOT = pathlib.Path(__file__).parent.parent
@@ -76,31 +76,17 @@ class Served:
             pass_fds=pass_fds,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         )
-        self.lines: list[str] = []
-        self._queue: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._queue.put(line.rstrip("\n"))
-        self._queue.put(None)
+        self._log = Lines(self.process.stderr)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the log that were read."""
+        return self._log.seen
 
     def line(self, pattern: str, within: float = PATIENCE) -> re.Match[str]:
         """Wait for a line of the log; lines before it are read, too."""
-        end = time.monotonic() + within
-        while True:
-            try:
-                line = self._queue.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                raise AssertionError(f"no line {pattern!r} in {self.lines}") from None
-            if line is None:
-                self._queue.put(None)
-                raise AssertionError(f"ended without a line {pattern!r}: {self.lines}")
-            self.lines.append(line)
-            if found := re.search(pattern, line):
-                return found
+        return self._log.find(pattern, within)
 
     def serving(self) -> int:
         """Wait until it serves; return the port of its TCP address, 0 when it has none."""
@@ -132,7 +118,7 @@ class Served:
         for pid in workers:  # this test's own: they were the supervisor's children a moment ago
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._reader.join(PATIENCE)
+        self._log.join(PATIENCE)
         assert self.process.stderr is not None
         self.process.stderr.close()
 

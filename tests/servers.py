@@ -80,13 +80,8 @@ def redis(host: str = LOOPBACK) -> Iterator[Running]:
 @contextlib.contextmanager
 def nginx(host: str = LOOPBACK) -> Iterator[Running]:
     """nginx: any path tells the client's port, and connections are kept for an hour."""
-    with _directory() as directory:
-        port = free_port(host)
-        with open(f"{directory}/nginx.conf", "w") as file:
-            file.write(_NGINX.format(host=host, port=port))
-        command = [str(_find("nginx")), "-p", directory, "-c", "nginx.conf", "-e", "stderr"]
-        with _serving(directory, command, host, port, signal.SIGTERM, _accepts(host, port)) as server:
-            yield server
+    with _configured(["nginx", "-p", ".", "-e", "stderr", "-c"], host, _NGINX) as server:
+        yield server
 
 
 _NGINX: Final = """
@@ -113,14 +108,9 @@ http {{
 @contextlib.contextmanager
 def nginx_stream(backend: int, options: str = "", host: str = LOOPBACK) -> Iterator[Running]:
     """nginx as a TCP proxy, which sends a PROXY header of version 1; `options` are of its `server`."""
-    with _directory() as directory:
-        port = free_port(host)
-        with open(f"{directory}/nginx.conf", "w") as file:
-            file.write(_NGINX_STREAM.format(host=host, port=port, backend=backend, options=options))
-        command = [str(_find("nginx")), "-p", directory, "-c", "nginx.conf", "-e", "stderr"]
-        # It accepts, and then cannot reach a backend that speaks first: that is ready enough.
-        with _serving(directory, command, host, port, signal.SIGTERM, _accepts(host, port)) as server:
-            yield server
+    settings = {"backend": backend, "options": options}
+    with _configured(["nginx", "-p", ".", "-e", "stderr", "-c"], host, _NGINX_STREAM, **settings) as server:
+        yield server
 
 
 _NGINX_STREAM: Final = """
@@ -142,13 +132,9 @@ stream {{
 @contextlib.contextmanager
 def haproxy(backend: int, send: str, bind: str = "", host: str = LOOPBACK) -> Iterator[Running]:
     """HAProxy in TCP mode: `send` is send-proxy or send-proxy-v2 with its options, `bind` options such as `ssl crt`."""
-    with _directory() as directory:
-        port = free_port(host)
-        with open(f"{directory}/haproxy.cfg", "w") as file:
-            file.write(_HAPROXY.format(host=host, port=port, backend=backend, send=send, bind=bind))
-        command = [str(_find("haproxy")), "-db", "-f", "haproxy.cfg"]
-        with _serving(directory, command, host, port, signal.SIGTERM, _accepts(host, port)) as server:
-            yield server
+    settings = {"backend": backend, "send": send, "bind": bind}
+    with _configured(["haproxy", "-db", "-f"], host, _HAPROXY, **settings) as server:
+        yield server
 
 
 _HAPROXY: Final = """
@@ -175,6 +161,19 @@ def all_servers(host: str = LOOPBACK) -> Iterator[dict[str, Running]]:
 
 
 # -- starting and stopping
+
+
+@contextlib.contextmanager
+def _configured(command: list[str], host: str, template: str, **settings: object) -> Iterator[Running]:
+    """Run a server on a free port with a configuration file, whose name ends its command."""
+    with _directory() as directory:
+        port = free_port(host)
+        path = f"{directory}/configuration"
+        with open(path, "w") as file:
+            file.write(template.format(host=host, port=port, **settings))
+        full = [str(_find(command[0])), *command[1:], path]
+        with _serving(directory, full, host, port, signal.SIGTERM, _accepts(host, port)) as server:
+            yield server
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import signal
 import socket
@@ -21,6 +20,8 @@ import trustme
 
 from kaio.testing import blackhole
 
+from .lines import Lines
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORT = "idle=1s,interval=1s,count=2,stalled=drop"  # dead after 3 s, in whatever state
 BOUND = 3.0 + 1.0
@@ -31,27 +32,12 @@ class Program:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._seen: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with contextlib.suppress(ValueError):  # closed at the end of the test
-            for line in self.process.stdout:
-                self._lines.put(line.rstrip("\n"))
+        assert process.stdout is not None
+        self._printed = Lines(process.stdout)
 
     def find(self, pattern: str, within: float = 10.0) -> re.Match[str]:
         """The next line that has a pattern."""
-        deadline = time.monotonic() + within
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise AssertionError(f"no {pattern!r} within {within} s after {self._seen}") from None
-            self._seen.append(line)
-            if found := re.search(pattern, line):
-                return found
+        return self._printed.find(pattern, within)
 
     def connect(self, port: int | None = None) -> socket.socket:
         """A client's socket."""
@@ -62,10 +48,11 @@ class Program:
     @property
     def port(self) -> int:
         """Where it listens; its first line says so."""
-        if not self._seen:
+        if not self._printed.seen:
             self.find("")
-        found = re.match(r"listening on 0\.0\.0\.0:(\d+)", self._seen[0])
-        assert found, self._seen[0]
+        first = self._printed.seen[0]
+        found = re.match(r"listening on 0\.0\.0\.0:(\d+)", first)
+        assert found, first
         return int(found[1])
 
 

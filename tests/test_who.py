@@ -139,6 +139,22 @@ async def test_a_listeners_certificate_is_exchanged_while_it_serves(
         kaio.Listener("127.0.0.1:0").ssl = first
 
 
+async def test_a_certificate_that_is_loaded_into_the_context_in_use(
+    authority: trustme.CA, client_tls: ssl.SSLContext
+) -> None:
+    """The other way to exchange it: new connections have it, without a word to the listener."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with kaio.serve(echo, "localhost", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        seen = []
+        for _ in range(3):
+            async with kaio.connect("localhost", port, ssl=client_tls) as connection:
+                seen.append(serial(connection))
+            authority.issue_cert("localhost").configure_cert(context)
+        assert len(set(seen)) == 3
+
+
 async def test_alpn_and_sni_are_those_of_the_context(authority: trustme.CA, client_tls: ssl.SSLContext) -> None:
     """As in asyncio: nothing to do for kaio but to let them through."""
     names: list[str] = []
