@@ -52,6 +52,11 @@ SIX = (("2001:db8::1", 1, 0, 0), ("2001:db8::2", 65535, 0, 0))
 GOOD: dict[str, tuple[bytes, Any, Any]] = {
     "v1 TCP4": (b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n", *FOUR),
     "v1 TCP6": (b"PROXY TCP6 2001:db8::1 2001:db8:0:0::2 1 65535\r\n", *SIX),
+    "v1 mapped": (
+        b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:c000:202 50000 443\r\n",
+        ("::ffff:192.0.2.1", 50000, 0, 0),
+        ("::ffff:192.0.2.2", 443, 0, 0),
+    ),
     "v1 port 0": (b"PROXY TCP4 0.0.0.0 255.255.255.255 0 0\r\n", ("0.0.0.0", 0), ("255.255.255.255", 0)),
     "v1 UNKNOWN": (b"PROXY UNKNOWN\r\n", None, None),
     "v1 UNKNOWN and more": (b"PROXY UNKNOWN ffff:f...f 65535 what ever\r\n", None, None),
@@ -224,6 +229,8 @@ def test_who_is_trusted(peername: Any, trusted: bool) -> None:
     """Networks and addresses; an IPv4 address in IPv6's clothes is an IPv4 address."""
     given: list[Any] = ["10.0.0.0/8", "2001:db8::/32", "fe80::/10", IPv4Network("192.0.2.7/32")]
     assert kaio.ProxyProtocol(given).is_trusted(peername) is trusted
+    if "10." in str(peername):
+        assert kaio.ProxyProtocol(["::ffff:10.0.0.0/104"]).is_trusted(peername) is trusted
     assert kaio.ProxyProtocol(["unix", "192.0.2.1"]).is_trusted("") is True
     assert kaio.ProxyProtocol(["unix"]).is_trusted(("10.1.2.3", 5)) is False
 

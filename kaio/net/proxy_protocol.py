@@ -84,12 +84,13 @@ class ProxyProtocol:
 
 
 def _network(given: object) -> Network:
-    if isinstance(given, (IPv4Network, IPv6Network)):
-        return given
     try:
-        if not isinstance(given, (str, IPv4Address, IPv6Address)):
+        if not isinstance(given, (str, IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
             raise ValueError("not a network")
-        return ip_network(given)
+        network = ip_network(given)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+        # As `is_trusted` takes an IPv4 address in IPv6's dress for what it is.
+        return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))
     except ValueError as exc:
         raise ValueError(f"trusted={given!r}: must be a network such as '10.0.0.0/8', or 'unix': {exc}") from None
 
@@ -287,7 +288,7 @@ def _v1_address(family: int, host: str, port: str) -> SocketAddress:
         return str(IPv4Address(host)), int(port)
     if "%" in host:
         raise ValueError(host)
-    return str(IPv6Address(host)), int(port), 0, 0
+    return _ipv6(IPv6Address(host).packed), int(port), 0, 0
 
 
 def _v4(body: bytes) -> tuple[SocketAddress, SocketAddress]:
@@ -295,9 +296,14 @@ def _v4(body: bytes) -> tuple[SocketAddress, SocketAddress]:
     return (str(IPv4Address(source)), source_port), (str(IPv4Address(destination)), destination_port)
 
 
+def _ipv6(packed: bytes) -> str:
+    """Write an address as getpeername() does: IPv4 addresses in IPv6's dress with dots."""
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
 def _v6(body: bytes) -> tuple[SocketAddress, SocketAddress]:
     source, destination, source_port, destination_port = struct.unpack("!16s16sHH", body)
-    return (str(IPv6Address(source)), source_port, 0, 0), (str(IPv6Address(destination)), destination_port, 0, 0)
+    return (_ipv6(source), source_port, 0, 0), (_ipv6(destination), destination_port, 0, 0)
 
 
 def _unix(body: bytes) -> tuple[SocketAddress, SocketAddress]:
