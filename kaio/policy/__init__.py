@@ -4,6 +4,7 @@ units       times and counts as text: `20s`, `1m30s`, `4`
 fields      `AUTO` and the kernel's limits
 state       `SocketState`: the options that a socket has
 text        the text of a policy: `20s:10s:4`, `detect=30s`
+libraries   a policy as the options that other libraries accept
 keepalive   `Keepalive`, its checks and its arithmetic; `as_policy`, for arguments named `keepalive=`
 
 Each module imports only from those above it. Import the public names from here; `kaio.kernel`, which needs nothing but

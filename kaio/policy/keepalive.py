@@ -8,13 +8,16 @@ the kernel's unit: whole seconds, and whole milliseconds for the user timeout.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
+import socket
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from ..errors import PolicyError
+from ..errors import KeepaliveError, PolicyError
+from . import libraries
 from .fields import AUTO, MAX_COUNT, MAX_SECONDS, MAX_USER_TIMEOUT_MS, Auto, Stalled
 from .text import parse_libkeepalive, parse_policy
 from .units import format_seconds, format_times
@@ -212,6 +215,53 @@ class Keepalive:
                 raise PolicyError("KAIO_KEEPALIVE", spec, f"{exc.field}: {exc.limit}") from exc
         return parse_libkeepalive(env, cls, cls.OFF)
 
+    # -- for libraries that make their own sockets, on any loop or none
+
+    def socket_options(self) -> list[libraries.SocketOption]:
+        """Return the policy as arguments of setsockopt: (level, option, value), for this platform.
+
+        For `socket_options=` of httpx's, httpx2's and httpcore's transports, and of urllib3's pools (requests).
+
+        The kernel alone enforces such a policy. The user timeout is in it with stalled="keep", too, because without a
+        monitor nothing else bounds how long a request may stay unacknowledged; a peer that is alive and accepts no
+        data for that long is then dropped. Give the policy `user_timeout=None` to spare it, and lose the bound.
+
+        Raises `KeepaliveError` for a field that the platform cannot set.
+        """
+        return libraries.socket_options(self)
+
+    def socket_factory(self, addr_info: tuple[Any, ...]) -> socket.socket:
+        """Make a socket with the policy for an element of getaddrinfo's answer.
+
+        For `socket_factory=` of aiohttp.TCPConnector and aiohappyeyeballs.start_connection. The options are those of
+        `socket_options`, and are read back. Raises `KeepaliveError` where the kernel refuses one or has another value.
+        """
+        family, kind, proto = addr_info[:3]
+        sock = socket.socket(family, kind, proto)
+        try:
+            if family in (socket.AF_INET, socket.AF_INET6):
+                for level, option, value in self.socket_options():
+                    _set_and_compare(sock, level, option, value)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def libpq(self) -> dict[str, int]:
+        """Return the policy as libpq's connection parameters: keepalives, keepalives_idle and so on, tcp_user_timeout.
+
+        For `psycopg.connect(**policy.libpq())` and SQLAlchemy's `connect_args=`. What `socket_options` says of the user
+        timeout applies. libpq ignores what the platform cannot set.
+        """
+        return libraries.libpq(self)
+
+    def redis(self) -> dict[str, Any]:
+        """Return the policy as redis-py's arguments: socket_keepalive and socket_keepalive_options.
+
+        What `socket_options` says of the user timeout applies. Raises `KeepaliveError` as it does.
+        """
+        return libraries.redis(self)
+
     def __str__(self) -> str:
         if not self.enabled:
             return "off"
@@ -259,6 +309,16 @@ def as_policy(keepalive: KeepaliveArg) -> Keepalive:
         keepalive,
         "must be a Keepalive, a string such as '20s:10s:4' or 'detect=30s', True, False or None",
     )
+
+
+def _set_and_compare(sock: socket.socket, level: int, option: int, value: int) -> None:
+    try:
+        sock.setsockopt(level, option, value)
+        has = sock.getsockopt(level, option)
+    except OSError as exc:
+        raise KeepaliveError(exc.errno, f"option {option} of level {level}: {value}: {exc.strerror}") from exc
+    if has != value and not (value == 1 and level == socket.SOL_SOCKET and has):  # the BSDs return the flag's bit
+        raise KeepaliveError(errno.EINVAL, f"option {option} of level {level}: set to {value}, but it is {has}")
 
 
 # -- checking values
