@@ -1,17 +1,22 @@
 """The exceptions of kaio, and what it takes to make, keep and print them.
 
     KaioError
-    ├── PolicyError(ValueError)          invalid policy: has the field, the value and the limit
-    ├── AddressError(ValueError)         invalid address: has the address and the problem
-    ├── KeepaliveError(OSError)          the options of a socket could not be set or read
-    ├── DeadPeerError(ConnectionError)   the peer no longer answers: has the cause and the time since it was last heard
-    ├── ResetError(ConnectionResetError) the peer of a stream is alive and has reset or closed the connection
-    ├── IdleTimeoutError(ConnectionAbortedError)  nothing was received for as long as this side allows
-    └── SendTimeoutError(ConnectionAbortedError)  nothing was acknowledged for as long as this side allows
+    ├── PolicyError(ValueError)    invalid policy: has the field, the value and the limit
+    ├── AddressError(ValueError)   invalid address: has the address and the problem
+    ├── KeepaliveError(OSError)    the options of a socket could not be set or read
+    └── ConnectionEnded            what every end of a connection has in common
+        ├── DeadPeerError(ConnectionError)             the peer no longer answers: has the cause and the silence
+        ├── ResetError(ConnectionResetError)           the peer is alive and has reset or closed the connection
+        ├── IdleTimeoutError(ConnectionAbortedError)   nothing was received for as long as this side allows
+        ├── SendTimeoutError(ConnectionAbortedError)   nothing was acknowledged for as long as this side allows
+        ├── BrokenResourceError(anyio.BrokenResourceError)   another error has ended it: the __cause__
+        ├── EndOfStream(anyio.EndOfStream)                   the peer has sent EOF
+        ├── IncompleteRead(anyio.IncompleteRead)             it has sent EOF before what was waited for
+        └── ClosedResourceError(anyio.ClosedResourceError)   this side has closed it
 
-Rules kept here: the last four are also `anyio.BrokenResourceError`, so that code written for anyio's streams catches
-them. No exception of kaio is a `TimeoutError`: an `except TimeoutError` around an application's own timeout does not
-catch a dead peer.
+Rules kept here: the first five of those are also `anyio.BrokenResourceError`, so that code written for anyio's streams
+catches them all. No exception of kaio is a `TimeoutError`: an `except TimeoutError` around an application's own timeout
+does not catch a dead peer.
 
 `remember` and `as_stream_error` keep the exception that ended a connection and give it to each caller of a stream.
 `format_address` writes an address in a message, `os_error` makes the exception of an error number.
@@ -27,7 +32,7 @@ from collections.abc import Callable
 from errno import ECONNABORTED, ETIMEDOUT
 from typing import TYPE_CHECKING, Any, Final
 
-from anyio import BrokenResourceError
+import anyio
 
 if TYPE_CHECKING:
     from .kernel.tcpinfo import TcpInfo
@@ -35,9 +40,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddressError",
+    "BrokenResourceError",
     "Cause",
+    "ClosedResourceError",
+    "ConnectionEnded",
     "DeadPeerError",
+    "EndOfStream",
     "IdleTimeoutError",
+    "IncompleteRead",
     "KaioError",
     "KeepaliveError",
     "PolicyError",
@@ -90,6 +100,14 @@ class KeepaliveError(KaioError, OSError):
     """
 
 
+class ConnectionEnded(KaioError):  # noqa: N818 - an end is often no error
+    """The connection has ended, in whatever way, or cannot give what was waited for because its end has been reached.
+
+    What a `Connection` raises then is always a kind of this: the peer is dead or has reset or closed the connection, a
+    time limit has passed, or this side has closed it.
+    """
+
+
 class Cause(enum.StrEnum):
     """The reason why a peer is considered dead."""
 
@@ -105,7 +123,7 @@ class Cause(enum.StrEnum):
     """The peer did not answer the SYN."""
 
 
-class DeadPeerError(KaioError, ConnectionError, BrokenResourceError):
+class DeadPeerError(ConnectionEnded, ConnectionError, anyio.BrokenResourceError):
     """The peer of a TCP connection no longer answers. It is a `ConnectionError`, and not a `TimeoutError`.
 
     `__cause__` is the kernel's `OSError`, and `errno` its error number: ETIMEDOUT; or, with the cause UNREACHABLE, the
@@ -172,11 +190,11 @@ def _rebuild(
     )
 
 
-class ResetError(KaioError, ConnectionResetError, BrokenResourceError):
+class ResetError(ConnectionEnded, ConnectionResetError, anyio.BrokenResourceError):
     """The peer of a `Connection` reset it, or closed it while data was in flight. The peer is alive."""
 
 
-class _TimeLimitError(KaioError, ConnectionAbortedError, BrokenResourceError):
+class _TimeLimitError(ConnectionEnded, ConnectionAbortedError, anyio.BrokenResourceError):
     """A time limit of this side's has ended a connection: a `ConnectionError`, and not a `TimeoutError`."""
 
     timeout: float
@@ -215,6 +233,28 @@ class SendTimeoutError(_TimeLimitError):
     """
 
     _what = "{where} has not taken any data for {timeout:g} s"
+
+
+class BrokenResourceError(ConnectionEnded, anyio.BrokenResourceError):
+    """An error that is neither a death nor a reset has ended the connection, such as one of TLS: it is the `__cause__`.
+
+    Without a cause: the connection has ended in good order, and nothing more can be sent.
+    """
+
+
+class EndOfStream(ConnectionEnded, anyio.EndOfStream):
+    """The peer has closed the connection or sent EOF, and everything that it sent before has been received."""
+
+
+class IncompleteRead(ConnectionEnded, anyio.IncompleteRead):
+    """The peer has sent EOF before everything that was waited for. What did come stays in the buffer."""
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[object, ...]]:
+        return type(self), ()  # anyio's takes no arguments, and has one
+
+
+class ClosedResourceError(ConnectionEnded, anyio.ClosedResourceError):
+    """This side has closed the connection."""
 
 
 class RememberedError:

@@ -13,22 +13,39 @@ import anyio
 import pytest
 
 import kaio
-from kaio import AddressError, Cause, DeadPeerError, KaioError, Keepalive, KeepaliveError, PolicyError, ResetError
+from kaio import (
+    AddressError,
+    Cause,
+    ConnectionEnded,
+    DeadPeerError,
+    KaioError,
+    Keepalive,
+    KeepaliveError,
+    PolicyError,
+    ResetError,
+)
 from kaio import errors as errors_module
 from kaio.errors import format_address, os_error
 
+ENDED: set[type[Exception]] = {KaioError, ConnectionEnded}
 TREE: dict[type[Exception], set[type[Exception]]] = {
     KaioError: set(),
     PolicyError: {KaioError, ValueError},
     AddressError: {KaioError, ValueError},
     KeepaliveError: {KaioError, OSError},
-    DeadPeerError: {KaioError, OSError, ConnectionError, anyio.BrokenResourceError},
-    ResetError: {KaioError, OSError, ConnectionError, ConnectionResetError, anyio.BrokenResourceError},
-    kaio.IdleTimeoutError: {KaioError, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
-    kaio.SendTimeoutError: {KaioError, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
+    ConnectionEnded: {KaioError},
+    DeadPeerError: {*ENDED, OSError, ConnectionError, anyio.BrokenResourceError},
+    ResetError: {*ENDED, OSError, ConnectionError, ConnectionResetError, anyio.BrokenResourceError},
+    kaio.IdleTimeoutError: {*ENDED, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
+    kaio.SendTimeoutError: {*ENDED, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
+    kaio.BrokenResourceError: {*ENDED, anyio.BrokenResourceError},
+    kaio.EndOfStream: {*ENDED, anyio.EndOfStream},
+    kaio.IncompleteRead: {*ENDED, anyio.IncompleteRead},
+    kaio.ClosedResourceError: {*ENDED, anyio.ClosedResourceError},
 }
 ASKED: set[type[Exception]] = {
     KaioError,
+    ConnectionEnded,
     ValueError,
     OSError,
     ConnectionError,
@@ -39,6 +56,7 @@ ASKED: set[type[Exception]] = {
     anyio.BrokenResourceError,
     anyio.ClosedResourceError,
     anyio.EndOfStream,
+    anyio.IncompleteRead,
 }
 
 
@@ -113,6 +131,10 @@ def test_copies_of_a_dead_peer_error_keep_every_field(
         AddressError("x", "has no port"),
         KeepaliveError(errno.EBADF, "the socket is closed"),
         ResetError(errno.ECONNRESET, "reset"),
+        kaio.BrokenResourceError("TLS"),
+        kaio.EndOfStream(),
+        kaio.IncompleteRead(),
+        kaio.ClosedResourceError(),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -15,16 +15,18 @@ from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
-from anyio import (
-    ClosedResourceError,
-    DelimiterNotFound,
-    EndOfStream,
-    IncompleteRead,
-    TypedAttributeProvider,
-)
+from anyio import DelimiterNotFound, TypedAttributeProvider
 from anyio.abc import SocketAttribute, SocketStream
 
-from ..errors import DeadPeerError, KeepaliveError, as_stream_error, format_address
+from ..errors import (
+    ClosedResourceError,
+    DeadPeerError,
+    EndOfStream,
+    IncompleteRead,
+    KeepaliveError,
+    as_stream_error,
+    format_address,
+)
 from ..liveness.health import Health
 from ..policy import Keepalive, KeepaliveArg, SocketState
 from .draining import Draining
@@ -83,9 +85,10 @@ else:
 class Connection(_Stream):
     """A connection as a stream: an `anyio.abc.SocketStream` that knows whether its peer is still there.
 
-    Every method that waits raises `DeadPeerError` when the peer dies, `ResetError` when it resets the connection (both
-    are `anyio.BrokenResourceError`, too), `anyio.ClosedResourceError` after `aclose`, and `anyio.BusyResourceError`
-    when another task is in the same method. What was received before is delivered first.
+    Every method that waits raises a kind of `ConnectionEnded` when the connection has ended: `DeadPeerError` when the
+    peer died, `ResetError` when it reset the connection (both are `anyio.BrokenResourceError`, too),
+    `ClosedResourceError` (anyio's, too) after `aclose`. What was received before is delivered first. Raises
+    `anyio.BusyResourceError` when another task is in the same method.
 
     Unlike those of anyio's own streams, methods that need not wait mostly return without yielding to the loop. A
     handler that takes long for each of many small messages should yield itself, with `await asyncio.sleep(0)`.
@@ -105,7 +108,7 @@ class Connection(_Stream):
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive at least one byte and at most `max_bytes`. Returns at once when the buffer is not empty.
 
-        Raises `anyio.EndOfStream` when the peer has closed or sent EOF.
+        Raises `EndOfStream` when the peer has closed or sent EOF.
         """
         protocol = self._protocol
         protocol.check_receive()
@@ -143,7 +146,7 @@ class Connection(_Stream):
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive exactly that many bytes.
 
-        Raises `anyio.IncompleteRead` at an earlier end of the stream; what was received stays in the buffer.
+        Raises `IncompleteRead` at an earlier end of the stream; what was received stays in the buffer.
         """
         protocol = self._protocol
         protocol.check_receive()
@@ -160,7 +163,7 @@ class Connection(_Stream):
         """Receive up to a delimiter and return what comes before it. The delimiter is removed.
 
         Raises `anyio.DelimiterNotFound` when the first `max_bytes` bytes do not contain it, and
-        `anyio.IncompleteRead` at an end of the stream before it; what was received stays in the buffer.
+        `IncompleteRead` at an end of the stream before it; what was received stays in the buffer.
         """
         protocol = self._protocol
         protocol.check_receive()
@@ -228,7 +231,7 @@ class Connection(_Stream):
         until the peer closes as well, within the same time. TLS has no half close: there the connection is reset, so
         receive everything that the peer sends before closing.
 
-        Never raises errors of the network. Other tasks that wait in the connection get `anyio.ClosedResourceError`.
+        Never raises errors of the network. Other tasks that wait in the connection get `ClosedResourceError`.
         When cancelled, it aborts the connection at once.
         """
         protocol = self._protocol
@@ -285,7 +288,7 @@ class Connection(_Stream):
         """Return a scope, like `asyncio.timeout`, whose block is cancelled when the connection ends.
 
         The block then raises `DeadPeerError` if the peer died, `ResetError` if it reset the connection,
-        `anyio.EndOfStream` if it closed it, and `anyio.ClosedResourceError` if another task of this side did. A mere
+        `EndOfStream` if it closed it, and `ClosedResourceError` if another task of this side did. A mere
         EOF (half close) from the peer does not end the block. Scopes can be nested, also with asyncio's and anyio's.
         """
         return AliveScope(self._transport)

@@ -6,9 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from anyio import ClosedResourceError, EndOfStream
-
-from ..errors import as_stream_error
+from ..errors import ClosedResourceError, EndOfStream, as_stream_error
 
 if TYPE_CHECKING:
     from .transports import WatchedTransport

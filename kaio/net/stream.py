@@ -11,9 +11,18 @@ import contextlib
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
+import anyio
+from anyio import BusyResourceError
 
-from ..errors import DeadPeerError, RememberedError, as_stream_error, remember
+from ..errors import (
+    BrokenResourceError,
+    ClosedResourceError,
+    DeadPeerError,
+    EndOfStream,
+    RememberedError,
+    as_stream_error,
+    remember,
+)
 from ..kernel.queues import take_unread, unacknowledged, unread
 from .awaited import RETURN_NONE, AwaitedProtocol
 from .connection import Connection
@@ -331,7 +340,7 @@ class StreamProtocol(AwaitedProtocol):
         if self.is_lost:
             raise BrokenResourceError
         if self.sent_eof:
-            raise ClosedResourceError
+            raise anyio.ClosedResourceError  # not an end of the connection: the peer may go on sending
         if self._drain_waiter is not None:
             raise BusyResourceError("sending to")
 

@@ -130,7 +130,7 @@ class KeepaliveTransport(asyncio.Transport):
         """Return a scope, like `asyncio.timeout`, whose block is cancelled when the connection ends.
 
         The block then raises `DeadPeerError` if the peer died, `ResetError` if it reset the connection,
-        `anyio.EndOfStream` if it closed it, and `anyio.ClosedResourceError` if another task of this side did. A mere
+        `EndOfStream` if it closed it, and `ClosedResourceError` if another task of this side did. A mere
         EOF (half close) from the peer does not end the block. Scopes can be nested, also with asyncio's and anyio's.
         """
         raise NotImplementedError
