@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .net.notify import notify
     from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
     from .net.proxy_protocol import ProxyError, ProxyHeader, ProxyProtocol, ProxyTls
+    from .net.retry import Retry
     from .net.scopes import AliveScope
     from .net.server import Server, create_server, serve, start_server
     from .net.transports import KeepaliveTransport
@@ -89,6 +90,7 @@ __all__ = [
     "ProxyTls",
     "Report",
     "ResetError",
+    "Retry",
     "SendTimeoutError",
     "Server",
     "SocketState",
@@ -155,6 +157,7 @@ _HOMES: Final = {
     "net.server": ("Server", "create_server", "serve", "start_server"),
     "monitor.survey": ("Report", "sweep"),
     "kernel.tcpinfo": ("TcpInfo", "TcpState"),
+    "net.retry": ("Retry",),
     "net.scopes": ("AliveScope",),
     "net.transports": ("KeepaliveTransport",),
     "liveness.health": ("Health", "State"),

@@ -1,4 +1,4 @@
-"""Connecting: `connect`, and asyncio's `create_connection` and `open_connection` with a policy.
+"""Connecting, once or again and again: `connect`; asyncio's `create_connection` and `open_connection` with a policy.
 
 Rules kept here: options are set before connect(), so that the user timeout bounds the handshake too. kaio makes the
 sockets itself, because no loop lets options be set that early. A peer that does not answer is a `DeadPeerError`; one
@@ -13,11 +13,11 @@ import errno
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable
-from typing import Final, TypedDict, TypeVar, Unpack, overload
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypedDict, TypeVar, Unpack, overload
 
 from ..addresses import Address, TcpAddress, UnixAddress, make_address
-from ..errors import Cause, DeadPeerError, KeepaliveError
+from ..errors import Cause, DeadPeerError, KeepaliveError, format_address
 from ..kernel.options import SocketLike, platform
 from ..kernel.sockets import apply_or_warn, logger, raw_socket, target_state
 from ..liveness.causes import DEATHS, NO_WAY, dead_peer
@@ -44,8 +44,10 @@ from .dialing import (
     tls_arguments,
 )
 from .endpoints import PolicyChoice, Terms, choose_policy, with_system_times
-from .pending import Pending
+from .pending import Pending, Promise
 from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
+from .reconnecting import AgainProtocol, Reconnecting, StreamEnds, TransportEnds, attempt_in_row
+from .retry import Backoff, Retry, check_retry
 from .stream import StreamProtocol
 from .transports import KeepaliveTransport
 
@@ -55,6 +57,8 @@ HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds, RFC 8305 section 5
 
 _TCP: Final = (socket.AF_INET, socket.AF_INET6)
 
+T = TypeVar("T")
+K = TypeVar("K", bound=asyncio.Transport)
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 W = TypeVar("W", bound=KeepaliveProtocol | BufferedKeepaliveProtocol)
 
@@ -70,8 +74,20 @@ def connect(
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
-) -> Pending[Connection]:
-    """Open a connection as a stream: `await connect(...)`, or `async with connect(...) as connection`.
+    retry: Retry | None = None,
+) -> Connecting:
+    """Open a connection as a stream: `await connect(...)`, or `async with connect(...) as connection`; or one after the
+    other, for as long as it takes:
+
+        async for connection in kaio.connect("broker", 5672):
+            async with connection:
+                ...
+
+    The inner block ends with its connection, whatever ends it: `ConnectionEnded`, or a group of nothing else. The loop
+    then connects again, at once at first, then after growing, random delays (`Retry`). Without the inner block an
+    exception leaves the loop, as it leaves any loop: to see it, write `try` and `except kaio.ConnectionEnded` in place
+    of that block. Every other exception leaves both, as do `break`, `return` and cancellation, and closes the
+    connection.
 
     Takes a host and a port, or both as one ("db.example:5432", "[::1]:5432", "unix:/run/db.sock", a path object, a
     `Listener.address`). The TLS arguments are asyncio's; `happy_eyeballs_delay` is in seconds (RFC 8305; None: one
@@ -81,6 +97,8 @@ def connect(
     that dies during the handshake is a `DeadPeerError`. One that is alive and does not speak TLS is asyncio's
     ConnectionAbortedError after `ssl_handshake_timeout` seconds. None means nine eighths of the user timeout and
     half a second, so that the kernel reports a dead peer first; at most asyncio's 60 s.
+
+    `retry` says when to attempt again. None: `Retry()` for the loop, and one attempt otherwise.
 
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or none can be reached (UNREACHABLE); other
     OSErrors as they are, such as ConnectionRefusedError; `PolicyError`, `AddressError`, ValueError at once.
@@ -95,9 +113,9 @@ def connect(
         ssl_shutdown_timeout,
     )
 
-    async def make() -> Connection:
+    async def make(protocol_class: type[StreamProtocol] = StreamProtocol) -> Connection:
         made: list[Connection] = []
-        new = attaching(lambda: StreamProtocol(made.append))
+        new = attaching(lambda: protocol_class(made.append))
         if isinstance(address, UnixAddress):
             loop, path = asyncio.get_running_loop(), address.path
             await _make_transport(
@@ -117,7 +135,47 @@ def connect(
             )
         return made[0]
 
-    return Pending(make)
+    return Connecting(make, lambda: make(AgainProtocol), check_retry(retry), str(address))
+
+
+class Connecting(Pending[Connection]):
+    """What `connect` returns: a connection to be awaited or entered, or connections to iterate over."""
+
+    def __init__(
+        self,
+        make: Callable[[], Awaitable[Connection]],
+        make_again: Callable[[], Awaitable[Connection]],
+        retry: Retry | None,
+        where: str,
+    ) -> None:
+        super().__init__(_retrying(make, retry, where))
+        self._make_again = make_again
+        self._retry = retry
+        self._where = where
+
+    def __aiter__(self) -> AsyncIterator[Connection]:
+        self._used = True
+        return Reconnecting(self._make_again, StreamEnds, self._retry, self._where)
+
+
+class ConnectingTransport(Promise[tuple[K, P]]):
+    """What `create_connection` returns: a coroutine, and transports and protocols to iterate over."""
+
+    def __init__(self, make: Callable[[], Awaitable[tuple[K, P]]], retry: Retry | None, where: str) -> None:
+        super().__init__(_retrying(make, retry, where))
+        self._make_one = make
+        self._retry = retry
+        self._where = where
+
+    def __aiter__(self) -> AsyncIterator[tuple[K, P]]:
+        self._used = True
+        return Reconnecting(self._make_one, TransportEnds, self._retry, self._where)
+
+
+def _retrying(make: Callable[[], Awaitable[T]], retry: Retry | None, where: str) -> Callable[[], Awaitable[T]]:
+    if retry is None:
+        return make
+    return lambda: attempt_in_row(Backoff(retry, asyncio.get_running_loop().time()), make, where)
 
 
 class _ConnectionOptions(TypedDict, total=False):
@@ -136,27 +194,28 @@ class _ConnectionOptions(TypedDict, total=False):
     happy_eyeballs_delay: float | None
     interleave: int | None
     all_errors: bool
+    retry: Retry | None
 
 
 @overload
-async def create_connection(
+def create_connection(
     protocol_factory: Callable[[], W],
     host: str | None = None,
     port: int | str | None = None,
     **options: Unpack[_ConnectionOptions],
-) -> tuple[KeepaliveTransport, W]: ...
+) -> ConnectingTransport[KeepaliveTransport, W]: ...
 
 
 @overload
-async def create_connection(
+def create_connection(
     protocol_factory: Callable[[], P],
     host: str | None = None,
     port: int | str | None = None,
     **options: Unpack[_ConnectionOptions],
-) -> tuple[asyncio.Transport, P]: ...
+) -> ConnectingTransport[asyncio.Transport, P]: ...
 
 
-async def create_connection(
+def create_connection(
     protocol_factory: Callable[[], P],
     host: str | None = None,
     port: int | str | None = None,
@@ -174,13 +233,64 @@ async def create_connection(
     happy_eyeballs_delay: float | None = None,
     interleave: int | None = None,
     all_errors: bool = False,
-) -> tuple[asyncio.Transport, P]:
-    """Open a connection as asyncio's `loop.create_connection` does, with a policy.
+    retry: Retry | None = None,
+) -> ConnectingTransport[Any, Any]:
+    """Open a connection as asyncio's `loop.create_connection` does, with a policy; or one after the other:
+
+        async for transport, protocol in kaio.create_connection(Client, "broker", 1883):
+            await transport.wait_closed()
 
     The transport is a `KeepaliveTransport` when the protocol is a `KeepaliveProtocol`. A `sock` must be connected, and
     gets the policy. Without `keepalive`, the factory's own `keepalive` attribute is the policy: pass the protocol class
-    itself where you can. Raises what `connect` raises, and ValueError as asyncio does.
+    itself where you can. Raises what `connect` raises, and ValueError as asyncio does, when it is awaited.
+
+    `retry` is that of `connect`, and so is the loop: it closes a transport that the block has left open, and connects
+    again with a new protocol. It cannot be had with `sock`.
     """
+    check_retry(retry)
+
+    async def make() -> tuple[asyncio.Transport, P]:
+        return await _create_connection(
+            protocol_factory,
+            host,
+            port,
+            keepalive=keepalive,
+            ssl=ssl,
+            family=family,
+            proto=proto,
+            flags=flags,
+            sock=sock,
+            local_addr=local_addr,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interleave=interleave,
+            all_errors=all_errors,
+        )
+
+    return ConnectingTransport(make, retry, format_address((host, port)))
+
+
+async def _create_connection(
+    protocol_factory: Callable[[], P],
+    host: str | None,
+    port: int | str | None,
+    *,
+    keepalive: KeepaliveArg,
+    ssl: ssl_module.SSLContext | bool | None,
+    family: int,
+    proto: int,
+    flags: int,
+    sock: socket.socket | None,
+    local_addr: tuple[str, int] | None,
+    server_hostname: str | None,
+    ssl_handshake_timeout: float | None,
+    ssl_shutdown_timeout: float | None,
+    happy_eyeballs_delay: float | None,
+    interleave: int | None,
+    all_errors: bool,
+) -> tuple[asyncio.Transport, P]:
     address = None if sock is None or sock.family in _TCP else UnixAddress(str(sock.getsockname()))
     choice = choose_policy(keepalive, factory=protocol_factory, address=address)
     tls = tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .server import Server
     from .stream import StreamProtocol
 
-__all__ = ["CLOSE_TIMEOUT", "Connection", "finish"]
+__all__ = ["CLOSE_TIMEOUT", "Connection", "end_of", "finish", "is_over"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -428,9 +428,22 @@ _anyios_attributes: Final = cast("property", SocketStream.extra_attributes)
 SocketStream.register(Connection)
 
 
+# Functions and not methods, because they are not for users.
+
+
+def is_over(connection: Connection) -> bool:
+    """Return whether a connection has ended or been closed, or its peer has sent EOF."""
+    return connection._protocol.is_over  # noqa: SLF001
+
+
+def end_of(connection: Connection) -> BaseException | None:
+    """Return the error that has ended a connection; None: it has not ended, or has been closed in good order."""
+    return as_stream_error(connection._protocol.error)  # noqa: SLF001
+
+
 def finish(connection: Connection, timeout: float) -> None:
     """Close a connection without waiting, and abort it unless everything is sent within that time. For servers."""
-    protocol, transport = connection._protocol, connection._transport  # noqa: SLF001 - not for users, so no method
+    protocol, transport = connection._protocol, connection._transport  # noqa: SLF001
     protocol.mark_closed()
     if protocol.is_lost:
         return

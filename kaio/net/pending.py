@@ -1,13 +1,13 @@
-"""`Pending`: what `connect` and `serve` return, to be awaited or entered."""
+"""`Promise` and `Pending`: what the functions return that connect and serve, to be awaited or entered."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "Promise"]
 
 
 class _AsyncCloseable(Protocol):
@@ -18,29 +18,56 @@ class _AsyncCloseable(Protocol):
     ) -> bool | None: ...
 
 
+R = TypeVar("R")
 T = TypeVar("T", bound=_AsyncCloseable)
 
 
-class Pending(Generic[T]):
+class Promise(Coroutine[Any, Any, R], Generic[R]):
+    """A coroutine in every respect, which a subclass can give more uses: to be entered, or iterated over."""
+
+    def __init__(self, make: Callable[[], Awaitable[R]]) -> None:
+        self._make = make
+        self._used = False
+        self._running: Generator[Any, Any, R] | None = None
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        self._used = True
+        return self._make().__await__()
+
+    # A coroutine's own methods, for `asyncio.create_task` and the like.
+
+    def send(self, value: Any, /) -> Any:
+        if self._running is None:
+            self._running = self.__await__()
+        return self._running.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        if self._running is None:
+            self._running = self.__await__()
+        return self._running.throw(*exc)
+
+    def close(self) -> None:
+        self._used = True
+        if self._running is not None:
+            self._running.close()
+
+    def __del__(self) -> None:
+        if not self._used:
+            message = f"{type(self).__name__} was never awaited: write `await kaio...(...)`"
+            warnings.warn(message, RuntimeWarning, source=self, stacklevel=2)
+
+
+class Pending(Promise[T]):
     """A connection or server to be made: by `await`, or by `async with`, which closes it at its end."""
 
     def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
-        self._make = make
+        super().__init__(make)
         self._made: T | None = None
-        self._used = False
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        self._used = True
-        return self._make().__await__()
 
     if not TYPE_CHECKING:  # a type checker finds the mistake itself
 
         def __getattr__(self, name: str) -> NoReturn:
             raise AttributeError(f"there is no {name!r} yet: write `await kaio...(...)`, or `async with`")
-
-    def __del__(self) -> None:
-        if not self._used:
-            warnings.warn("connect() or serve() was never awaited", RuntimeWarning, source=self, stacklevel=2)
 
     async def __aenter__(self) -> T:
         if self._made is not None:

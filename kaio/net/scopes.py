@@ -1,17 +1,45 @@
-"""`AliveScope`, which `while_alive()` returns: a block that is cancelled when the connection ends."""
+"""What waits for the end of a connection: `AliveScope`, a block that is cancelled then, and `Closed`, a future."""
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ClosedResourceError, EndOfStream, as_stream_error
 
 if TYPE_CHECKING:
     from .transports import WatchedTransport
 
-__all__ = ["AliveScope"]
+__all__ = ["AliveScope", "Closed", "Scope"]
+
+
+class Scope(Protocol):
+    """What a transport tells of its end."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The connection has ended, or its end is known: connection_lost may still be to come."""
+        ...
+
+    def lost(self) -> None:
+        """connection_lost is being called, or another protocol has the connection."""
+        ...
+
+
+class Closed:
+    """A future that is done when the connection is lost."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(self, error: BaseException | None) -> None:
+        """Do nothing: what was received before may still be to be read."""
+
+    def lost(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class AliveScope:
@@ -70,3 +98,6 @@ class AliveScope:
         self._reason = as_stream_error(error) or clean
         assert self._task is not None
         self._task.cancel()
+
+    def lost(self) -> None:
+        """Do nothing: `ended` came before."""

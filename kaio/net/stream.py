@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import ClassVar, Final, NoReturn
 
 import anyio
 from anyio import BusyResourceError
@@ -78,10 +78,12 @@ class StreamProtocol(AwaitedProtocol):
         self.error: RememberedError | BaseException | None = None  # its argument, as `remember` returns it
         self.sendable: bool = True  # whether sending can write without any other check
 
+    connection_class: ClassVar[type[Connection]] = Connection
+
     def _kaio_entry(self, transport: WatchedTransport) -> Connection:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self.connection: Connection = Connection(transport, self)
+        self.connection: Connection = self.connection_class(transport, self)
         return self.connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -220,6 +222,11 @@ class StreamProtocol(AwaitedProtocol):
         )
 
     # -- called by Connection
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended or been closed, or the peer has sent EOF."""
+        return self._eof or self.is_closed or self.is_lost or self.error is not None
 
     def raise_error(self) -> NoReturn:
         """Raise the error that ended the connection."""

@@ -41,7 +41,7 @@ from .internals import (
     with_reason,
 )
 from .proxy_protocol import ProxyHeader
-from .scopes import AliveScope
+from .scopes import AliveScope, Closed, Scope
 
 __all__ = ["KeepaliveTransport", "WatchedTransport"]
 
@@ -135,6 +135,10 @@ class KeepaliveTransport(asyncio.Transport):
         """
         raise NotImplementedError
 
+    async def wait_closed(self) -> None:
+        """Wait until connection_lost was called; return at once when it was. What it was told is not raised here."""
+        raise NotImplementedError
+
 
 class WatchedTransport(KeepaliveTransport):
     """The implementation of `KeepaliveTransport`, with the interface for the monitor and the protocols' hooks.
@@ -174,7 +178,7 @@ class WatchedTransport(KeepaliveTransport):
     _monitor: Monitor  # the loop's
     _protocol: object  # the user's protocol; None once it has ended
     verdict: BaseException | None  # the argument of the connection_lost that is to come
-    scopes: list[AliveScope] | None  # those whose blocks are cancelled when it ends
+    scopes: list[Scope] | None  # what waits for its end
     due: int  # set by the monitor
     watched_fd: int  # set by the monitor
     watch: Watch | None  # set by the monitor
@@ -352,6 +356,19 @@ class WatchedTransport(KeepaliveTransport):
 
     def while_alive(self) -> AliveScope:
         return AliveScope(self)
+
+    async def wait_closed(self) -> None:
+        if self.ended:
+            return
+        closed = Closed()
+        if self.scopes is None:
+            self.scopes = []
+        self.scopes.append(closed)
+        try:
+            await closed.future
+        finally:
+            if self.scopes is not None:
+                self.scopes.remove(closed)
 
     def _kaio_drain(self) -> None:
         if not self.is_closing():
@@ -750,8 +767,11 @@ class WatchedTransport(KeepaliveTransport):
         timeouts = self._monitor.timeouts
         if timeouts:
             timeouts.discard(self)
-        endpoint, entry = self.endpoint, self.entry
+        endpoint, entry, scopes = self.endpoint, self.entry, self.scopes
         self.entry = self._protocol = self.scopes = None
+        if scopes:
+            for scope in scopes:
+                scope.lost()
         if endpoint is not None:
             endpoint.live.discard(entry)
             if endpoint.arrivals:
