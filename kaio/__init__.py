@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .net.current import ConnectionFilter, current_connection
     from .net.listeners import Listener
     from .net.notify import notify
+    from .net.pool import Pool
     from .net.protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
     from .net.proxy_protocol import ProxyError, ProxyHeader, ProxyProtocol, ProxyTls
     from .net.retry import Retry
@@ -84,6 +85,7 @@ __all__ = [
     "Listener",
     "Monitor",
     "PolicyError",
+    "Pool",
     "ProxyError",
     "ProxyHeader",
     "ProxyProtocol",
@@ -153,6 +155,7 @@ _HOMES: Final = {
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
     "net.proxy_protocol": ("ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"),
     "net.notify": ("notify",),
+    "net.pool": ("Pool",),
     "net.protocols": ("BufferedKeepaliveProtocol", "KeepaliveProtocol"),
     "net.server": ("Server", "create_server", "serve", "start_server"),
     "monitor.survey": ("Report", "sweep"),

@@ -13,8 +13,12 @@ _mypy_bases      the bases of kaio's protocols, as mypy sees them
 asyncio_streams  asyncio's reader and writer
 dialing          resolving, attempts, TLS arguments: shared by all that connect
 pending          the result of connect and serve, to be awaited or entered
+connector        making one connection
 retry            when to connect again
 reconnecting     one connection after the other
+slots            who of many tasks may use one of few connections
+pooled           a connection of a pool's
+pool             Pool
 client           connect
 handed_over      sockets of systemd's or a parent's
 binding          the sockets of one address

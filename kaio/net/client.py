@@ -1,64 +1,42 @@
 """Connecting, once or again and again: `connect`; asyncio's `create_connection` and `open_connection` with a policy.
 
-Rules kept here: options are set before connect(), so that the user timeout bounds the handshake too. kaio makes the
-sockets itself, because no loop lets options be set that early. A peer that does not answer is a `DeadPeerError`; one
-that refuses is not.
+Rules kept here: mistakes in the arguments of `connect` are raised at once, those of asyncio's twins when they are
+awaited, as asyncio does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, TypedDict, TypeVar, Unpack, overload
 
-from ..addresses import Address, TcpAddress, UnixAddress, make_address
-from ..errors import Cause, DeadPeerError, KeepaliveError, format_address
-from ..kernel.options import SocketLike, platform
-from ..kernel.sockets import apply_or_warn, logger, raw_socket, target_state
-from ..liveness.causes import DEATHS, NO_WAY, dead_peer
+from ..addresses import Address, UnixAddress
+from ..errors import format_address
+from ..kernel.sockets import apply_or_warn
 from ..liveness.limits import limits_of
-from ..monitor.counters import Event
-from ..monitor.error_watch import bare
-from ..monitor.monitor import get_monitor
-from ..policy import Keepalive, KeepaliveArg
+from ..policy import KeepaliveArg
 from .asyncio_streams import StreamsProtocol
-from .attachment import attached_transport, attaching, refuse
-from .connection import Connection
+from .attachment import attached_transport, attaching
+from .connector import HAPPY_EYEBALLS_DELAY, Connector, connect_tcp, wrap_socket
 from .dialing import (
-    AddrInfo,
-    BoundedAttempts,
     DialOptions,
-    Route,
-    TlsArguments,
     bound_handshake,
     connect_bound,
-    detach_if_closed,
-    dial,
-    find_route,
-    summarize,
     tls_arguments,
 )
-from .endpoints import PolicyChoice, Terms, choose_policy, with_system_times
-from .pending import Pending, Promise
+from .endpoints import Terms, choose_policy, with_system_times
 from .protocols import BufferedKeepaliveProtocol, KeepaliveProtocol
-from .reconnecting import AgainProtocol, Reconnecting, StreamEnds, TransportEnds, attempt_in_row
-from .retry import Backoff, Retry, check_retry
-from .stream import StreamProtocol
+from .reconnecting import AgainProtocol, Connecting, ConnectingTransport
+from .retry import Retry, check_retry
 from .transports import KeepaliveTransport
 
 __all__ = ["connect", "create_connection", "open_connection"]
 
-HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds, RFC 8305 section 5
-
 _TCP: Final = (socket.AF_INET, socket.AF_INET6)
 
-T = TypeVar("T")
-K = TypeVar("K", bound=asyncio.Transport)
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 W = TypeVar("W", bound=KeepaliveProtocol | BufferedKeepaliveProtocol)
 
@@ -103,79 +81,18 @@ def connect(
     Raises `DeadPeerError` when no address answers (cause CONNECTING) or none can be reached (UNREACHABLE); other
     OSErrors as they are, such as ConnectionRefusedError; `PolicyError`, `AddressError`, ValueError at once.
     """
-    address = make_address(host, port)
-    choice = choose_policy(keepalive, address=address)
-    tls = tls_arguments(
-        ssl,
-        server_hostname,
-        address.host if isinstance(address, TcpAddress) else None,
-        ssl_handshake_timeout,
-        ssl_shutdown_timeout,
+    connector = Connector(
+        host,
+        port,
+        keepalive=keepalive,
+        ssl=ssl,
+        server_hostname=server_hostname,
+        local_addr=local_addr,
+        happy_eyeballs_delay=happy_eyeballs_delay,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
     )
-
-    async def make(protocol_class: type[StreamProtocol] = StreamProtocol) -> Connection:
-        made: list[Connection] = []
-        new = attaching(lambda: protocol_class(made.append))
-        if isinstance(address, UnixAddress):
-            loop, path = asyncio.get_running_loop(), address.path
-            await _make_transport(
-                lambda factory: loop.create_unix_connection(factory, path, **tls),
-                lambda: new(Terms(None, None)),
-            )
-        else:
-            await _connect_tcp(
-                new,
-                address.host,
-                address.port,
-                choice,
-                tls=tls,
-                options=DialOptions(
-                    proto=socket.IPPROTO_TCP, local_addr=local_addr, happy_eyeballs_delay=happy_eyeballs_delay
-                ),
-            )
-        return made[0]
-
-    return Connecting(make, lambda: make(AgainProtocol), check_retry(retry), str(address))
-
-
-class Connecting(Pending[Connection]):
-    """What `connect` returns: a connection to be awaited or entered, or connections to iterate over."""
-
-    def __init__(
-        self,
-        make: Callable[[], Awaitable[Connection]],
-        make_again: Callable[[], Awaitable[Connection]],
-        retry: Retry | None,
-        where: str,
-    ) -> None:
-        super().__init__(_retrying(make, retry, where))
-        self._make_again = make_again
-        self._retry = retry
-        self._where = where
-
-    def __aiter__(self) -> AsyncIterator[Connection]:
-        self._used = True
-        return Reconnecting(self._make_again, StreamEnds, self._retry, self._where)
-
-
-class ConnectingTransport(Promise[tuple[K, P]]):
-    """What `create_connection` returns: a coroutine, and transports and protocols to iterate over."""
-
-    def __init__(self, make: Callable[[], Awaitable[tuple[K, P]]], retry: Retry | None, where: str) -> None:
-        super().__init__(_retrying(make, retry, where))
-        self._make_one = make
-        self._retry = retry
-        self._where = where
-
-    def __aiter__(self) -> AsyncIterator[tuple[K, P]]:
-        self._used = True
-        return Reconnecting(self._make_one, TransportEnds, self._retry, self._where)
-
-
-def _retrying(make: Callable[[], Awaitable[T]], retry: Retry | None, where: str) -> Callable[[], Awaitable[T]]:
-    if retry is None:
-        return make
-    return lambda: attempt_in_row(Backoff(retry, asyncio.get_running_loop().time()), make, where)
+    return Connecting(connector, lambda: connector(AgainProtocol), check_retry(retry), connector.where)
 
 
 class _ConnectionOptions(TypedDict, total=False):
@@ -303,9 +220,9 @@ async def _create_connection(
             now = with_system_times(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
             terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
             tls = bound_handshake(tls, connect_bound(now))
-        made = await _wrap_socket(sock, lambda: new(terms), tls)
+        made = await wrap_socket(sock, lambda: new(terms), tls)
     else:
-        made = await _connect_tcp(
+        made = await connect_tcp(
             new,
             host,
             port,
@@ -370,135 +287,3 @@ async def open_connection(
         all_errors=all_errors,
     )
     return reader, asyncio.StreamWriter(protocol.loop_transport, protocol, reader, loop)
-
-
-# -- connecting
-
-
-async def _connect_tcp(
-    new: Callable[[Terms], P],
-    host: str | None,
-    port: int | str | None,
-    choice: PolicyChoice,
-    *,
-    tls: TlsArguments,
-    options: DialOptions,
-    all_errors: bool = False,
-) -> tuple[asyncio.Transport, P]:
-    loop = asyncio.get_running_loop()
-    route = await find_route(loop, host, port, options)
-    attempts = BoundedAttempts(bare(loop))
-    assert choice.policy is not None
-    now = policy = choice.policy
-
-    def make_socket(info: AddrInfo) -> socket.socket:
-        nonlocal now
-        sock = socket.socket(info[0], info[1], info[2])
-        try:
-            now = with_system_times(policy, apply_or_warn(sock, policy, explicit=choice.explicit))  # the same each time
-            attempts.bound = bound = connect_bound(now)
-            attempts.bound_by_kernel = bound is not None and platform.set_user_timeout(sock, bound)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    began = loop.time()
-    try:
-        sock = await dial(attempts, route, options, make_socket)
-    except OSError as exc:
-        if all_errors and attempts.errors:
-            raise summarize(exc, attempts.errors, all_errors=True) from None
-        unanswered = _unanswered(attempts.errors, attempts.from_here)
-        if unanswered is None:
-            raise
-        silence, this_host = loop.time() - began, unanswered in attempts.from_here
-        raise _report_unreachable(unanswered, route, silence, policy, this_host=this_host) from unanswered
-    try:
-        terms = Terms(policy, limits_of(now), choice.source, choice.explicit)
-        transport, protocol = await _wrap_socket(sock, lambda: new(terms), bound_handshake(tls, attempts.bound))
-    except OSError as exc:
-        if isinstance(exc, ssl_module.SSLError) or (exc.errno not in DEATHS and exc.errno not in NO_WAY):
-            raise
-        raise _report_unreachable(exc, route, loop.time() - began, policy) from exc
-    if not detach_if_closed(sock, transport) and attempts.bound_by_kernel:
-        # rloop takes the descriptor out of the socket object.
-        end = sock if sock.fileno() >= 0 else raw_socket(transport)
-        _end_connect_bound(end, attached_transport(protocol), policy)
-    return transport, protocol
-
-
-async def _wrap_socket(sock: socket.socket, new: Callable[[], P], tls: TlsArguments) -> tuple[asyncio.Transport, P]:
-    """Make a transport and a protocol over a connected socket."""
-    loop = bare(asyncio.get_running_loop())
-    return await _make_transport(lambda factory: loop.create_connection(factory, sock=sock, **tls), new, sock)
-
-
-async def _make_transport(
-    create: Callable[[Callable[[], P]], Awaitable[tuple[asyncio.Transport, P]]],
-    new: Callable[[], P],
-    sock: socket.socket | None = None,
-) -> tuple[asyncio.Transport, P]:
-    """Let the loop make a transport; when that fails or is cancelled, leave nothing open."""
-    made: list[P] = []
-
-    def factory() -> P:
-        made.append(new())
-        return made[0]
-
-    try:
-        return await create(factory)
-    except BaseException:
-        if made:
-            _discard(made[0], sock)
-        raise
-
-
-def _discard(protocol: asyncio.BaseProtocol, sock: socket.socket | None) -> None:
-    """End a connection whose creation has failed or was cancelled, of which the loop may not know."""
-    transport = attached_transport(protocol)
-    if transport is not None:
-        # Cancelled in the turn in which connection_made was called. asyncio closes it in good order, which may take TLS
-        # half a minute. uvloop has closed its handle, so that abort() does nothing, and calls no connection_lost.
-        transport.abort()
-        if not transport.is_closing():
-            asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
-        return
-    refuse(protocol)
-    if sock is not None and sock.fileno() >= 0:
-        # asyncio's TLS layer does not hear of a close() before its handshake has begun, and would go on with it.
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-
-
-def _end_connect_bound(sock: SocketLike, transport: KeepaliveTransport | None, policy: Keepalive) -> None:
-    """Give the socket the user timeout of its policy in place of the handshake's."""
-    if transport is not None and transport.keepalive is not None:  # connection_made may have changed it
-        policy = transport.keepalive
-    try:
-        platform.set_user_timeout(sock, target_state(policy, sock).user_timeout)
-    except KeepaliveError as exc:  # it has ended already
-        logger.debug("%s", exc)
-
-
-def _unanswered(errors: list[OSError], from_here: list[OSError]) -> OSError | None:
-    """The error to report when no attempt was answered; None when one was, if only with a refusal.
-
-    `from_here` are the errors that connect() itself gave, before anything had left this host.
-    """
-    here = NO_WAY - {errno.ECONNREFUSED}
-    if not errors or not all(error.errno in DEATHS or (error in from_here and error.errno in here) for error in errors):
-        return None
-    return next((error for error in errors if isinstance(error, TimeoutError)), errors[0])
-
-
-def _report_unreachable(
-    exc: OSError, route: Route, silence: float, policy: Keepalive, *, this_host: bool = False
-) -> DeadPeerError:
-    """Count and log a peer that did not answer, and return the error to raise."""
-    cause = Cause.CONNECTING if isinstance(exc, TimeoutError) else Cause.UNREACHABLE
-    error = dead_peer(
-        exc, cause, None, peername=route.remote[0][4], policy=policy, silence=silence, this_host=this_host
-    )
-    get_monitor().emit(Event("dead", None, None, error))
-    return error

@@ -17,15 +17,18 @@ import anyio
 
 from ..errors import ConnectionEnded, EndOfStream, as_stream_error
 from .connection import CLOSE_TIMEOUT, Connection, end_of, finish, is_over
+from .pending import Pending, Promise
 from .retry import Backoff, Retry
 from .stream import StreamProtocol
 from .transports import WatchedTransport
 
-__all__ = ["AgainProtocol", "Reconnecting", "StreamEnds", "TransportEnds", "attempt_in_row"]
+__all__ = ["AgainProtocol", "Connecting", "ConnectingTransport", "attempt_in_row"]
 
 logger: Final = logging.getLogger("kaio")
 
 T = TypeVar("T")
+K = TypeVar("K", bound=asyncio.Transport)
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 # What ends a block with its connection; anyio's own come from streams that are put around a `Connection`.
 _ENDS: Final = (
@@ -203,3 +206,46 @@ class AgainProtocol(StreamProtocol):
     __slots__ = ()
 
     connection_class = AgainConnection
+
+
+# -- what connect and create_connection return
+
+
+class Connecting(Pending[Connection]):
+    """What `connect` returns: a connection to be awaited or entered, or connections to iterate over."""
+
+    def __init__(
+        self,
+        make: Callable[[], Awaitable[Connection]],
+        make_again: Callable[[], Awaitable[Connection]],
+        retry: Retry | None,
+        where: str,
+    ) -> None:
+        super().__init__(_retrying(make, retry, where))
+        self._make_again = make_again
+        self._retry = retry
+        self._where = where
+
+    def __aiter__(self) -> AsyncIterator[Connection]:
+        self._used = True
+        return Reconnecting(self._make_again, StreamEnds, self._retry, self._where)
+
+
+class ConnectingTransport(Promise[tuple[K, P]]):
+    """What `create_connection` returns: a coroutine, and transports and protocols to iterate over."""
+
+    def __init__(self, make: Callable[[], Awaitable[tuple[K, P]]], retry: Retry | None, where: str) -> None:
+        super().__init__(_retrying(make, retry, where))
+        self._make_one = make
+        self._retry = retry
+        self._where = where
+
+    def __aiter__(self) -> AsyncIterator[tuple[K, P]]:
+        self._used = True
+        return Reconnecting(self._make_one, TransportEnds, self._retry, self._where)
+
+
+def _retrying(make: Callable[[], Awaitable[T]], retry: Retry | None, where: str) -> Callable[[], Awaitable[T]]:
+    if retry is None:
+        return make
+    return lambda: attempt_in_row(Backoff(retry, asyncio.get_running_loop().time()), make, where)
