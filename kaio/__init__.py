@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Cause,
         ClosedResourceError,
         ConnectionEnded,
+        ContentTimeoutError,
         DeadPeerError,
         EndOfStream,
         IdleTimeoutError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .liveness.sample import health
     from .loop.factories import EventLoopPolicy, install, loop_factory, new_event_loop, report, run
     from .monitor.counters import Counters, Event
+    from .monitor.heartbeats import Heartbeat
     from .monitor.monitor import Monitor, get_monitor
     from .monitor.survey import Report, sweep
     from .net.client import connect, create_connection, open_connection
@@ -69,12 +71,14 @@ __all__ = [
     "Connection",
     "ConnectionEnded",
     "ConnectionFilter",
+    "ContentTimeoutError",
     "Counters",
     "DeadPeerError",
     "EndOfStream",
     "Event",
     "EventLoopPolicy",
     "Health",
+    "Heartbeat",
     "IdleTimeoutError",
     "IncompleteRead",
     "KaioError",
@@ -136,6 +140,7 @@ _HOMES: Final = {
         "Cause",
         "ClosedResourceError",
         "ConnectionEnded",
+        "ContentTimeoutError",
         "DeadPeerError",
         "EndOfStream",
         "IdleTimeoutError",
@@ -151,6 +156,7 @@ _HOMES: Final = {
     "net.listeners": ("Listener",),
     "loop.factories": ("EventLoopPolicy", "install", "loop_factory", "new_event_loop", "report", "run"),
     "monitor.counters": ("Counters", "Event"),
+    "monitor.heartbeats": ("Heartbeat",),
     "monitor.monitor": ("Monitor", "get_monitor"),
     "policy": ("AUTO", "Keepalive", "SocketState", "Step"),
     "net.proxy_protocol": ("ProxyError", "ProxyHeader", "ProxyProtocol", "ProxyTls"),

@@ -9,12 +9,13 @@
         ├── ResetError(ConnectionResetError)           the peer is alive and has reset or closed the connection
         ├── IdleTimeoutError(ConnectionAbortedError)   nothing was received for as long as this side allows
         ├── SendTimeoutError(ConnectionAbortedError)   nothing was acknowledged for as long as this side allows
+        ├── ContentTimeoutError(ConnectionAbortedError)  no content was received for as long as this side allows
         ├── BrokenResourceError(anyio.BrokenResourceError)   another error has ended it: the __cause__
         ├── EndOfStream(anyio.EndOfStream)                   the peer has sent EOF
         ├── IncompleteRead(anyio.IncompleteRead)             it has sent EOF before what was waited for
         └── ClosedResourceError(anyio.ClosedResourceError)   this side has closed it
 
-Rules kept here: the first five of those are also `anyio.BrokenResourceError`, so that code written for anyio's streams
+Rules kept here: the first six of those are also `anyio.BrokenResourceError`, so that code written for anyio's streams
 catches them all. No exception of kaio is a `TimeoutError`: an `except TimeoutError` around an application's own timeout
 does not catch a dead peer.
 
@@ -44,6 +45,7 @@ __all__ = [
     "Cause",
     "ClosedResourceError",
     "ConnectionEnded",
+    "ContentTimeoutError",
     "DeadPeerError",
     "EndOfStream",
     "IdleTimeoutError",
@@ -121,6 +123,8 @@ class Cause(enum.StrEnum):
     """The network reported the peer unreachable (ICMP, ARP), or data could not leave this host."""
     CONNECTING = "connecting"
     """The peer did not answer the SYN."""
+    HEARTBEAT = "heartbeat"
+    """The far application gave no sign of life (`Heartbeat`); its host, or a proxy before it, may answer probes."""
 
 
 class DeadPeerError(ConnectionEnded, ConnectionError, anyio.BrokenResourceError):
@@ -233,6 +237,15 @@ class SendTimeoutError(_TimeLimitError):
     """
 
     _what = "{where} has not taken any data for {timeout:g} s"
+
+
+class ContentTimeoutError(_TimeLimitError):
+    """No content was received for the `content_timeout` of a `Heartbeat`; the connection was aborted.
+
+    The peer is alive, or something before it that keeps the connection open. `errno` is ECONNABORTED.
+    """
+
+    _what = "no content received from {where} for {timeout:g} s"
 
 
 class BrokenResourceError(ConnectionEnded, anyio.BrokenResourceError):

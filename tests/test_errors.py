@@ -38,6 +38,7 @@ TREE: dict[type[Exception], set[type[Exception]]] = {
     ResetError: {*ENDED, OSError, ConnectionError, ConnectionResetError, anyio.BrokenResourceError},
     kaio.IdleTimeoutError: {*ENDED, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
     kaio.SendTimeoutError: {*ENDED, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
+    kaio.ContentTimeoutError: {*ENDED, OSError, ConnectionError, ConnectionAbortedError, anyio.BrokenResourceError},
     kaio.BrokenResourceError: {*ENDED, anyio.BrokenResourceError},
     kaio.EndOfStream: {*ENDED, anyio.EndOfStream},
     kaio.IncompleteRead: {*ENDED, anyio.IncompleteRead},
@@ -186,7 +187,7 @@ def test_causes_are_strings(cause: Cause, text: str) -> None:
 
 def test_there_are_five_causes() -> None:
     """A new cause would break code that handles each of them."""
-    assert len(Cause) == 5
+    assert len(Cause) == 6
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,7 @@ def test_every_platform_has_the_same_functions(module: ModuleType) -> None:
         "set_user_timeout",
         "cap_backoff",
         "idle_time",
+        "last_data_recv",
         "tcp_info",
     }
 

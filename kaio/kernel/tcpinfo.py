@@ -12,7 +12,7 @@ import functools
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["TcpInfo", "TcpState", "idle_time_from_bytes"]
+__all__ = ["TcpInfo", "TcpState", "idle_time_from_bytes", "last_data_recv_from_bytes"]
 
 
 class TcpState(enum.IntEnum):
@@ -114,6 +114,12 @@ def idle_time_from_bytes(data: bytes) -> float | None:
     return (data_recv if data_recv < ack_recv else ack_recv) / _MS  # type: ignore[no-any-return]
 
 
+def last_data_recv_from_bytes(data: bytes) -> float | None:
+    """Seconds since data was last received; None when the struct is too short to tell."""
+    return None if len(data) < 56 else _LAST_DATA.unpack_from(data)[0] / _MS
+
+
+_LAST_DATA: Final = struct.Struct("=52xI")
 _MS: Final = 1_000
 _US: Final = 1_000_000
 _NO_RTT: Final = (2**32 - 1) / _US  # no round trip was measured yet

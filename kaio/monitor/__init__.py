@@ -10,5 +10,6 @@ wheel         who is looked at when
 error_watch   errors of connections that the loop does not listen to
 death_log     the log record of each death
 timeouts      connections that end because nothing comes, or nothing that was sent is taken
+heartbeats    signs of life of the far application
 monitor       one for each loop, made of these
 """

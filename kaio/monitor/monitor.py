@@ -33,6 +33,7 @@ from .counters import Counters, Event
 from .deadline import cap_backoff
 from .death_log import DeathLog
 from .error_watch import ErrorWatch
+from .heartbeats import Heartbeats
 from .timeouts import Timeouts
 from .watched import SuspectDescriptor, WatchedConnection
 from .wheel import TURN, Wheel
@@ -55,6 +56,7 @@ class Monitor:
         """Called with every suspicion, recovery and death, for metrics. It must not raise, and not take long."""
         self._wheel: Wheel[WatchedConnection] = Wheel(self._loop, self.counters, self._look)
         self.timeouts: Final = Timeouts(self._loop, self.counters)
+        self.heartbeats: Final = Heartbeats(self._loop, self.counters)
         self._deaths = DeathLog(self._loop)
         self._new: set[WatchedConnection] = set()  # just made: not in the wheel yet
         self._new_since = 0.0  # when the first of them was made
@@ -137,6 +139,7 @@ class Monitor:
             _release(connection)
         self._wheel.clear()
         self.timeouts.clear()
+        self.heartbeats.clear()
         self._new.clear()
         self._half_closed.clear()
         if self._admission is not None:

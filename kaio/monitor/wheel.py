@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from .counters import Counters
 
-__all__ = ["TURN", "Due", "Wheel"]
+__all__ = ["TICK", "TURN", "Due", "Wheel"]
 
 
 class Due(Protocol):
@@ -34,6 +34,8 @@ D = TypeVar("D", bound=Due)
 TURN: Final = 0.005
 """Seconds that work of kaio's own may take in one turn of a loop."""
 _TICKS: Final = 4  # a second
+TICK: Final = 1 / _TICKS
+"""Seconds by which a look may be late."""
 
 
 class Wheel(Generic[D]):

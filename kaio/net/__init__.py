@@ -1,5 +1,6 @@
 """asyncio: transports, protocols and streams, and who dials, accepts and serves.
 
+tap              seeing the data of one protocol
 ending           the stages of a connection's end, as a table
 internals        what is relied on inside asyncio's and uvloop's loops
 endpoints        what a connection starts with, and where it was accepted

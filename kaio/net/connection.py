@@ -36,6 +36,7 @@ from .transports import KeepaliveTransport, WatchedTransport
 if TYPE_CHECKING:
     from socket import socket
 
+    from ..monitor.heartbeats import Heartbeat
     from .listeners import Listener
     from .server import Server
     from .stream import StreamProtocol
@@ -323,6 +324,15 @@ class Connection(_Stream):
     @send_timeout.setter
     def send_timeout(self, timeout: float | None) -> None:
         self._transport.send_timeout = timeout
+
+    def heartbeat(self, heartbeat: Heartbeat | None) -> None:
+        """Ask the far application for signs of life from now on; None: no longer.
+
+        TCP's keepalive ends at the next host: a proxy answers for a far end that is gone, and a kernel for a process
+        that hangs. A peer that gives no sign is dead: everything then raises `DeadPeerError` with the cause HEARTBEAT.
+        Nothing is counted while nobody reads here.
+        """
+        self._transport.heartbeat(heartbeat)
 
     # -- where it belongs
 

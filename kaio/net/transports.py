@@ -13,6 +13,7 @@ import errno
 import os
 import ssl
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any, Final, Literal
 
 from ..errors import Cause, DeadPeerError, IdleTimeoutError, KeepaliveError, format_address, remember
@@ -25,6 +26,7 @@ from ..liveness.health import Health, State, judge
 from ..liveness.limits import Limits
 from ..liveness.watch import Decision, Watch
 from ..monitor.counters import Event
+from ..monitor.heartbeats import Heartbeat
 from ..monitor.monitor import Monitor, get_monitor
 from ..monitor.timeouts import NOT_A_STREAM, check_timeout
 from ..policy import Keepalive, KeepaliveArg, SocketState
@@ -42,6 +44,7 @@ from .internals import (
 )
 from .proxy_protocol import ProxyHeader
 from .scopes import AliveScope, Closed, Scope
+from .tap import tap
 
 __all__ = ["KeepaliveTransport", "WatchedTransport"]
 
@@ -132,6 +135,14 @@ class KeepaliveTransport(asyncio.Transport):
         The block then raises `DeadPeerError` if the peer died, `ResetError` if it reset the connection,
         `EndOfStream` if it closed it, and `ClosedResourceError` if another task of this side did. A mere
         EOF (half close) from the peer does not end the block. Scopes can be nested, also with asyncio's and anyio's.
+        """
+        raise NotImplementedError
+
+    def heartbeat(self, heartbeat: Heartbeat | None) -> None:
+        """Ask the far application for signs of life from now on; None: no longer.
+
+        A peer that gives none is dead: `DeadPeerError` with the cause HEARTBEAT. Raises TypeError for a
+        BufferedProtocol on a Unix socket or with a `content_timeout`, whose data cannot be seen.
         """
         raise NotImplementedError
 
@@ -306,6 +317,8 @@ class WatchedTransport(KeepaliveTransport):
             self._advance(Trigger.RELEASED)
             self._unregister()
         self.loop_transport.set_protocol(protocol)
+        if self._monitor.heartbeats:
+            self._monitor.heartbeats.on_new_protocol(self)
 
     def _enter_anew(self, protocol: object) -> None:
         """Be in `Server.connections` as the new protocol has it: a server that drains tells that one."""
@@ -394,7 +407,7 @@ class WatchedTransport(KeepaliveTransport):
 
     def set_timeouts(self, idle: float | None, send: float | None) -> None:
         """Set both timeouts. Raises `KeepaliveError` where they cannot be had."""
-        if self.receive_wait() is NOT_A_STREAM and not self._tells_silence():
+        if self.receive_wait() is NOT_A_STREAM and not self.tells_silence():
             for name, value in {"idle_timeout": idle, "send_timeout": send}.items():
                 if value is not None:
                     what = f"{name}={value!r}: the system does not tell when this socket last received or sent data"
@@ -405,11 +418,26 @@ class WatchedTransport(KeepaliveTransport):
         """Set both timeouts of a new connection, which can have them."""
         self._monitor.timeouts.set(self, idle, send)
 
-    def _tells_silence(self) -> bool:
+    def heartbeat(self, heartbeat: Heartbeat | None) -> None:
+        if not isinstance(heartbeat, (Heartbeat, NoneType)):
+            raise TypeError(f"heartbeat() takes a kaio.Heartbeat or None, got {heartbeat!r}")
+        self._monitor.heartbeats.set(self, heartbeat)
+
+    def tells_silence(self) -> bool:
         try:
             return tcp_info(self.loop_transport).last_data_recv is not None
         except KeepaliveError:
             return False
+
+    def show_data(self) -> None:
+        """Let the monitor's heartbeats see all data on its way to the protocol."""
+        protocol = self.loop_transport.get_protocol()
+        if tap(protocol):
+            self.loop_transport.set_protocol(protocol)  # uvloop keeps its method
+
+    def on_data(self, data: bytes) -> None:
+        """Called by a tapped protocol before it gets the data."""
+        self._monitor.heartbeats.on_data(self, data)
 
     def unread(self) -> int:
         return unread(self.get_socket())
@@ -507,7 +535,24 @@ class WatchedTransport(KeepaliveTransport):
         if cause is not None:  # a verdict of the monitor, not of the kernel
             with contextlib.suppress(*_CLOSED_ERRORS):
                 exc, cause = with_reason(self.get_socket(), exc, cause)
-        self.verdict = self._convert_error(exc, cause, sample)
+        self._end(self._convert_error(exc, cause, sample))
+
+    def end_silent(self, silence: float) -> None:
+        """End the connection because the far application has given no sign of life for so many seconds."""
+        if self.stage not in BEFORE_VERDICT:
+            return
+        exc = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        with contextlib.suppress(KeepaliveError):  # not TCP
+            self._sample = tcp_info(self.loop_transport)
+        error = dead_peer(
+            exc, Cause.HEARTBEAT, self._sample, peername=self.peername, policy=self._policy, silence=silence
+        )
+        self._report_death(error)
+        self._end(error)
+
+    def _end(self, verdict: BaseException | None) -> None:
+        """End the connection with this verdict."""
+        self.verdict = verdict
         self._advance(Trigger.VERDICT)
         self._monitor.discard(self)
         self.write = _discard_write  # a write that fails would close the socket before its data is read
@@ -764,9 +809,11 @@ class WatchedTransport(KeepaliveTransport):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        timeouts = self._monitor.timeouts
+        timeouts, heartbeats = self._monitor.timeouts, self._monitor.heartbeats
         if timeouts:
             timeouts.discard(self)
+        if heartbeats:
+            heartbeats.discard(self)
         endpoint, entry, scopes = self.endpoint, self.entry, self.scopes
         self.entry = self._protocol = self.scopes = None
         if scopes:
@@ -798,10 +845,14 @@ class WatchedTransport(KeepaliveTransport):
             return exc
         self._sample = sample
         error = dead_peer(exc, cause, self._sample, peername=self.peername, policy=self._policy)
+        self._report_death(error)
+        return error
+
+    def _report_death(self, error: DeadPeerError) -> None:
+        """Count and log a death."""
         event = Event("dead", self, None, error)
         self._count(event)
         self._monitor.emit(event)
-        return error
 
 
 def _current_task() -> object:

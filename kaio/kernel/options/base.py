@@ -102,6 +102,13 @@ class Platform(Protocol):
         """
         ...
 
+    def last_data_recv(self, sock: SocketLike) -> float | None:
+        """Return the seconds since data was last received, whether it was read or not. Raises OSError.
+
+        None where the platform does not tell.
+        """
+        ...
+
     def tcp_info(self, sock: SocketLike) -> TcpInfo:
         """Read TCP_INFO. Raises OSError, and KeepaliveError where the platform does not have it."""
         ...

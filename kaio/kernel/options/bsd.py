@@ -24,6 +24,7 @@ __all__ = [
     "cap_backoff",
     "idle_time",
     "is_tcp",
+    "last_data_recv",
     "missing",
     "read",
     "rounded",
@@ -123,6 +124,10 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
 
 def idle_time(sock: SocketLike) -> float | None:
     return None
+
+
+def last_data_recv(sock: SocketLike) -> float | None:
+    return None if _HERE.info is None else tcp_info(sock).last_data_recv
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:

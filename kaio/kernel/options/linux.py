@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from ...policy.state import SocketState
-from ..tcpinfo import TcpInfo, idle_time_from_bytes
+from ..tcpinfo import TcpInfo, idle_time_from_bytes, last_data_recv_from_bytes
 from .base import SocketLike, milliseconds, set_option
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cap_backoff",
     "idle_time",
     "is_tcp",
+    "last_data_recv",
     "missing",
     "read",
     "rounded",
@@ -104,14 +105,23 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
 
 
 def idle_time(sock: SocketLike) -> float | None:
+    return idle_time_from_bytes(_read_info(sock))
+
+
+def _read_info(sock: SocketLike) -> bytes:
+    """Read the part of TCP_INFO that is asked for most."""
     if type(sock).__name__ != "PseudoSocket":
-        return idle_time_from_bytes(sock.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
+        return sock.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE)
     # uvloop's PseudoSocket creates a socket.socket for each call. The C class takes a third less of the whole call.
     borrowed = _socket.socket(sock.family, socket.SOCK_STREAM, _TCP, sock.fileno())
     try:
-        return idle_time_from_bytes(borrowed.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE))
+        return borrowed.getsockopt(_TCP, _TCP_INFO, _ACTIVITY_SIZE)
     finally:
         borrowed.detach()
+
+
+def last_data_recv(sock: SocketLike) -> float | None:
+    return last_data_recv_from_bytes(_read_info(sock))
 
 
 def tcp_info(sock: SocketLike) -> TcpInfo:

@@ -19,6 +19,7 @@ __all__ = [
     "cap_backoff",
     "idle_time",
     "is_tcp",
+    "last_data_recv",
     "missing",
     "read",
     "rounded",
@@ -82,6 +83,10 @@ def cap_backoff(sock: SocketLike, seconds: float) -> int | None:
 
 
 def idle_time(sock: SocketLike) -> float | None:
+    return None
+
+
+def last_data_recv(sock: SocketLike) -> float | None:
     return None
 
 
