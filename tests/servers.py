@@ -130,9 +130,9 @@ stream {{
 
 
 @contextlib.contextmanager
-def haproxy(backend: int, send: str, bind: str = "", host: str = LOOPBACK) -> Iterator[Running]:
-    """HAProxy in TCP mode: `send` is send-proxy or send-proxy-v2 with its options, `bind` options such as `ssl crt`."""
-    settings = {"backend": backend, "send": send, "bind": bind}
+def haproxy(backend: int, send: str = "", bind: str = "", mode: str = "tcp", host: str = LOOPBACK) -> Iterator[Running]:
+    """HAProxy: `send` is send-proxy or send-proxy-v2 with its options, `bind` options such as `ssl crt`."""
+    settings = {"backend": backend, "send": send, "bind": bind, "mode": mode}
     with _configured(["haproxy", "-db", "-f"], host, _HAPROXY, **settings) as server:
         yield server
 
@@ -141,7 +141,7 @@ _HAPROXY: Final = """
 global
     tune.ssl.default-dh-param 2048
 defaults
-    mode tcp
+    mode {mode}
     timeout connect 10s
     timeout client 1h
     timeout server 1h

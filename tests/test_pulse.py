@@ -31,8 +31,8 @@ def test_it_is_asked_after_a_silence_and_a_moment_early() -> None:
 
 
 def test_small_times_are_asked_less_early() -> None:
-    """At most a quarter of them."""
-    assert Pulse(0.4, 1.0, EARLY, 0.0).rest(0.0, 0.0) == pytest.approx(0.3)
+    """At most half of them."""
+    assert Pulse(0.4, 1.0, EARLY, 0.0).rest(0.0, 0.0) == pytest.approx(0.2)
 
 
 def test_no_answer_is_a_death() -> None:
@@ -109,7 +109,7 @@ def test_a_question_that_is_still_being_asked_is_not_unanswered() -> None:
 )
 def test_every_life(every: float, within: float, answer_after: float | None, tick: float, stops_at: float) -> None:
     """Who answers in time lives; who does not is given up within the sum of both times, if looks come in time."""
-    pulse = Pulse(every, within, 0.25, 0.0)
+    pulse = Pulse(every, within, 0.5, 0.0)
     now = received_at = 0.0
     answers: list[float] = []
     for _ in range(2000):
@@ -131,8 +131,8 @@ def test_every_life(every: float, within: float, answer_after: float | None, tic
         raise AssertionError("it spins")
     if act is Act.GIVE_UP:
         silent = now - received_at
-        assert silent >= every + within - 0.25 - 1e-6
-        assert silent <= every + within + max(0.0, 2 * tick - min(0.25, every / 4)) + 1e-6
+        assert silent >= every + within - 0.5 - 1e-6
+        assert silent <= every + within + max(0.0, 2 * tick - min(0.5, every / 2)) + 1e-6
         assert answer_after is None or answer_after > within - 1e-6 or now >= stops_at
     else:
         assert answer_after is not None

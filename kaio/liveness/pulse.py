@@ -56,7 +56,7 @@ class Pulse:
         """Ask after `every` seconds, or up to `early` sooner; give up `within` seconds after that."""
         self._every = every
         self._within = within
-        self._early = min(early, every / 4)
+        self._early = min(early, every / 2)
         self._since = now  # nothing is expected of the time before
         self._asked_at: float | None = None  # when it was asked; None: it has answered, or was not asked yet
         self._waits_since = now  # when the question had left, at the latest

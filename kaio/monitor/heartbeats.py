@@ -2,8 +2,8 @@
 
 Rules kept here: they wait in a wheel of their own, so that there is one timer a loop, no task for a connection and no
 work for a message: when data was received last, the kernel tells. Only where it does not (Unix sockets, other systems),
-and where contents are looked at, is each piece of data seen on its way to the protocol. A look is at most a tick of the
-wheel late, and the question is asked a tick early, so that the sum of both times holds.
+and where contents are looked at, is each piece of data seen on its way to the protocol. Each look is at most a tick of
+the wheel late, so the question is asked two ticks early: the sum of both times holds.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Heartbeat:
     asynchronous. It comes between two sends of the application's, so each of those should be a whole message. None:
     nothing is sent, and only `content_timeout` counts."""
     every: float = 30.0
-    """It is sent when no data was received for so long (or up to a quarter of a second less)."""
+    """It is sent when no data was received for so long (or up to half a second less)."""
     within: float = 10.0
-    """And when no data is received for so long after that, the peer is dead: `DeadPeerError`, cause HEARTBEAT."""
+    """And when no data is received for so long after that, the peer is dead: `DeadPeerError`, cause HEARTBEAT. So a
+    death is found within the sum of both."""
     _: dataclasses.KW_ONLY
     content_timeout: float | None = None
     """How long no content may be received; then the connection is aborted: `ContentTimeoutError`. None: for ever."""
@@ -135,7 +136,7 @@ class _Beat:
         self.heartbeat = heartbeat
         self.kernel_tells = kernel_tells  # when data was received; else `received_at` does
         self.received_at = self.content_at = now
-        self.pulse = None if heartbeat.send is None else Pulse(heartbeat.every, heartbeat.within, TICK, now)
+        self.pulse = None if heartbeat.send is None else Pulse(heartbeat.every, heartbeat.within, 2 * TICK, now)
         self.context: contextvars.Context = contextvars.copy_context()  # for the caller's functions
         self.asking: asyncio.Future[object] | None = None  # an asynchronous `send` that has not returned
         self.due: int = -1  # set by the wheel
