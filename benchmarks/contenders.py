@@ -26,6 +26,7 @@ CONTENDERS: Final[dict[str, Contender]] = {
     "unwatched": Contender("kaio.KeepaliveProtocol, keepalive off", ("protocols", "unwatched")),
     "connection": Contender("kaio.Connection", ("connections", "connection")),
     "timed": Contender("kaio.Connection, idle timeout", ("connections", "timed")),
+    "heartbeat": Contender("kaio.Connection, heartbeat each", ("connections", "beating")),
     "streams": Contender("asyncio streams", ("streams", "streams")),
     "timeout": Contender("asyncio streams, timeout per read", ("streams", "timeout")),
     "anyio": Contender("anyio TCP streams", ("anyio_streams", "streams")),

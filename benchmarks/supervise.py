@@ -26,7 +26,7 @@ from .runner import Contestant, Option, Setting, ask
 
 __all__ = ["main"]
 
-CONTENDERS = ("bare", "drop-in", "kernel", "protocol", "connection", "timed", "ping", "read-timeout")
+CONTENDERS = ("bare", "drop-in", "kernel", "protocol", "connection", "timed", "heartbeat", "ping", "read-timeout")
 METRICS = (
     Metric("cpu", "CPU ms/minute"),
     Metric("switches", "wake-ups/minute"),
@@ -63,9 +63,9 @@ def measure(setting: Setting, results: Results) -> None:
             dropped = backlog_drops() - dropped
             if dropped:
                 results.notes.append(f"{dropped} packets on this machine were too many for a queue: {each.contender}")
-    for one in ("protocol", "connection"):
+    for one in ("protocol", "connection", "heartbeat"):
         ratios = results.ratios(one, "ping", case=case)
-        results.target(f"CPU to watch over {connections:,}, uvloop: {one} / ping", ratios, 1 / 20)
+        results.target(f"CPU to watch over {connections:,}, uvloop: {one} / ping", ratios, 1 / 2 if one == "heartbeat" else 1 / 20)
 
 
 def watch_over(setting: Setting, each: Contestant, connections: int) -> list[Sample]:

@@ -24,7 +24,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "bulk": ("--only", "C,protocol,connection,streams,anyio"),
     "accept": ("--only", "C,unwatched,streams,anyio"),
     "memory": ("--only", "connection,ping,read-timeout"),
-    "supervise": ("--only", "kernel"),
+    "supervise": ("--only", "kernel,heartbeat"),
     "detect": ("--only", "connection", "--case", "one at a time"),
     "workers": (),
     "import_time": (),

@@ -11,7 +11,7 @@ import kaio
 from . import journal
 from .wire import ANSWER, CHUNK, DOWNLOADS, GREETING, HEADER, UPLOADS, checked_chunks
 
-__all__ = ["connection", "timed"]
+__all__ = ["beating", "connection", "timed"]
 
 
 async def echo(connection: kaio.Connection) -> None:
@@ -68,6 +68,21 @@ async def timed(application: str, policy: str, ready: Callable[[int], None]) -> 
     """The same with an idle timeout and a send timeout, which never pass."""
     listener = kaio.Listener("127.0.0.1:0", keepalive=policy, idle_timeout=300, send_timeout=300)
     await _serve(listener, application, ready)
+
+
+async def beating(application: str, policy: str, ready: Callable[[int], None]) -> None:
+    """The same with a heartbeat for each connection, at the times of the others' pings; keepalive is off."""
+    interval = kaio.Keepalive.parse(policy).idle or 20
+    heartbeat = kaio.Heartbeat(b"p", every=interval, within=interval)
+    handler = _APPLICATIONS[application]
+
+    async def beat(connection: kaio.Connection) -> None:
+        connection.heartbeat(heartbeat)
+        await handler(connection)
+
+    async with kaio.serve(beat, "127.0.0.1", 0, keepalive="off") as server:
+        ready(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
 
 
 async def _serve(listener: kaio.Listener, application: str, ready: Callable[[int], None]) -> None:
