@@ -63,9 +63,9 @@ def measure(setting: Setting, results: Results) -> None:
             dropped = backlog_drops() - dropped
             if dropped:
                 results.notes.append(f"{dropped} packets on this machine were too many for a queue: {each.contender}")
-    for one in ("protocol", "connection", "heartbeat"):
+    for one, bound in {"protocol": 1 / 20, "connection": 1 / 20, "heartbeat": 1 / 2}.items():
         ratios = results.ratios(one, "ping", case=case)
-        results.target(f"CPU to watch over {connections:,}, uvloop: {one} / ping", ratios, 1 / 2 if one == "heartbeat" else 1 / 20)
+        results.target(f"CPU to watch over {connections:,}, uvloop: {one} / ping", ratios, bound)
 
 
 def watch_over(setting: Setting, each: Contestant, connections: int) -> list[Sample]:

@@ -30,7 +30,7 @@ def broadcast(line: str) -> None:
 
 async def deliver(connection: kaio.Connection, outbox: asyncio.Queue[str]) -> None:
     """Send what is in a member's outbox, as fast as that member takes it."""
-    with contextlib.suppress(anyio.BrokenResourceError):  # listen() hears of it too, and says so
+    with contextlib.suppress(kaio.ConnectionEnded):  # listen() hears of it too, and says so
         while True:
             await connection.send(f"{await outbox.get()}\n".encode())
 
@@ -46,7 +46,7 @@ async def listen(connection: kaio.Connection, name: str) -> str:
         return f"is gone: nothing heard for {error.silence:.0f} s"
     except anyio.DelimiterNotFound:
         return "was shown out: too long a line"
-    except (anyio.IncompleteRead, anyio.BrokenResourceError):
+    except kaio.ConnectionEnded:
         return "has left"
 
 
@@ -55,7 +55,7 @@ async def chat(connection: kaio.Connection) -> None:
     await connection.send(b"Your name?\n")
     try:
         name = (await connection.receive_until(b"\n", 64)).decode(errors="replace").strip()
-    except (anyio.IncompleteRead, anyio.DelimiterNotFound):
+    except (kaio.ConnectionEnded, anyio.DelimiterNotFound):
         return None  # somebody who looked in, or speaks something else
     if not name or name in room:
         return await connection.send(b"That one is taken.\n")

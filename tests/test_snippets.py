@@ -11,7 +11,15 @@ import textwrap
 from .import_graph import ROOT
 
 PROJECT = ROOT.parent
-PAGES = ["README.md", "docs/testing.md", "docs/tools.md", "docs/loops.md", "docs/architecture.md", "docs/asgi.md"]
+PAGES = [
+    "README.md",
+    "docs/testing.md",
+    "docs/tools.md",
+    "docs/loops.md",
+    "docs/architecture.md",
+    "docs/asgi.md",
+    "docs/clients.md",
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # What the text around the blocks speaks of.
 CONTEXT = """
@@ -32,6 +40,12 @@ transport: asyncio.Transport
 connection: kaio.Connection
 server: kaio.Server[Any]
 prompt: str
+policy: kaio.Keepalive
+async def log_in(connection: kaio.Connection) -> None: ...
+async def work(data: bytes) -> None: ...
+async def work_with(connection: kaio.Connection) -> None: ...
+async def command(connection: kaio.Connection, *arguments: bytes) -> bytes: return b""
+class Client(kaio.KeepaliveProtocol): ...
 their_end_of_the_connection: socket.socket
 """
 
@@ -48,7 +62,9 @@ def test_snippets_pass_mypy(tmp_path: pathlib.Path) -> None:
             name = f"snippet_{len(places)}"
             places[name] = f"{page}:{text.count(chr(10), 0, match.start()) + 1}"
             body = (
-                textwrap.indent(source, "    ") if re.search(r"^(async with|await|\w+ = await)", source, re.M) else ""
+                textwrap.indent(source, "    ")
+                if re.search(r"^(async with|async for|await|\w+ = await|    reply = await)", source, re.M)
+                else ""
             )
             whole = f"async def block() -> None:\n{body}" if body else source
             (tmp_path / f"{name}.py").write_text(CONTEXT + whole, "utf-8")

@@ -62,6 +62,32 @@ async def clients() -> None:
     assert_type(streams, tuple[asyncio.StreamReader, asyncio.StreamWriter])
 
 
+async def clients_that_last() -> None:
+    """One connection after the other, and a pool."""
+    async for connection in kaio.connect("localhost:1", retry=kaio.Retry(attempts=3)):
+        assert_type(connection, kaio.Connection)
+        async with connection:
+            connection.heartbeat(kaio.Heartbeat(b"ping", 30, 10))
+    async for transport, protocol in kaio.create_connection(Ours, "localhost", 1, retry=kaio.Retry()):
+        assert_type(transport, kaio.KeepaliveTransport)
+        assert_type(protocol, Ours)
+        await transport.wait_closed()
+    task = asyncio.create_task(kaio.create_connection(Ours, "localhost", 1))
+    assert_type(await task, tuple[kaio.KeepaliveTransport, Ours])
+    async with kaio.Pool("localhost", 1, max_size=2, ssl=True) as pool:
+        async with pool.acquire(timeout=3) as one:
+            assert_type(one, kaio.Connection)
+        assert_type(await pool.run(count, b"x", times=2), int)
+    policy = kaio.Keepalive()
+    assert_type(policy.socket_options(), list[tuple[int, int, int]])
+    assert_type(policy.libpq(), dict[str, int])
+
+
+async def count(connection: kaio.Connection, data: bytes, *, times: int) -> int:
+    """What a pool may call."""
+    return len(data) * times
+
+
 async def servers() -> None:
     """Servers by each function."""
     assert_type(await kaio.serve(handler, "localhost:1"), kaio.Server[kaio.Connection])
@@ -135,4 +161,7 @@ async def mistakes() -> None:
     await kaio.create_connection(Ours, "localhost", 1, keepalive=[])  # type: ignore[call-overload]
     await kaio.start_server(stream_handler, "localhost", 1, keepalife="on")  # type: ignore[call-arg]
     await kaio.start_server(stream_handler, "localhost", 1, backlog="many")  # type: ignore[arg-type]
+    async with kaio.Pool("localhost", 1) as pool:
+        await pool.run(count, 1, times=2)  # type: ignore[arg-type]
+    kaio.Pool("localhost", 1, keepalife="on")  # type: ignore[call-arg]
     kaio.serve(handler, keepalive=1.5)  # type: ignore[call-overload]

@@ -20,8 +20,8 @@ from typing import Any, Final, Protocol
 from ..errors import ContentTimeoutError
 from ..kernel.options import SocketLike, platform
 from ..liveness.pulse import Act, Pulse, Signs
+from ..policy import check_timeout
 from .counters import Counters
-from .timeouts import check_timeout
 from .wheel import TICK, Wheel
 
 __all__ = ["BeatingConnection", "Heartbeat", "Heartbeats"]
@@ -79,9 +79,6 @@ class BeatingConnection(Protocol):
     """A connection as its heartbeat knows it."""
 
     @property
-    def write(self) -> Callable[[bytes], None]: ...
-
-    @property
     def peername(self) -> Any: ...
 
     @property
@@ -103,6 +100,10 @@ class BeatingConnection(Protocol):
 
     def show_data(self) -> None:
         """Call `Heartbeats.on_data` from now on with all data that is received. Raises TypeError."""
+        ...
+
+    def ask(self, data: bytes) -> None:
+        """Write a question."""
         ...
 
     def tells_silence(self) -> bool:
@@ -249,7 +250,7 @@ class Heartbeats:
                 beat.asking = task
                 task.add_done_callback(lambda task: self._on_asked(beat, task))
             elif asked is not None:
-                beat.connection.write(asked)  # type: ignore[arg-type]
+                beat.connection.ask(asked)  # type: ignore[arg-type]
         except Exception as exc:
             self._on_failure(beat, exc)
 

@@ -21,7 +21,7 @@ from ..kernel.tcpinfo import TcpInfo
 from .counters import Counters
 from .wheel import Wheel
 
-__all__ = ["NOT_A_STREAM", "TimedConnection", "Timeouts", "check_timeout"]
+__all__ = ["NOT_A_STREAM", "TimedConnection", "Timeouts"]
 
 NOT_A_STREAM: Final = object()
 """What a connection says that cannot tell whether somebody waits for data."""
@@ -220,14 +220,3 @@ def _check_send(timed: _Timed, now: float) -> float:
         return min(now + send / _LOOKS, timed.stalled_since + send)
     connection.end_dead(SendTimeoutError(send, connection.peername), None, None)
     return now + 1.0
-
-
-def check_timeout(name: str, value: Any) -> float | None:
-    """Return a timeout that was given by a caller. Raises TypeError, ValueError."""
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
-    if not 0 < value < _NEVER:
-        raise ValueError(f"{name}={value!r}: must be a positive number of seconds, or None for no limit")
-    return float(value)

@@ -19,8 +19,7 @@ from ..errors import KaioError, KeepaliveError, PolicyError
 from ..kernel.queues import is_listening
 from ..kernel.sockets import apply, apply_or_warn
 from ..monitor.monitor import get_monitor
-from ..monitor.timeouts import check_timeout
-from ..policy import Keepalive, KeepaliveArg, as_policy
+from ..policy import Keepalive, KeepaliveArg, as_policy, check_timeout
 from .accepting import AcceptLoop, AcceptOptions, AcceptTls, make_acceptor
 from .binding import Binding
 from .endpoints import AttachingFactory, Endpoint, PolicyChoice, choose_policy

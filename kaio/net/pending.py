@@ -18,19 +18,19 @@ class _AsyncCloseable(Protocol):
     ) -> bool | None: ...
 
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T", bound=_AsyncCloseable)
 
 
-class Promise(Coroutine[Any, Any, R], Generic[R]):
+class Promise(Coroutine[Any, Any, R_co], Generic[R_co]):
     """A coroutine in every respect, which a subclass can give more uses: to be entered, or iterated over."""
 
-    def __init__(self, make: Callable[[], Awaitable[R]]) -> None:
+    def __init__(self, make: Callable[[], Awaitable[R_co]]) -> None:
         self._make = make
         self._used = False
-        self._running: Generator[Any, Any, R] | None = None
+        self._running: Generator[Any, Any, R_co] | None = None
 
-    def __await__(self) -> Generator[Any, Any, R]:
+    def __await__(self) -> Generator[Any, Any, R_co]:
         self._used = True
         return self._make().__await__()
 

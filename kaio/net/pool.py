@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, Unpack
 
 from ..addresses import Address
 from ..errors import ConnectionEnded
-from ..monitor.timeouts import check_timeout
+from ..policy import check_timeout
 from .connection import CLOSE_TIMEOUT, Connection, is_over
 from .connector import ConnectOptions, Connector
 from .pooled import PooledConnection, PooledProtocol

@@ -36,11 +36,11 @@ class PooledConnection:
         self._protocol = cast("PooledProtocol", connection.transport.get_protocol())
         self._on_end = on_end
         self._poll = _make_poll(connection)
-        self.connection = connection
-        self.used = False  # whether somebody has used it before
-        self.idle_since = now = self._loop.time()
+        self.connection: Connection = connection
+        self.used: bool = False  # whether somebody has used it before
+        self.idle_since: float = self._loop.time()
         share = random.uniform(*_LIFETIMES)  # noqa: S311 - no secret
-        self._ends_at = float("inf") if max_lifetime is None else now + share * max_lifetime
+        self._ends_at = float("inf") if max_lifetime is None else self.idle_since + share * max_lifetime
         self._protocol.pooled = self
 
     def is_old(self) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import anyio
 
@@ -27,8 +27,8 @@ __all__ = ["AgainProtocol", "Connecting", "ConnectingTransport", "attempt_in_row
 logger: Final = logging.getLogger("kaio")
 
 T = TypeVar("T")
-K = TypeVar("K", bound=asyncio.Transport)
-P = TypeVar("P", bound=asyncio.BaseProtocol)
+K_co = TypeVar("K_co", bound=asyncio.Transport, covariant=True)
+P_co = TypeVar("P_co", bound=asyncio.BaseProtocol, covariant=True)
 
 # What ends a block with its connection; anyio's own come from streams that are put around a `Connection`.
 _ENDS: Final = (
@@ -205,7 +205,7 @@ class AgainProtocol(StreamProtocol):
 
     __slots__ = ()
 
-    connection_class = AgainConnection
+    connection_class: ClassVar[type[Connection]] = AgainConnection
 
 
 # -- what connect and create_connection return
@@ -231,16 +231,16 @@ class Connecting(Pending[Connection]):
         return Reconnecting(self._make_again, StreamEnds, self._retry, self._where)
 
 
-class ConnectingTransport(Promise[tuple[K, P]]):
+class ConnectingTransport(Promise[tuple[K_co, P_co]]):
     """What `create_connection` returns: a coroutine, and transports and protocols to iterate over."""
 
-    def __init__(self, make: Callable[[], Awaitable[tuple[K, P]]], retry: Retry | None, where: str) -> None:
+    def __init__(self, make: Callable[[], Awaitable[tuple[K_co, P_co]]], retry: Retry | None, where: str) -> None:
         super().__init__(_retrying(make, retry, where))
         self._make_one = make
         self._retry = retry
         self._where = where
 
-    def __aiter__(self) -> AsyncIterator[tuple[K, P]]:
+    def __aiter__(self) -> AsyncIterator[tuple[K_co, P_co]]:
         self._used = True
         return Reconnecting(self._make_one, TransportEnds, self._retry, self._where)
 

@@ -28,8 +28,8 @@ from ..liveness.watch import Decision, Watch
 from ..monitor.counters import Event
 from ..monitor.heartbeats import Heartbeat
 from ..monitor.monitor import Monitor, get_monitor
-from ..monitor.timeouts import NOT_A_STREAM, check_timeout
-from ..policy import Keepalive, KeepaliveArg, SocketState
+from ..monitor.timeouts import NOT_A_STREAM
+from ..policy import Keepalive, KeepaliveArg, SocketState, check_timeout
 from .ending import BEFORE_VERDICT, ENDED, TABLE, Stage, Trigger
 from .endpoints import Arrival, Endpoint, watched_by
 from .internals import (
@@ -434,6 +434,9 @@ class WatchedTransport(KeepaliveTransport):
         protocol = self.loop_transport.get_protocol()
         if tap(protocol):
             self.loop_transport.set_protocol(protocol)  # uvloop keeps its method
+
+    def ask(self, data: bytes) -> None:
+        self.write(data)
 
     def on_data(self, data: bytes) -> None:
         """Called by a tapped protocol before it gets the data."""

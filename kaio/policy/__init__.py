@@ -17,6 +17,7 @@ from .fields import AUTO, MAX_COUNT, MAX_SECONDS, MAX_USER_TIMEOUT_MS, Auto, Sta
 from .keepalive import Keepalive, KeepaliveArg, Step, as_policy
 from .state import SocketState
 from .text import parse_time
+from .units import check_timeout
 
 __all__ = [
     "AUTO",
@@ -30,5 +31,6 @@ __all__ = [
     "Stalled",
     "Step",
     "as_policy",
+    "check_timeout",
     "parse_time",
 ]

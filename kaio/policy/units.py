@@ -1,16 +1,16 @@
-"""Times and counts as text: `20s`, `1m30s`, `500ms`, `7`.
+"""Times and counts as text, `20s`, `1m30s`, `500ms`, `7`, and as numbers that a caller gives.
 
-Rules kept here: these functions do not know the field that the text is for, so they return None for text that is not a
-time or a count, and the caller raises the error. Only ASCII digits count as digits.
+Rules kept here: functions for text do not know the field that it is for, so they return None for what is not a time or
+a count, and the caller raises the error. Only ASCII digits count as digits.
 """
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["format_seconds", "format_times", "read_count", "read_seconds"]
+__all__ = ["check_timeout", "format_seconds", "format_times", "read_count", "read_seconds"]
 
 _UNITS: Final = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _BARE = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -51,3 +51,14 @@ def format_times(idle: float | None, interval: float | None, count: int | None, 
 
 def _number(value: Decimal) -> float:
     return int(value) if value == value.to_integral_value() else float(value)
+
+
+def check_timeout(name: str, value: Any) -> float | None:
+    """Return a timeout that was given by a caller. Raises TypeError, ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value!r}: must be a positive number of seconds, or None for no limit")
+    return float(value)
