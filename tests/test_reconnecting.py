@@ -411,7 +411,7 @@ async def test_an_end_can_be_final(group: bool) -> None:
         ("attempts", 0, ValueError),
         ("attempts", 1.5, TypeError),
         ("attempts", True, TypeError),
-        ("at_once", 0, ValueError),
+        ("at_once", -1, ValueError),
         ("at_once", None, TypeError),
         ("timeout", 0, ValueError),
         ("timeout", float("nan"), ValueError),

@@ -42,7 +42,8 @@ class Retry:
     """Seconds for them all, counted from the first attempt, and again from the end of a connection that lasted. An
     attempt under way is cancelled. None: no limit."""
     at_once: int = 1
-    """Attempts that are made without a delay; at least 1."""
+    """Attempts that are made without a delay. 0: the first of a row is delayed, too, so that thousands of clients whose
+    server was replaced do not come back at once."""
     initial_delay: float = 0.5
     """The longest possible delay before the first attempt that is not made at once."""
     max_delay: float = 30.0
@@ -62,8 +63,9 @@ class Retry:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}={value!r}: must be a whole number")
-            if value < 1:
-                raise ValueError(f"{name}={value!r}: must be at least 1")
+            least = 1 if name == "attempts" else 0
+            if value < least:
+                raise ValueError(f"{name}={value!r}: must be at least {least}")
         for name in ("timeout", "initial_delay", "max_delay", "lasting"):
             value = getattr(self, name)
             if value is None and name == "timeout":
