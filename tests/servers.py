@@ -21,7 +21,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-__all__ = ["Running", "all_servers", "free_port", "haproxy", "lacking", "nginx", "nginx_stream", "postgres", "redis"]
+__all__ = [
+    "Running",
+    "all_servers",
+    "free_port",
+    "haproxy",
+    "lacking",
+    "nats",
+    "nginx",
+    "nginx_stream",
+    "postgres",
+    "redis",
+]
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -37,7 +48,7 @@ class Running:
 
 def lacking() -> str | None:
     """Which of the servers are not installed, in one line; None when all are."""
-    absent = [command for command in ("haproxy", "nginx", "redis-server") if _find(command) is None]
+    absent = [command for command in ("haproxy", "nats-server", "nginx", "redis-server") if _find(command) is None]
     if not _postgres_programs():
         absent.append("initdb")
     return f"no {' and no '.join(absent)} here: run scripts/install-system-packages" if absent else None
@@ -82,6 +93,16 @@ def nginx(host: str = LOOPBACK) -> Iterator[Running]:
     """nginx: any path tells the client's port, and connections are kept for an hour."""
     with _configured(["nginx", "-p", ".", "-e", "stderr", "-c"], host, _NGINX) as server:
         yield server
+
+
+@contextlib.contextmanager
+def nats(host: str = LOOPBACK) -> Iterator[Running]:
+    """nats-server, with nothing on disk."""
+    with _directory() as directory:
+        port = free_port(host)
+        command = [str(_find("nats-server")), "--addr", host, "--port", str(port)]
+        with _serving(directory, command, host, port, signal.SIGTERM, _said("Server is ready")) as server:
+            yield server
 
 
 _NGINX: Final = """
