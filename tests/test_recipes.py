@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -20,7 +20,9 @@ from kaio.tools.processes import sockets
 from . import servers
 from .conftest import LOOPS
 from .programs.recipe_clients import PAGE, POLICY, USES
-from .recipe_servers import Relay, all_relays
+
+if TYPE_CHECKING:
+    from .recipe_servers import Relay
 
 PROGRAM: Final = Path(__file__).parent / "programs" / "recipe_clients.py"
 BOUND: Final = 3.0  # the detection time
@@ -130,6 +132,8 @@ async def lives(relays: dict[str, Relay], rows: dict[str, tuple[str, str, str]])
 @pytest.mark.skipif(servers.lacking() is not None, reason=str(servers.lacking()))
 async def test_each_recipe(dead_peers: None) -> None:
     """All at once; but what sweeps its process has one for itself. The page's table is printed."""
+    from .recipe_servers import all_relays  # gRPC and others, which no other test should wait for
+
     rows: dict[str, tuple[str, str, str]] = {}
     async with all_relays(list(USES)) as relays, asyncio.TaskGroup() as group:
         group.create_task(lives({recipe: relay for recipe, relay in relays.items() if recipe != "gRPC"}, rows))

@@ -534,3 +534,63 @@ async def test_other_protocols_can_be_iterated_over_too() -> None:
             if seen == 3:
                 break
         await until(lambda: server.ended == 3)
+
+
+# -- cancelled at each step
+
+
+async def steps(count: int) -> None:
+    """Let the loop make so many turns."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
+@pytest.mark.parametrize("way", ["loop", "protocols", "await", "pool"])
+async def test_cancelled_at_each_step_it_leaves_nothing(
+    way: str, kind: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tmp_path: Any
+) -> None:
+    """Whatever it was doing: every connection is closed, and no task is left."""
+    if (way, kind) == ("protocols", "unix"):
+        return
+    where = f"unix:{tmp_path}/s" if kind == "unix" else "127.0.0.1:0"
+    options: Any = {"ssl": client_tls, "server_hostname": "localhost"} if kind == "tls" else {}
+    handler, listener = Peer(), kaio.Listener(where, ssl=server_tls if kind == "tls" else None)
+    async with kaio.serve(handler, listeners=[listener], close_timeout=0) as server:
+        address: Any = server.listeners[0].address
+        before = asyncio.all_tasks()
+
+        async def use_loop() -> None:
+            async for connection in kaio.connect(address, retry=QUICK, **options):
+                async with connection:
+                    await connection.send(b"x")
+                    await connection.receive()
+
+        async def use_protocols() -> None:
+            made = kaio.create_connection(Recorder, address.host, address.port, retry=QUICK, **options)
+            async for transport, _ in made:
+                transport.write(b"x")
+                await steps(3)
+
+        async def use_await() -> None:
+            connection = await kaio.connect(address, retry=QUICK, **options)
+            async with connection:
+                await connection.receive()
+
+        async def use_pool() -> None:
+            async with kaio.Pool(address, min_size=2, max_size=2, retry=QUICK, **options) as pool:
+                for _ in range(10):
+                    async with pool.acquire() as connection:
+                        await connection.send(b"x")
+                        await connection.receive()
+
+        uses = {"loop": use_loop, "protocols": use_protocols, "await": use_await, "pool": use_pool}
+        for count in range(45):
+            task = asyncio.ensure_future(uses[way]())
+            await steps(count)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+        await until(lambda: not server.connections, within=15)
+        await until(lambda: handler.ended == handler.seen, within=15)
+        await until(lambda: asyncio.all_tasks() <= before, within=15)
