@@ -438,6 +438,17 @@ async def test_a_retry_that_is_none_is_refused(retry: Any) -> None:
         kaio.create_connection(kaio.KeepaliveProtocol, "127.0.0.1", 1, retry=retry)
 
 
+async def test_a_connected_socket_is_used_once() -> None:
+    """Neither `retry` nor a loop can connect it again; the mistake is told before it is taken."""
+    async with peer() as (_, address):
+        with socket.create_connection((address.host, address.port)) as sock:
+            with pytest.raises(ValueError, match="a sock cannot be connected again"):
+                kaio.create_connection(Recorder, sock=sock, retry=QUICK)
+            with pytest.raises(ValueError, match="a sock cannot be connected again"):
+                aiter(kaio.create_connection(Recorder, sock=sock))
+            assert sock.fileno() >= 0
+
+
 # -- the delays
 
 

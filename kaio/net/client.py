@@ -162,84 +162,46 @@ def create_connection(
     itself where you can. Raises what `connect` raises, and ValueError as asyncio does, when it is awaited.
 
     `retry` is that of `connect`, and so is the loop: it closes a transport that the block has left open, and connects
-    again with a new protocol. It cannot be had with `sock`.
+    again with a new protocol. Neither can be had with `sock`, which raises ValueError.
     """
-    check_retry(retry)
+    if check_retry(retry) is not None and sock is not None:
+        raise ValueError("retry is only meaningful with host and port: a sock cannot be connected again")
 
     async def make() -> tuple[asyncio.Transport, P]:
-        return await _create_connection(
-            protocol_factory,
-            host,
-            port,
-            keepalive=keepalive,
-            ssl=ssl,
-            family=family,
-            proto=proto,
-            flags=flags,
-            sock=sock,
-            local_addr=local_addr,
-            server_hostname=server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-            happy_eyeballs_delay=happy_eyeballs_delay,
-            interleave=interleave,
-            all_errors=all_errors,
-        )
+        address = None if sock is None or sock.family in _TCP else UnixAddress(str(sock.getsockname()))
+        choice = choose_policy(keepalive, factory=protocol_factory, address=address)
+        tls = tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
+        if (sock is None) == (host is None and port is None):
+            raise ValueError("give either host and port, or sock")
+        new = attaching(protocol_factory)
+        if sock is not None:
+            terms = Terms(None, None)
+            if choice.policy is not None:
+                now = with_system_times(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
+                terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
+                tls = bound_handshake(tls, connect_bound(now))
+            made = await wrap_socket(sock, lambda: new(terms), tls)
+        else:
+            made = await connect_tcp(
+                new,
+                host,
+                port,
+                choice,
+                tls=tls,
+                options=DialOptions(
+                    family=family,
+                    proto=proto or socket.IPPROTO_TCP,
+                    flags=flags,
+                    local_addr=local_addr,
+                    happy_eyeballs_delay=happy_eyeballs_delay,
+                    interleave=interleave,
+                ),
+                all_errors=all_errors,
+            )
+        transport, protocol = made
+        return attached_transport(protocol) or transport, protocol
 
-    return ConnectingTransport(make, retry, format_address((host, port)))
-
-
-async def _create_connection(
-    protocol_factory: Callable[[], P],
-    host: str | None,
-    port: int | str | None,
-    *,
-    keepalive: KeepaliveArg,
-    ssl: ssl_module.SSLContext | bool | None,
-    family: int,
-    proto: int,
-    flags: int,
-    sock: socket.socket | None,
-    local_addr: tuple[str, int] | None,
-    server_hostname: str | None,
-    ssl_handshake_timeout: float | None,
-    ssl_shutdown_timeout: float | None,
-    happy_eyeballs_delay: float | None,
-    interleave: int | None,
-    all_errors: bool,
-) -> tuple[asyncio.Transport, P]:
-    address = None if sock is None or sock.family in _TCP else UnixAddress(str(sock.getsockname()))
-    choice = choose_policy(keepalive, factory=protocol_factory, address=address)
-    tls = tls_arguments(ssl, server_hostname, host, ssl_handshake_timeout, ssl_shutdown_timeout)
-    if (sock is None) == (host is None and port is None):
-        raise ValueError("give either host and port, or sock")
-    new = attaching(protocol_factory)
-    if sock is not None:
-        terms = Terms(None, None)
-        if choice.policy is not None:
-            now = with_system_times(choice.policy, apply_or_warn(sock, choice.policy, explicit=choice.explicit))
-            terms = Terms(choice.policy, limits_of(now), choice.source, choice.explicit)
-            tls = bound_handshake(tls, connect_bound(now))
-        made = await wrap_socket(sock, lambda: new(terms), tls)
-    else:
-        made = await connect_tcp(
-            new,
-            host,
-            port,
-            choice,
-            tls=tls,
-            options=DialOptions(
-                family=family,
-                proto=proto or socket.IPPROTO_TCP,
-                flags=flags,
-                local_addr=local_addr,
-                happy_eyeballs_delay=happy_eyeballs_delay,
-                interleave=interleave,
-            ),
-            all_errors=all_errors,
-        )
-    transport, protocol = made
-    return attached_transport(protocol) or transport, protocol
+    return ConnectingTransport(make, retry, None if sock is not None else format_address((host, port)))
 
 
 async def open_connection(

@@ -234,14 +234,18 @@ class Connecting(Pending[Connection]):
 class ConnectingTransport(Promise[tuple[K_co, P_co]]):
     """What `create_connection` returns: a coroutine, and transports and protocols to iterate over."""
 
-    def __init__(self, make: Callable[[], Awaitable[tuple[K_co, P_co]]], retry: Retry | None, where: str) -> None:
-        super().__init__(_retrying(make, retry, where))
+    def __init__(
+        self, make: Callable[[], Awaitable[tuple[K_co, P_co]]], retry: Retry | None, where: str | None
+    ) -> None:
+        super().__init__(_retrying(make, retry, where or ""))
         self._make_one = make
         self._retry = retry
         self._where = where
 
     def __aiter__(self) -> AsyncIterator[tuple[K_co, P_co]]:
         self._used = True
+        if self._where is None:
+            raise ValueError("give host and port to iterate over connections: a sock cannot be connected again")
         return Reconnecting(self._make_one, TransportEnds, self._retry, self._where)
 
 

@@ -93,7 +93,7 @@ class Backoff:
     def __init__(self, retry: Retry, now: float, draw: Callable[[], float] = random.random) -> None:
         self.retry: Retry = retry
         self.attempts: int = 0  # in this row
-        self.error: Exception | None = None  # the last one
+        self.error: Exception | None = None  # of the last attempt, or of the connection that has ended
         self._draw = draw
         self._since = now
         self._connected_before = False
@@ -130,6 +130,7 @@ class Backoff:
     def connected(self) -> None:
         """Note that there is a connection, which need not last."""
         self._connected_before = True
+        self.error = None  # its traceback refers to the frames of the attempt
 
     def ended(self, error: Exception, lasted: float, now: float) -> bool:
         """Note the end of a connection that stood for so many seconds; return whether its error is final."""
