@@ -79,11 +79,12 @@ def postgres(host: str = LOOPBACK) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def redis(host: str = LOOPBACK) -> Iterator[Running]:
-    """redis-server, with nothing on disk."""
+def redis(host: str = LOOPBACK, *options: str, port: int | None = None) -> Iterator[Running]:
+    """redis-server, which saves nothing by itself; on a free port, unless one is given. `options` are its own."""
     with _directory() as directory:
-        port = free_port(host)
+        port = port or free_port(host)
         command = ["redis-server", "--port", str(port), "--bind", host, "--save", "", "--protected-mode", "no"]
+        command += options
         with _serving(directory, command, host, port, signal.SIGTERM, _said("Ready to accept")) as server:
             yield server
 

@@ -1,0 +1,1 @@
+"""Programs to start from. Each runs by itself: `python examples/client.py --help`."""
