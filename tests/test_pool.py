@@ -133,6 +133,40 @@ async def test_what_only_the_kernel_knows_counts_too(how: str) -> None:
                 listening.accept()[0].close()
 
 
+@pytest.mark.parametrize("how", ENDS[:3])
+@pytest.mark.parametrize("known_to", ["the loop", "the kernel"])
+async def test_nor_is_a_fresh_connection_that_has_ended(known_to: str, how: str) -> None:
+    """Its end while it is being opened is an error of `acquire`, and one that is tried again."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as ends:
+        listening.setblocking(False)
+        opened = 0
+
+        async def on_connect(connection: kaio.Connection) -> None:
+            nonlocal opened
+            opened += 1
+            end = ends.enter_context(listening.accept()[0])
+            if opened % 3 != 0:
+                if how == "half-closed":
+                    end.shutdown(socket.SHUT_WR)
+                else:
+                    if how == "reset":
+                        reset(end)
+                    end.close()
+            if known_to == "the loop":
+                await settle()
+
+        async with kaio.Pool(*listening.getsockname(), on_connect=on_connect) as pool:
+            with pytest.raises(kaio.ConnectionEnded):
+                await pool.acquire().__aenter__()
+            assert pool.size == 0
+        opened = 0
+        retry = kaio.Retry(initial_delay=0.01)
+        pool = kaio.Pool(*listening.getsockname(), on_connect=on_connect, retry=retry)
+        async with pool, pool.acquire() as connection:
+            assert opened == 3
+            assert connection.health().state is kaio.State.ALIVE
+
+
 @pytest.mark.slow
 async def test_a_suspect_or_dead_connection_is_not_handed_out(dead_peers: None) -> None:
     """Nor one that is idle: it has left the pool when its peer is found dead."""
@@ -335,6 +369,21 @@ async def test_what_cannot_be_warmed_up_is_an_error() -> None:
             await pool.__aenter__()
         assert pool.size == 0
         await until(lambda: handler.open == 0)
+
+
+async def test_filling_up_counts_what_tasks_open_meanwhile() -> None:
+    """There are never more connections than allowed."""
+    async with backend() as (handler, address), kaio.Pool(address, min_size=1, max_size=1) as pool:
+        for _ in range(5):
+            with contextlib.suppress(LookupError):
+                async with pool.acquire():
+                    raise LookupError
+            await asyncio.sleep(0)  # it has found that there are too few
+            async with pool.acquire() as connection:
+                assert await ask(connection) == len(handler.connections)
+                await settle()
+                assert pool.size == 1
+        assert len(handler.connections) == 6
 
 
 async def test_it_fills_up_again_when_the_server_is_back() -> None:

@@ -9,9 +9,9 @@ from types import EllipsisType, TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, Unpack
 
 from ..addresses import Address
-from ..errors import ConnectionEnded
+from ..errors import ConnectionEnded, EndOfStream
 from ..policy import check_timeout
-from .connection import CLOSE_TIMEOUT, Connection, is_over
+from .connection import CLOSE_TIMEOUT, Connection, end_of, is_over
 from .connector import ConnectOptions, Connector
 from .pooled import PooledConnection, PooledProtocol
 from .reconnecting import attempt_in_row
@@ -159,7 +159,8 @@ class Pool:
         """Return a context manager whose block has a connection for itself.
 
         `timeout`: seconds to wait for it, opening one included; None: for ever; by default that of the pool. Raises
-        TimeoutError then, `ClosedResourceError` when the pool is closed, and what `connect` and `on_connect` raise.
+        TimeoutError then, `ClosedResourceError` when the pool is closed, what `connect` and `on_connect` raise, and a
+        kind of `ConnectionEnded` when a connection ends while it is being opened.
         """
         limit = self._timeout if isinstance(timeout, EllipsisType) else check_timeout("timeout", timeout)
         return Lease(self._slots, self._take, limit)
@@ -222,10 +223,14 @@ class Pool:
         try:
             if self._on_connect is not None:
                 await self._on_connect(connection)
+            if not is_over(connection):
+                pooled = PooledConnection(connection, self._max_lifetime, self._on_end)
+                if not pooled.has_hung_up():
+                    return pooled
+            raise end_of(connection) or EndOfStream("the peer has closed the connection")
         except BaseException:
             connection.abort()
             raise
-        return PooledConnection(connection, self._max_lifetime, self._on_end)
 
     # -- keeping order
 
@@ -270,6 +275,8 @@ class Pool:
         backoff.connected()  # what has worked once may be mended
         while slots.size < self._min_size and not slots.closed:
             await asyncio.sleep(backoff.delay())
+            if slots.size >= self._min_size or slots.closed:
+                return  # others have opened some meanwhile
             slots.size += 1
             backoff.attempts += 1
             try:

@@ -47,6 +47,10 @@ class PooledConnection:
         """Return whether it has stood for as long as it may."""
         return self._loop.time() >= self._ends_at
 
+    def has_hung_up(self) -> bool:
+        """Return whether the kernel knows that the peer has closed or reset it."""
+        return self._poll is not None and any(events & ~select.POLLIN for _, events in self._poll.poll(0))
+
     def is_usable(self) -> bool:
         protocol = self._protocol
         return not (protocol.is_over or protocol.buffer.size or protocol.is_suspect or self.is_old())
