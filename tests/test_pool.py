@@ -405,6 +405,33 @@ async def test_it_fills_up_again_when_the_server_is_back() -> None:
         await pool.aclose()
 
 
+async def test_it_fills_up_in_one_go() -> None:
+    """Only what fails, or does not last, is delayed."""
+    async with backend() as (handler, address), kaio.Pool(address, min_size=10) as pool:
+        await until(lambda: len(handler.connections) == 10)
+        for connection in handler.connections[:10]:
+            await let_go("reset", connection)
+        await until(lambda: len(handler.connections) == 20 and pool.idle == 10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+async def test_connections_that_end_at_once_are_not_replaced_at_once(size: int) -> None:
+    """A server that accepts and closes is not called without a delay."""
+    opened, warm = 0, asyncio.Event()
+
+    async def close_soon(connection: kaio.Connection) -> None:
+        nonlocal opened
+        opened += 1
+        await warm.wait()
+        await asyncio.sleep(0.001)
+
+    async with kaio.serve(close_soon, "127.0.0.1", 0) as server:
+        async with kaio.Pool(server.listeners[0].address, min_size=size):
+            warm.set()
+            await asyncio.sleep(1)
+        assert size < opened <= 30 * size
+
+
 async def test_connections_that_nobody_uses_are_closed() -> None:
     """But for the smallest number."""
     async with backend() as (_, address), kaio.Pool(address, min_size=1, max_idle=0.2) as pool:
@@ -447,7 +474,7 @@ async def test_closing_waits_for_who_uses_a_connection() -> None:
 
         async with pool:
             user = asyncio.ensure_future(use())
-            await until(lambda: pool.size == 1)
+            await until(lambda: pool._slots.leased)
             waiting = asyncio.ensure_future(use())
             await until(lambda: pool.waiting == 1)
             closing = asyncio.ensure_future(pool.aclose())
@@ -475,7 +502,7 @@ async def test_closing_is_bounded(cancel: bool) -> None:
                 await connection.receive()
 
         user = asyncio.ensure_future(use())
-        await until(lambda: pool.size == 1)
+        await until(lambda: pool._slots.leased)
         closing = asyncio.ensure_future(pool.aclose(timeout=30 if cancel else 0.05))
         await asyncio.sleep(0)
         if cancel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable, Callable
 from types import EllipsisType, TracebackType
@@ -78,6 +79,9 @@ class Pool:
         self._is_warm = False  # the first `min_size` connections are open
         self._check: asyncio.TimerHandle | None = None  # the next look for connections that are to be closed
         self._refilling: asyncio.Task[None] | None = None
+        self._backoff = Backoff(self._retry or Retry(), 0.0)  # of refilling
+        self._backoff.connected()  # once it is warm: what has worked may be mended
+        self._filled_at = -math.inf  # when refilling has last opened what was missing, or failed
         self._drained: asyncio.Event = asyncio.Event()  # it is closed, and all connections were given back
 
     # -- what it is
@@ -269,28 +273,35 @@ class Pool:
             self._refilling = self._loop.create_task(self._refill_slowly())
 
     async def _refill_slowly(self) -> None:
-        """Open connections until there are enough again, after growing delays while that fails."""
+        """Open connections until there are enough again; delays grow while that fails, or what was opened ends soon."""
         assert self._loop is not None
-        slots, backoff = self._slots, Backoff(self._retry or Retry(), self._loop.time())
-        backoff.connected()  # what has worked once may be mended
+        slots, backoff = self._slots, self._backoff
+        if self._loop.time() - self._filled_at >= backoff.retry.lasting:
+            backoff.attempts = 0
         while slots.size < self._min_size and not slots.closed:
             await asyncio.sleep(backoff.delay())
-            if slots.size >= self._min_size or slots.closed:
-                return  # others have opened some meanwhile
-            slots.size += 1
             backoff.attempts += 1
             try:
-                pooled = await self._connect()
+                await self._open_missing()
             except Exception as exc:
-                slots.pass_on(None)
                 if backoff.failed(exc) or backoff.exhausted():
                     return  # who acquires next hears of it
+            self._filled_at = self._loop.time()
+
+    async def _open_missing(self) -> None:
+        """Open as many connections as are too few now."""
+        slots = self._slots
+        for _ in range(self._min_size - slots.size):
+            if slots.size >= self._min_size or slots.closed:
+                return  # tasks have opened some meanwhile
+            slots.size += 1
+            try:
+                pooled = await self._connect()
             except BaseException:
                 slots.pass_on(None)
                 raise
-            else:
-                slots.fill(pooled)
-                slots.give_back(pooled, broken=False)
+            slots.fill(pooled)
+            slots.give_back(pooled, broken=False)
 
 
 class Lease:
