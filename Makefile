@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: system lint
 	$(BIN)/python -m pytest -n 12 --dist worksteal -m "not heavy" $(T)
 
-# Draining, reloading and hostile peers under loads of thousands of connections: about three minutes.
+# Draining, reloading, hostile peers and pools under heavy loads: about six minutes.
 load: system $(VENV)/.dev
 	$(BIN)/python -m pytest -m heavy -s $(T)
 

@@ -31,7 +31,8 @@ class Pool:
     """A pool of connections to one address: `async with pool.acquire() as connection`.
 
     No task is given a connection that is known to be dead or suspect, whose peer has sent EOF, or on which something
-    has come that nobody has asked for; it gets a fresh one. Tasks are served in the order in which they came.
+    has come that nobody has asked for; it gets a fresh one, which may have a greeting of the server's. Tasks are served
+    in the order in which they came.
 
     A connection goes back into the pool when the block ends, unless the block has raised an exception, the connection
     has ended, or unread bytes are left in it: whoever comes next would get the answer to somebody else's question. It
