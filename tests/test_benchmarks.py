@@ -37,6 +37,7 @@ def ask(*command: str, results: pathlib.Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_question_is_answered(question: str, tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> None:
     if question != "import_time" and not (shutil.which("cc") or shutil.which("gcc")):

@@ -121,6 +121,7 @@ def test_ten_thousand_idle_connections_cost_less_than_a_hundredth_of_a_core(cabl
 # -- five thousand deaths in one instant
 
 
+@pytest.mark.heavy
 @pytest.mark.alone  # what is measured is how long the loop is held
 @pytest.mark.usefixtures("dead_peers")
 @both_loops
@@ -140,6 +141,7 @@ def test_five_thousand_simultaneous_deaths_do_not_block_the_loop(loop: str, how:
 # -- a hundred thousand connections that come and go
 
 
+@pytest.mark.heavy
 @pytest.mark.alone  # it keeps every core busy
 def test_a_hundred_thousand_connections_leave_nothing_behind() -> None:
     """On both loops at once, the last 20,000 in the error watch: tables, descriptors and memory are as before."""

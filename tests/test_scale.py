@@ -42,6 +42,7 @@ def _has(server: kaio.Server, connections: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.alone  # thousands of deaths are to be told in time
 @pytest.mark.usefixtures("dead_peers")
 async def test_each_of_thousands_of_dead_peers_is_reported_once_and_no_live_one() -> None:

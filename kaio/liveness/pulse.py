@@ -94,7 +94,8 @@ class Pulse:
         left = self._waits_since + self._within - now
         if left <= 0:
             return Act.GIVE_UP, 0.0
-        return Act.WAIT, self._look_after(min(left, self._within / (4 if self._behind else 1), self._every), now)
+        ahead = self._within / 4 if self._behind else self._every - self._early
+        return Act.WAIT, self._look_after(min(left, ahead), now)
 
     def asked(self, signs: Signs, now: float) -> None:
         """Note that the question was asked; `signs` are those from before."""

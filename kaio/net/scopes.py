@@ -61,7 +61,7 @@ class AliveScope:
         if self._task is not None:
             raise RuntimeError("this scope has been entered already")
         transport = self._transport
-        if transport.ended or transport.verdict is not None:
+        if transport.ended or transport.verdict is not None or transport.closer:
             raise as_stream_error(transport.verdict) or ClosedResourceError()
         self._task = task
         self._cancelling = task.cancelling()
