@@ -8,9 +8,10 @@ The map:
     networks                where they meet: a network namespace of their own
     processes               a running server, pinned to its core, and what the system says of it
     runner                  options, the cores, the order of turns
+    pool_clients            a pool, in a process of its own
     results plots           medians, ratios, targets; table, JSON, pictures in results/
 
-    echo bulk accept memory supervise detect import_time     one question each
+    echo bulk accept memory supervise detect workers pool import_time     one question each
 
 Rules kept here: all contenders take turns in one run, in an order that changes, and a ratio is taken within a round, so
 that what the machine does meanwhile befalls all. Server and load are on a core each. What is compared is the CPU time

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-QUESTIONS: Final = ("echo", "bulk", "accept", "memory", "supervise", "detect", "workers", "import_time")
+QUESTIONS: Final = ("echo", "bulk", "accept", "memory", "supervise", "detect", "workers", "pool", "import_time")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

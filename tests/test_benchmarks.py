@@ -27,6 +27,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "supervise": ("--only", "kernel,heartbeat"),
     "detect": ("--only", "connection", "--case", "one at a time"),
     "workers": (),
+    "pool": (),
     "import_time": (),
 }
 
