@@ -185,9 +185,10 @@ async def test_a_suspect_or_dead_connection_is_not_handed_out(dead_peers: None) 
             await until(lambda: pool.size == 0, within=20)
 
 
-@pytest.mark.parametrize("why", ["raised", "cancelled", "unread", "closed"])
+@pytest.mark.parametrize("why", ["raised", "cancelled", "unread", "read by another", "half-closed", "closed"])
 async def test_a_connection_in_an_unknown_state_is_closed(why: str) -> None:
     """Its next user would get the answer to another's question."""
+    tasks: list[asyncio.Future[Any]] = []
     async with backend() as (handler, address), kaio.Pool(address, max_size=1) as pool:
 
         async def use() -> None:
@@ -202,6 +203,11 @@ async def test_a_connection_in_an_unknown_state_is_closed(why: str) -> None:
                     case "unread":
                         await ask(connection, b"twice")
                         await until(lambda: connection._protocol.buffer.size)
+                    case "read by another":
+                        tasks.append(asyncio.ensure_future(connection.receive()))
+                        await asyncio.sleep(0)
+                    case "half-closed":
+                        await connection.send_eof()
                     case _:
                         connection.abort()
 
@@ -214,6 +220,9 @@ async def test_a_connection_in_an_unknown_state_is_closed(why: str) -> None:
         async with pool.acquire() as connection:
             assert await ask(connection) == 2
         await until(lambda: handler.open == 1)
+        for each in tasks:
+            with pytest.raises(kaio.ClosedResourceError):
+                await each
 
 
 # -- waiting

@@ -52,11 +52,12 @@ class PooledConnection:
         return self._poll is not None and any(events & ~select.POLLIN for _, events in self._poll.poll(0))
 
     def is_usable(self) -> bool:
+        """Return whether it was worth keeping when it was given back, as far as the loop and the monitor know."""
         protocol = self._protocol
-        return not (protocol.is_over or protocol.buffer.size or protocol.is_suspect or self.is_old())
+        return protocol.receivable and protocol.sendable and not protocol.is_suspect and self.idle_since < self._ends_at
 
     def is_healthy(self) -> bool:
-        return self.is_usable() and (self._poll is None or not self._poll.poll(0))
+        return self.is_usable() and not self.is_old() and (self._poll is None or not self._poll.poll(0))
 
     def on_give_back(self) -> None:
         """Note that somebody has used it until now."""
