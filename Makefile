@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: system lint
 	$(BIN)/python -m pytest -n 12 --dist worksteal -m "not heavy" $(T)
 
-# Draining, reloading, hostile peers and pools under heavy loads: about six minutes.
+# Loads of thousands of connections, a day of a client, the pool under fire, the benchmarks in little: ten minutes.
 load: system $(VENV)/.dev
 	$(BIN)/python -m pytest -m heavy -s $(T)
 
