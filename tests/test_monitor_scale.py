@@ -97,6 +97,7 @@ def cables() -> Iterator[list[Namespace]]:
         yield networks
 
 
+@pytest.mark.heavy
 def test_ten_thousand_idle_connections_cost_less_than_a_hundredth_of_a_core(cables: list[Namespace]) -> None:
     """On both loops at once: each connection is looked at once in its idle time, and none is taken for dead.
 

@@ -151,12 +151,12 @@ def test_twenty_thousand_claims() -> None:
     try:
         with sockets(number) as them:
             numbers = [sock.fileno() for sock in them]
-            began = time.perf_counter()
+            began = time.process_time()
             for each in numbers:
                 os.fstat(each)
-            looked = time.perf_counter()
+            looked = time.process_time()
             inodes = [claim(each, each) for each in numbers]
-            claimed = time.perf_counter()
+            claimed = time.process_time()
             assert watched(os.getpid()) == owned() == dict(zip(inodes, numbers, strict=True))
             size = len(kaio.monitor.owners._table._memory)
             assert 16 * number < size < 64 * number
@@ -170,7 +170,7 @@ def test_twenty_thousand_claims() -> None:
                 release(each)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert claimed - looked < 10 * (looked - began)
+    assert claimed - looked < 20 * (looked - began)
 
 
 READER = """

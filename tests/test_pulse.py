@@ -68,6 +68,13 @@ def test_a_loop_that_was_blocked_gives_the_peer_its_time() -> None:
     assert pulse.look(QUIET, 34.0)[0] is Act.GIVE_UP
 
 
+def test_a_loop_that_is_blocked_all_the_time_gives_it_once() -> None:
+    """When the answer came, the kernel tells, however late it is asked."""
+    pulse = asked()
+    assert pulse.look(QUIET, 15.0)[0] is Act.WAIT
+    assert pulse.look(QUIET, 20.0)[0] is Act.GIVE_UP
+
+
 def test_a_question_behind_other_data_waits_while_that_moves() -> None:
     """A slow peer that takes what is sent has not been silent; one that takes nothing has."""
     behind = Signs(deaf=False, queued=1000, acknowledged=7)

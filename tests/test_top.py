@@ -647,6 +647,7 @@ def test_in_a_terminal_a_dying_peer_turns_suspect_and_disappears(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_sampling_ten_thousand_connections_is_fast(network: Namespace) -> None:
     """The time is printed."""
     count = 10_000

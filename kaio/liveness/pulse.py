@@ -1,8 +1,8 @@
 """The pulse of the far application: when to ask it for a sign of life, and when it is given up.
 
 Rules kept here: no I/O and no clock. It is given up only when data could have come and did not: not while nobody reads
-on this side, not because this side's loop was blocked, and not while the question still waits behind other data that
-the peer goes on taking.
+on this side, not because this side's loop was blocked when the question was to leave, and not while the question still
+waits behind other data that the peer goes on taking.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 __all__ = ["Act", "Pulse", "Signs"]
 
 _JITTER: Final = 0.05  # seconds by which the kernel's clock, in steps of up to 10 ms, and this one may differ
-_LATE: Final = 1.0  # seconds after its time at which a look counts as late: the loop was blocked
+_LATE: Final = 0.3  # seconds after its time at which a look counts as late: a tick of the wheel, and a moment
 
 
 class Signs(NamedTuple):
@@ -46,6 +46,7 @@ class Pulse:
         "_behind",
         "_early",
         "_every",
+        "_excused",
         "_expected",
         "_since",
         "_waits_since",
@@ -61,6 +62,7 @@ class Pulse:
         self._asked_at: float | None = None  # when it was asked; None: it has answered, or was not asked yet
         self._waits_since = now  # when the question had left, at the latest
         self._behind = False  # whether it waits behind other data
+        self._excused = False  # whether it was given more time because this side was late; once for each question
         self._acknowledged: int | None = None
         self._expected = now  # when the next look is to be
 
@@ -79,7 +81,7 @@ class Pulse:
 
     def look(self, signs: Signs, now: float) -> tuple[Act, float]:
         """Return what to do, when there was nothing to `rest` for, and the seconds until the next look."""
-        late = now - self._expected > _LATE
+        late = now - self._expected > _LATE and not self._excused
         if signs.deaf:
             self.begin_anew(now)
             return Act.WAIT, self._look_after(min(self._every, self._within) / 4, now)
@@ -89,6 +91,7 @@ class Pulse:
         moved = self._behind and signs.acknowledged != self._acknowledged
         if late or moved or signs.asking or (self._behind and not signs.queued):
             self._waits_since = now
+        self._excused = self._excused or late
         self._behind = self._behind and bool(signs.queued)
         self._acknowledged = signs.acknowledged
         left = self._waits_since + self._within - now
@@ -101,6 +104,7 @@ class Pulse:
         """Note that the question was asked; `signs` are those from before."""
         self._asked_at = self._waits_since = now
         self._behind = signs.queued > 0
+        self._excused = False
         self._acknowledged = signs.acknowledged
 
     def _look_after(self, seconds: float, now: float) -> float:
