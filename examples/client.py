@@ -1,4 +1,4 @@
-"""A client that stays connected: it finds out that its server died, backs off, and connects again.
+"""A client that stays connected for ever: when its server is gone, for whatever reason, it connects again.
 
 python examples/client.py --port 9000          # to one of the echo servers
 python examples/client.py --port 9443 --tls
@@ -10,14 +10,11 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import random
+import logging
 import ssl
-
-import anyio
+import sys
 
 import kaio
-
-LONGEST_PAUSE = 30.0  # seconds
 
 
 async def talk(connection: kaio.Connection, every: float) -> None:
@@ -31,13 +28,13 @@ async def talk(connection: kaio.Connection, every: float) -> None:
         except TimeoutError:
             # Our own patience has ended, and nothing else: a dead server raises DeadPeerError, which is another thing.
             print(f"no echo yet, and the server is {connection.health().state}", flush=True)
-            raise
+            return
         print(f"echoed: {words.decode().strip()}", flush=True)
         await asyncio.sleep(every)
 
 
 async def main() -> None:
-    """Talk, and connect again when the connection has ended, until interrupted."""
+    """Talk until interrupted."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
@@ -47,24 +44,13 @@ async def main() -> None:
     parser.add_argument("--every", type=float, default=1.0, help="seconds between words")
     options = parser.parse_args()
     context = ssl.create_default_context(cafile=options.cafile) if options.tls else None
+    # The logger "kaio" says of what a server has died, and when the next attempt is made, and why.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
-    pause = 0.5
-    while True:
-        try:
-            # The policy bounds the connecting too: a host that is switched off is a DeadPeerError as well.
-            async with kaio.connect(options.host, options.port, keepalive=options.keepalive, ssl=context) as connection:
-                print(f"connected to {options.host}:{options.port}, keepalive {connection.keepalive}", flush=True)
-                pause = 0.5
-                await talk(connection, options.every)
-        except kaio.DeadPeerError as error:
-            print(f"{error}", flush=True)
-        except ssl.SSLCertVerificationError:
-            raise  # trying again will not make it trustworthy
-        except (OSError, anyio.BrokenResourceError, anyio.IncompleteRead) as error:
-            print(f"not connected: {error!r}", flush=True)
-        # A random part of it, so that a thousand clients do not come back to a restarted server all at once.
-        await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - no secret
-        pause = min(2 * pause, LONGEST_PAUSE)
+    async for connection in kaio.connect(options.host, options.port, keepalive=options.keepalive, ssl=context):
+        async with connection:  # until it has ended: then the loop connects again
+            print(f"connected to {options.host}:{options.port}, keepalive {connection.keepalive}", flush=True)
+            await talk(connection, options.every)
 
 
 if __name__ == "__main__":
