@@ -181,7 +181,7 @@ USES: Final[dict[str, Use]] = {
 }
 
 
-def work(recipe: str, host: str, port: int) -> None:
+def work(recipe: str, names: dict[str, Any], host: str, port: int) -> None:
     """Run a recipe until it ends."""
     seen: list[int] = []
 
@@ -192,7 +192,7 @@ def work(recipe: str, host: str, port: int) -> None:
 
     error: BaseException | None = None
     try:
-        names, use = block(recipe), USES[recipe]
+        use = USES[recipe]
         if asyncio.iscoroutinefunction(use):
             names.get("run", lambda main: asyncio.run(main()))(lambda: use(names, host, port, first))
         else:
@@ -208,9 +208,10 @@ def work(recipe: str, host: str, port: int) -> None:
 
 def main() -> None:
     peers = json.loads(sys.argv[1])
-    threads = [threading.Thread(target=work, args=(recipe, *peer), daemon=True) for recipe, peer in peers.items()]
-    for thread in threads:
-        thread.start()
+    # All of them first: packages that are imported in several threads at the same time may see each other half made.
+    blocks = {recipe: block(recipe) for recipe in peers}
+    for recipe, peer in peers.items():
+        threading.Thread(target=work, args=(recipe, blocks[recipe], *peer), daemon=True).start()
     sys.stdin.read()  # until it may go
     os._exit(0)
 
