@@ -29,6 +29,7 @@ class Promise(Coroutine[Any, Any, R_co], Generic[R_co]):
         self._make = make
         self._used = False
         self._running: Generator[Any, Any, R_co] | None = None
+        self.__name__ = self.__qualname__ = type(self).__name__  # for the repr of a task, as a coroutine has them
 
     def __await__(self) -> Generator[Any, Any, R_co]:
         self._used = True
