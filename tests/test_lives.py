@@ -49,6 +49,7 @@ def test_lives_that_were_once_judged_wrongly(name: str) -> None:
     examine(FOUND[name])
 
 
+@pytest.mark.heavy
 def test_a_wrong_verdict_would_be_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A watch that gives up by silence alone fails, and the program says where."""
     monkeypatch.setattr("kaio.liveness.watch.Watch._cannot_ask", lambda *_: True)

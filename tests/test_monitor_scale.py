@@ -220,6 +220,7 @@ def test_messages_and_connections_cost_no_additional_system_call(loop: str, tmp_
     print(f"{loop}: system calls: {sum(off.values())} with keepalive off, {sum(on.values())} watched")
     differ = {name: on.get(name, 0) - off.get(name, 0) for name in (on.keys() | off.keys()) - NOT_OURS}
     assert min(off["recvfrom" if loop == "asyncio" else "read"], sum(on.values()) / 4) > 5_000  # it was counted
-    assert sum(map(abs, differ.values())) < 50, {name: by for name, by in differ.items() if by}
+    # One more for each connection would be 500; a process that finds its modules compiled opens fewer files.
+    assert sum(map(abs, differ.values())) < 250, {name: by for name, by in differ.items() if by}
     waits_off, waits_on = (sum(calls.get(name, 0) for name in WAITS) for calls in (off, on))
     assert 5_000 < waits_on < 1.05 * waits_off  # one more for each connection would be 1.09

@@ -199,6 +199,7 @@ async def test_one():
     done.stdout.fnmatch_lines_random([f"*::test_each?{name}? PASSED*" for name in ("plain", "fast", "own")])
 
 
+@pytest.mark.heavy
 def test_factories_for_some_tests_leave_the_others_the_options(pytester: pytest.Pytester) -> None:
     """A hook that answers None for a test; what is no mapping is still pytest-asyncio's to refuse."""
     some = "def pytest_asyncio_loop_factories(config, item): return None\n"
@@ -290,6 +291,7 @@ async def test_each(anyio_backend):
 # -- what may be missing
 
 
+@pytest.mark.heavy
 def test_either_plugin_is_enough(pytester: pytest.Pytester) -> None:
     """pytest-asyncio absent, or anyio's plugin."""
     suite = asyncio_suite(CHOSEN, "uvloop", "pytest.mark.anyio")
