@@ -100,7 +100,7 @@ async def lives(relays: dict[str, Relay], rows: dict[str, tuple[str, str, str]])
     """Let some recipes run in one process, and their peers die."""
     recipes, loop = list(relays), asyncio.get_running_loop()
     async with Clients(relays) as clients:
-        await clients.have_said("first", recipes, 40)
+        await clients.have_said("first", recipes, 70)
         states = clients.states()
         for recipe in recipes:
             (state,) = states[recipe]
