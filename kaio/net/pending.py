@@ -29,7 +29,8 @@ class Promise(Coroutine[Any, Any, R_co], Generic[R_co]):
         self._make = make
         self._used = False
         self._running: Generator[Any, Any, R_co] | None = None
-        self.__name__ = self.__qualname__ = type(self).__name__  # for the repr of a task, as a coroutine has them
+        self.__name__: str = type(self).__name__  # for the repr of a task, as a coroutine has it
+        self.__qualname__: str = self.__name__
 
     def __await__(self) -> Generator[Any, Any, R_co]:
         self._used = True
