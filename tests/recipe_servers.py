@@ -184,7 +184,8 @@ async def all_relays(recipes: list[str]) -> AsyncIterator[dict[str, Relay]]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def serve(handler: Handler) -> int:
-            serving = kaio.serve(handler, servers.LOOPBACK, 0, close_timeout=0)
+            # Without a policy: a monitor would have what an end that plays dead has last said sent again and again.
+            serving = kaio.serve(handler, servers.LOOPBACK, 0, keepalive="off", close_timeout=0)
             address: Any = (await stack.enter_async_context(serving)).listeners[0].address
             port: int = address.port
             return port
