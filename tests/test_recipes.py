@@ -109,8 +109,8 @@ async def lives(relays: dict[str, Relay], rows: dict[str, tuple[str, str, str]])
             assert state.times == OWN.get(recipe, (POLICY.idle, POLICY.interval, POLICY.count)), recipe
             assert state.user_timeout == bound, recipe
             rows[recipe] = (str(state), f"{state.detection_time:g} s, not waited for", "")
-        # What a server still has to send, it would send again and again, and be heard.
-        await asyncio.sleep(0.5)
+        # What a server still has to send, it would send again and again, and be heard: nats-server pings after 2 s.
+        await asyncio.sleep(4)
         with contextlib.ExitStack() as dead:
             for relay in relays.values():
                 for client in relay.clients:

@@ -136,17 +136,18 @@ async def use_pika(names: dict[str, Any], host: str, port: int, first: Callable[
 
 
 async def use_nats(names: dict[str, Any], host: str, port: int, first: Callable[[], None]) -> None:
-    errors: asyncio.Queue[Exception] = asyncio.Queue()
+    over = asyncio.Event()
 
-    async def on_error(exc: Exception) -> None:
-        errors.put_nowait(exc)
+    async def on_close() -> None:
+        over.set()
 
-    client = await names["connect"](host, port, error_cb=on_error, allow_reconnect=False)
+    client = await names["connect"](host, port, closed_cb=on_close, allow_reconnect=False)
     subscription = await client.subscribe("news")
     await client.publish("news", b"1")
     await subscription.next_msg(timeout=10)
     first()
-    raise await errors.get()
+    await over.wait()
+    raise client.last_error
 
 
 async def use_grpc(names: dict[str, Any], host: str, port: int, first: Callable[[], None]) -> None:
