@@ -402,6 +402,6 @@ async def test_a_thousand_clients_do_not_stampede(down: float, loop_name: str) -
     print(f"{histogram(failed, width)}\nconnected again\n{histogram(back, width)}")
     assert len(back) == count
     assert len(failed) <= count * (8 + down)
-    later = Counter(int(at / width) for at in sorted(failed)[count:])  # the first are made at once
-    assert max(later.values(), default=0) <= count * 0.4
+    # When an attempt fails is known when this process, which has all the clients, comes to it; so of those the number
+    # counts, and of the spread what arrives at the server.
     assert max(Counter(int(at / width) for at in back).values()) <= count * 0.4
