@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "audit": "Find TCP sockets without keepalive, in running processes or in Python source.",
     "check": "Set keepalive on a test socket or a connection, and read it back from the kernel.",
     "demo": "Watch four peers over loopback, two of which die.",
+    "enforce": "Let the kernel give a policy to all TCP sockets of a unit, a cgroup or the machine.",
     "exec": "Start a program, and set a policy on all its sockets from outside.",
     "plan": "Explain a policy: when a death is detected, what probing costs, which middleboxes it outlasts.",
     "run": "Run a Python program on kaio's event loop.",

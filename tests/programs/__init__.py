@@ -96,30 +96,30 @@ def _running(*command: str) -> Iterator[Program]:
         program.end()
 
 
-def python() -> contextlib.AbstractContextManager[Program]:
+def python(*before: str) -> contextlib.AbstractContextManager[Program]:
     """A server in Python, on asyncio."""
-    return _running(sys.executable, str(HERE / "server.py"))
+    return _running(*before, sys.executable, str(HERE / "server.py"))
 
 
-def node() -> contextlib.AbstractContextManager[Program]:
+def node(*before: str) -> contextlib.AbstractContextManager[Program]:
     """A server in JavaScript."""
-    return _running("node", str(HERE / "server.js"))
+    return _running(*before, "node", str(HERE / "server.js"))
 
 
-def static(directory: pathlib.Path) -> contextlib.AbstractContextManager[Program]:
+def static(directory: pathlib.Path, *before: str) -> contextlib.AbstractContextManager[Program]:
     """A server in C, linked statically: no library could be slipped under it."""
     executable = directory / "server"
     source = HERE / "server.c"
     subprocess.run(["gcc", "-Wall", "-Werror", "-O", "-static", "-D_GNU_SOURCE", "-o", executable, source], check=True)
-    return _running(str(executable))
+    return _running(*before, str(executable))
 
 
 @contextlib.contextmanager
-def redis(directory: pathlib.Path, *options: str) -> Iterator[Program]:
-    """redis-server, with nothing on disk."""
+def redis(directory: pathlib.Path, *options: str, before: tuple[str, ...] = ()) -> Iterator[Program]:
+    """redis-server, with nothing on disk. `before` is a command that starts it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    command = [*before, "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
     command += ["--save", "", "--appendonly", "no", "--loglevel", "warning", *options]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     program = Program(process)
@@ -162,9 +162,12 @@ class Puppet:
 
 
 @contextlib.contextmanager
-def puppet() -> Iterator[Puppet]:
-    """A process that has `os`, `socket` and `TCP` (its option level) at hand, and makes no sockets unless told."""
-    command = [sys.executable, str(HERE / "puppet.py")]
+def puppet(*before: str) -> Iterator[Puppet]:
+    """A process that has `os`, `socket` and `TCP` (its option level) at hand, and makes no sockets unless told.
+
+    `before` is a command that starts it.
+    """
+    command = [*before, sys.executable, str(HERE / "puppet.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Puppet(process)

@@ -1,0 +1,107 @@
+"""Control groups of version 2: where the hierarchy is mounted, whose group is whose, which processes are in one.
+
+Rules kept here: a cgroup is named by the path of its directory. The hierarchy may be mounted beside those of version 1
+(cgroups(7)), and a mount may show a part of it only, as in containers. A process or cgroup may vanish at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from ..errors import KaioError
+
+__all__ = ["CgroupError", "hierarchy", "identifier", "of_process", "of_unit", "processes"]
+
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")  # of spaces and the like in mountinfo (proc(5))
+
+
+class CgroupError(KaioError, OSError):
+    """A cgroup that does not exist or cannot be used; the message says why."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def hierarchy() -> str:
+    """The directory of the topmost cgroup that can be seen. Raises `CgroupError`."""
+    return _mounted()[0]
+
+
+def of_process(pid: int | str = "self") -> str:
+    """The directory of a process's cgroup. Raises `CgroupError`."""
+    top, root = _mounted()
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            found = next((line[3:] for line in file.read().split("\n") if line.startswith("0::")), None)
+    except OSError as exc:
+        raise CgroupError(exc.errno, f"process {pid}: {exc.strerror}") from None
+    if found is None:
+        raise CgroupError(errno.ENOENT, f"process {pid} is in no cgroup of version 2")
+    if root != "/":
+        if found != root and not found.startswith(f"{root}/"):
+            raise CgroupError(errno.ENOENT, f"process {pid} is in a cgroup that is not mounted here: {found}")
+        found = found[len(root) :]
+    path = os.path.normpath(f"{top}/{found}")
+    if not os.path.isdir(path):
+        raise CgroupError(errno.ENOENT, f"process {pid} is in a cgroup that cannot be seen from here: {found}")
+    return path
+
+
+def of_unit(unit: str) -> str | None:
+    """The directory of a running systemd unit's cgroup, which bears its name; None if the unit does not run.
+
+    A unit of the system comes before one of a user's manager. Raises `CgroupError` if several users run it.
+    """
+    found = [path for path in _directories(hierarchy()) if os.path.basename(path) == unit]
+    of_users = [path for path in found if "/user@" in path]
+    of_system = [path for path in found if path not in of_users]
+    candidates = of_system or of_users
+    if len(candidates) > 1:
+        raise CgroupError(errno.EINVAL, f"several cgroups bear the name {unit}; give one: {', '.join(candidates)}")
+    return candidates[0] if candidates else None
+
+
+def processes(path: str) -> list[int]:
+    """The processes in a cgroup and in those below it, in numerical order. Raises `CgroupError`."""
+    if not os.path.exists(os.path.join(path, "cgroup.procs")):
+        raise CgroupError(errno.ENOENT, f"{path} is not a cgroup of version 2")
+    pids: set[int] = set()
+    for directory in _directories(path):
+        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            pids.update(map(int, file))
+    return sorted(pids - {0})  # 0: a process of another pid namespace
+
+
+def identifier(path: str) -> int:
+    """The kernel's number of a cgroup, which is never used again. Raises `CgroupError`."""
+    try:
+        return os.stat(path).st_ino
+    except OSError as exc:
+        raise CgroupError(exc.errno, f"{path}: {exc.strerror}") from None
+
+
+def _directories(top: str) -> Iterator[str]:
+    yield top
+    for directory, below, _ in os.walk(top):
+        below.sort()
+        yield from (os.path.join(directory, name) for name in below)
+
+
+def _mounted() -> tuple[str, str]:
+    """Where the hierarchy is mounted, and which cgroup is seen there."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().split("\n")
+    except OSError as exc:
+        raise CgroupError(exc.errno, f"cannot find the cgroups: {exc.strerror}") from None
+    for line in lines:
+        mount, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            root, point = (_ESCAPE.sub(lambda found: chr(int(found[1], 8)), part) for part in mount.split(" ")[3:5])
+            return point, root
+    raise CgroupError(errno.ENOENT, "no cgroups of version 2 are mounted")
