@@ -69,7 +69,7 @@ def check_all_as_expected(output: str) -> None:
         states.setdefault(who.strip(), []).append(state)
     results = {row[0]: row[1:] for row in (re.split(r" {2,}", line) for line in output.splitlines())}
     for who in LIVING:
-        assert set(states[who]) == {"alive"}
+        assert set(states[who]) <= {"alive", "suspect"}  # suspect: a busy machine answers late
         assert results[who] == ["alive", "alive", "as expected"]
     for who, (bound, because) in DYING.items():
         assert states[who] == ["alive", "suspect", "dead"]

@@ -55,7 +55,7 @@ class Shell:
         assert self._process.stdout is not None
         self._process.stdin.write(f'{command}\necho "\n=$?"\n')
         self._process.stdin.flush()
-        lines = []
+        lines: list[str] = []
         while not (line := self._process.stdout.readline()).startswith("="):
             assert line, "".join(lines)
             lines.append(line)

@@ -263,7 +263,7 @@ def test_shows_values_paths_names_and_meaning(host: Namespace) -> None:
 
 
 def test_on_a_terminal_of_80_columns_all_names_are_whole(host: Namespace) -> None:
-    """The table is drawn; nothing is cut off."""
+    """The table is drawn, without the files; nothing is cut off."""
     ours, theirs = pty.openpty()
     with host.entered(), open(ours, "rb", buffering=0) as terminal:
         environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
@@ -277,7 +277,6 @@ def test_on_a_terminal_of_80_columns_all_names_are_whole(host: Namespace) -> Non
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
     for setting in SETTINGS.values():
         assert f" {setting.sysctl} " in text
-        assert f" /proc/sys/{setting.path} " in text
     assert max(len(line.rstrip()) for line in text.splitlines() if "│" in line) <= 80
 
 

@@ -10,8 +10,9 @@ import click
 from ..errors import PolicyError, format_address
 from ..kernel.tcpinfo import TcpState
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, parse_time
-from ..tools.processes import Attachment, ProcessSocket, in_kernel
-from ._output import MISTAKE, fail
+from ..tools.kernel_policy import in_kernel
+from ..tools.processes import Attachment, ProcessSocket
+from ._exit import MISTAKE, fail
 
 __all__ = ["describe_peer", "keepalive_option", "parse_interval", "report_refused"]
 

@@ -83,7 +83,12 @@ def _print_changes(pid: int, changes: Sequence[Change], dry_run: bool, as_json: 
     elif as_json:
         print_json({"pid": pid, "dry_run": dry_run, "sockets": [_document(change, dry_run) for change in changes]})
     elif changes:
-        print_table(COLUMNS, [_row(change, dry_run) for change in changes], right=("pid", "fd"))
+        print_table(
+            COLUMNS,
+            [_row(change, dry_run) for change in changes],
+            right=("pid", "fd"),
+            droppable=("before", "fd", "after"),
+        )
     else:
         click.echo(f"process {pid} has no TCP sockets")
     sys.stdout.flush()

@@ -21,6 +21,7 @@ from ._processes import describe_peer
 
 __all__ = ["audit"]
 
+DROPPABLE = ("options", "shut", "in flight", "idle", "fd")
 COLUMNS = ("", "process", "fd", "local", "peer", "options", "idle", "in flight", "shut", "worst case")
 
 
@@ -70,7 +71,7 @@ def _show(found: Sequence[ProcessSocket], refused: Sequence[str], as_json: bool)
         programs = {pid: process_name(pid) for pid in {one.pid for one in found}}
         rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
         styles = ["red" if mark else "" for mark in marks]
-        print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles)
+        print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles, droppable=DROPPABLE)
     click.echo(f"TCP sockets: {len(found)}, uncovered: {sum(marks)}")
     if refused:
         click.echo(f"kaio: processes that could not be inspected: {len(refused)}; the first: {refused[0]}", err=True)

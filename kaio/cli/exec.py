@@ -17,7 +17,7 @@ import click
 from ..errors import KaioError
 from ..policy import Keepalive
 from ..tools.processes import Attachment, ProcessError, lacking
-from ._output import fail
+from ._exit import fail
 from ._processes import keepalive_option, parse_interval, report_refused
 
 __all__ = ["exec"]

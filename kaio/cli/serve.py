@@ -25,8 +25,8 @@ from ..tools.workers.settings import Settings
 from ..tools.workers.sockets import Sockets, check_address, complete
 from ..tools.workers.supervisor import Supervisor
 from ..tools.workers.tls import TlsError, make_tls
+from ._exit import MISTAKE, NO, YES, fail
 from ._interpreter import interpreter_flags, require_uvloop
-from ._output import MISTAKE, NO, YES, fail
 
 __all__ = ["serve"]
 

@@ -28,7 +28,7 @@ from ..tools.sysctls import (
     persisted,
     read,
 )
-from ._output import CANNOT, MISTAKE, fail, json_option, on_terminal, print_json, print_table
+from ._output import CANNOT, MISTAKE, fail, json_option, print_json, print_table
 
 __all__ = ["system"]
 
@@ -146,15 +146,11 @@ def _apply(wanted: Mapping[str, int], words: list[str], *, keep: bool, dry_run: 
 
 def _show(defaults: Defaults) -> None:
     settings = SETTINGS.values()
-    columns = ["sysctl", "procfs"]
-    names = [[setting.sysctl, f"{PROC}/{setting.path}"] for setting in settings]
-    if on_terminal():  # one below the other, to fit in 80 columns
-        columns, names = ["\n".join(columns)], [["\n".join(both)] for both in names]
     rows = [
-        (setting.field, str(getattr(defaults, setting.field)), *both)
-        for setting, both in zip(settings, names, strict=True)
+        (setting.field, str(getattr(defaults, setting.field)), setting.sysctl, f"{PROC}/{setting.path}")
+        for setting in settings
     ]
-    print_table(("setting", "now", *columns), rows, right=("now",))
+    print_table(("setting", "now", "sysctl", "procfs"), rows, right=("now",), droppable=("procfs",))
     click.echo(f"\n{_meaning(defaults)}")
 
 

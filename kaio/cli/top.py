@@ -404,19 +404,16 @@ def top(pids: tuple[int, ...], once: bool, interval: str, sort: str, reverse: bo
         fail(f"interval={interval!r}: must be at least {_LEAST_INTERVAL:g} s", MISTAKE)
     view = View(sort, reverse, words)
     try:
-        if once or as_json or not on_terminal() or os.environ.get("TERM") == "dumb":
-            _print_once(pids, view, as_json)
-        else:
+        if not (once or as_json or not on_terminal() or os.environ.get("TERM") == "dumb"):
             sys.exit(_watch(pids, view, seconds))
-    except BrokenPipeError:
-        raise  # click handles it, and exits without a message
+        with Connections(pids) as connections:
+            view.connections = connections.sample()
     except OSError as exc:
         fail(exc.strerror or str(exc))
+    _print_once(view, as_json)
 
 
-def _print_once(pids: Sequence[int], view: View, as_json: bool) -> None:
-    with Connections(pids) as connections:
-        view.connections = connections.sample()
+def _print_once(view: View, as_json: bool) -> None:
     chosen = view.chosen()
     if as_json:
         print_json({"connections": [_document(connection) for connection in chosen]})

@@ -2,6 +2,7 @@
 
     _assembler   instructions with labels and comments, as bytes and as text
     _calls       bpf(2): loading, maps, links, pins
+    _error       `BpfError`
     _types       where the fields of the kernel's structures are
 
 Rules kept here: neither a compiler nor kernel headers are needed; numbers are those of include/uapi/linux/bpf.h, which
@@ -11,7 +12,8 @@ the kernel never changes. Linux only.
 from __future__ import annotations
 
 from ._assembler import Assembler, Register
-from ._calls import SETSOCKOPT, SOCK_OPS, Bpf, BpfError, Hook, attached, detach, is_bpffs, mount
+from ._calls import SETSOCKOPT, SOCK_OPS, Bpf, Hook, attached, detach, is_bpffs, mount
+from ._error import BpfError
 from ._types import field_offsets
 
 __all__ = [

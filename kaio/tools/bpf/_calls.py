@@ -14,10 +14,10 @@ import struct
 import sys
 from typing import Final, NamedTuple
 
-from ...errors import KaioError
 from ...kernel.descriptors import libc
+from ._error import BpfError
 
-__all__ = ["SETSOCKOPT", "SOCK_OPS", "Bpf", "BpfError", "Hook", "attached", "detach", "is_bpffs", "mount"]
+__all__ = ["SETSOCKOPT", "SOCK_OPS", "Bpf", "Hook", "attached", "detach", "is_bpffs", "mount"]
 
 # arch/*/entry/syscalls: x86 and a few older ones have numbers of their own
 _NUMBERS: Final = {"x86_64": 321, "i386": 357, "i686": 357, "ppc64": 361, "ppc64le": 361, "s390x": 351}
@@ -35,25 +35,6 @@ _LOG_SIZE: Final = 1 << 20
 # (include/linux/license.h).
 _LICENSE: Final = b"Dual MIT/GPL"
 _NAME: Final = 15  # bytes of a program's or map's name
-
-
-class BpfError(KaioError, OSError):
-    """A call of bpf(2) that the kernel refused.
-
-    `errno` is the reason; `log` is the verifier's, when it refused a program.
-    """
-
-    log: str
-
-    def __init__(self, number: int | None, message: str, log: str = "") -> None:
-        super().__init__(number, message)
-        self.log = log
-
-    def __reduce__(self) -> tuple[type[BpfError], tuple[int | None, str, str]]:
-        return BpfError, (self.errno, str(self.strerror), self.log)
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 class Hook(NamedTuple):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from ._calls import BpfError
+from ._error import BpfError
 
 __all__ = ["field_offsets"]
 

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from ...errors import KaioError, PolicyError
 from ...policy import Keepalive, KeepaliveArg, as_policy
 from ..bpf import SETSOCKOPT, SOCK_OPS, Assembler, Bpf, BpfError, Hook, attached, detach, field_offsets, is_bpffs, mount
-from ..processes import in_kernel
+from ..kernel_policy import in_kernel
 from ..sysctls import read as read_sysctls
 from ._program import FIELDS, Counters, Ports, giver, guard
 from ._targets import Kind, Target

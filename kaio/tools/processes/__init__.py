@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from ._access import ProcessError, lacking
 from ._attaching import Attachment, attach
-from ._setting import Change, Outcome, in_kernel
+from ._setting import Change, Outcome
 from ._sockets import ProcessSocket, processes, sockets, survey, uncovered
 from ._watched import watched
 
@@ -29,7 +29,6 @@ __all__ = [
     "ProcessError",
     "ProcessSocket",
     "attach",
-    "in_kernel",
     "lacking",
     "processes",
     "sockets",

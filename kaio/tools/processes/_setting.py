@@ -22,12 +22,12 @@ from ...liveness.limits import Limits
 from ...liveness.watch import Watch
 from ...monitor.deadline import cap_backoff
 from ...policy import Keepalive, SocketState
-from ..sysctls import Defaults
+from ..kernel_policy import in_kernel
 from ._access import Process
 from ._sockets import ProcessSocket, read
 from ._system import Systems
 
-__all__ = ["Change", "Outcome", "Setter", "in_kernel"]
+__all__ = ["Change", "Outcome", "Setter"]
 
 
 class Outcome(enum.StrEnum):
@@ -245,18 +245,6 @@ class Setter:
         after = dataclasses.replace(found.state, user_timeout=bound)
         why = "the peer is stalled, and stopped answering" if dead else "the peer accepts data again"
         return Change(socket=found, outcome=Outcome.RESTORED, after=after, why=why)
-
-
-def in_kernel(policy: Keepalive, system: Defaults | None = None) -> Keepalive:
-    """Return the policy as the kernel alone enforces it: with all times, and with TCP_USER_TIMEOUT.
-
-    Raises `PolicyError` if that is not possible.
-    """
-    if not policy.enabled:
-        return policy
-    system = system or Defaults()
-    policy = policy.filled(idle=system.idle, interval=system.interval, count=system.count)
-    return dataclasses.replace(policy, stalled="drop")
 
 
 def _state(policy: Keepalive) -> SocketState:
