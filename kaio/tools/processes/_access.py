@@ -31,14 +31,14 @@ _AS_ROOT: Final = "run as root (CAP_SYS_PTRACE)"
 class ProcessError(KaioError, OSError):
     """A process whose sockets cannot be read: it does not exist, or access is denied. The message says how to get it.
 
-    `pid` is the process, `errno` the kernel's error number: ESRCH if it does not exist, EPERM or EACCES if access is
+    `pid` is the process, or -1 if a name stands for none; `errno` the kernel's error number: ESRCH if it does not exist, EPERM or EACCES if access is
     not permitted, ENOSYS if the kernel lacks the system call.
     """
 
     pid: int
 
     def __init__(self, pid: int, number: int, reason: str) -> None:
-        super().__init__(number, f"process {pid}: {reason}")
+        super().__init__(number, f"process {pid}: {reason}" if pid >= 0 else reason)
         self.pid = pid
         self._reason = reason
 

@@ -29,7 +29,7 @@ def find(word: str) -> list[int]:
     """
     if word.isascii() and word.isdigit():
         if len(word) > _LONGEST_PID:
-            raise ProcessError(-1, errno.ESRCH, "there is no such process")
+            raise ProcessError(-1, errno.ESRCH, f"process {word}: there is no such process")
         return [int(word)]
     is_unit = word.endswith(_UNITS)
     matches = _in_unit if is_unit else _is_called
