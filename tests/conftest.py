@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import functools
 import inspect
+import itertools
 import os
 import socket
 import ssl
@@ -23,6 +24,7 @@ from kaio.testing import lacking
 
 from . import namespaces
 
+_numbers = itertools.count()
 CI = bool(os.environ.get("CI"))
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -143,6 +145,12 @@ def _no_policy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def _filters() -> str | None:
     return lacking()
+
+
+@pytest.fixture(autouse=True)
+def _records_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kaio sets on other processes' sockets is remembered for one test, and not on the machine."""
+    monkeypatch.setenv("KAIO_RUNTIME_DIR", os.path.join(tmp_path_factory.getbasetemp(), f"kaio-{next(_numbers)}"))
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 
 QUICK = Keepalive(1, 1, 2)
 HAS_QUICK = SocketState(enabled=True, idle=1, interval=1, count=2, user_timeout=3)
+HAS_QUICK_LISTENING = SocketState(enabled=True, idle=1, interval=1, count=2)
+DEFAULT_LISTENING = SocketState(enabled=True, idle=20, interval=10, count=4)
 DEFAULT = SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=60)
 
 
@@ -158,16 +160,13 @@ def test_a_listening_socket_is_left_alone_if_the_program_sets_times_on_accepted_
     own = SocketState(enabled=True, idle=300, interval=100, count=3)
     with programs.redis(tmp_path) as redis, Attachment(redis.pid, QUICK) as attachment:
         assert {change.outcome for change in attachment.look()} == {Outcome.SET}  # a listener, and no client yet
+        assert set(states(redis.pid).values()) == {HAS_QUICK_LISTENING}
         with redis.connect() as client:
             until(lambda: any(found.peer for found in sockets(redis.pid)))
-            (mixed,) = (found for found in sockets(redis.pid) if found.peer)
-            assert mixed.state == SocketState(enabled=True, idle=300, interval=100, count=3, user_timeout=3)
-            assert mixed.one_lost_probe_kills
-            changes = attachment.look()
-            assert [(change.outcome, change.socket.listening) for change in changes] == [
-                (Outcome.LIFTED, True),
-                (Outcome.LIFTED, False),
-            ]
+            (found,) = (found for found in sockets(redis.pid) if found.peer)
+            assert found.state == own
+            (change,) = attachment.look()
+            assert (change.outcome, change.why) == (Outcome.KEPT, "the program has set its own times")
             assert [found.state for found in sockets(redis.pid) if found.peer] == [own]
             assert attachment.look() == []
             client.sendall(b"PING\r\n")
@@ -180,7 +179,7 @@ def test_a_listening_socket_is_left_alone_if_the_program_sets_times_on_accepted_
             (Outcome.KEPT, "the program sets times on accepted connections"),
         }
         assert {change.outcome for change in attach(redis.pid, QUICK, force=True)} == {Outcome.SET}
-        assert set(states(redis.pid).values()) == {HAS_QUICK}
+        assert set(states(redis.pid).values()) == {HAS_QUICK, HAS_QUICK_LISTENING}
 
 
 # -- which sockets, and what of them
@@ -202,13 +201,14 @@ def test_times_set_by_the_program_are_kept_unless_forced(other: Puppet) -> None:
     assert changes[0].socket.fd == listener
     expected = {listener: Outcome.SET, off: Outcome.SET, on: Outcome.SET, own: Outcome.KEPT}
     assert outcomes(changes) == expected
-    assert changes[0].after == DEFAULT
+    assert changes[0].after == DEFAULT_LISTENING
     assert states(other.pid) == before
     assert outcomes(attach(other.pid)) == expected
-    assert states(other.pid) == {listener: DEFAULT, off: DEFAULT, on: DEFAULT, own: before[own]}
-    assert set(outcomes(attach(other.pid, force=True)).values()) == {Outcome.SET, Outcome.SAME}
-    assert set(states(other.pid).values()) == {DEFAULT}
-    assert set(outcomes(attach(other.pid, "off")).values()) == {Outcome.KEPT}
+    assert states(other.pid) == {listener: DEFAULT_LISTENING, off: DEFAULT, on: DEFAULT, own: before[own]}
+    assert outcomes(attach(other.pid, "off")) == expected
+    assert [states(other.pid)[fd].enabled for fd in (listener, off, on, own)] == [False, False, False, True]
+    assert set(outcomes(attach(other.pid, force=True)).values()) == {Outcome.SET}
+    assert set(states(other.pid).values()) == {DEFAULT, DEFAULT_LISTENING}
     attach(other.pid, "off", force=True)
     assert {state.enabled for state in states(other.pid).values()} == {False}
 
@@ -314,10 +314,12 @@ def test_connections_in_the_accept_queue_are_set_once_accepted(other: Puppet) ->
     address = other("listener = socket.create_server(('127.0.0.1', 0)); it = listener.getsockname()")
     with socket.create_connection(tuple(address)), Attachment(other.pid) as attachment:
         (change,) = attachment.look()
-        assert change.why == "1 connections in the accept queue keep their options"
+        assert change.why.startswith("1 connections in the accept queue keep their options; no user timeout: ")
         accepted = other("accepted = listener.accept()[0]; it = accepted.fileno()")
         assert not states(other.pid)[accepted].enabled
-        assert outcomes(attachment.look()) == {accepted: Outcome.SET}
+        (listening, change) = attachment.look()
+        assert (change.socket.fd, change.outcome) == (accepted, Outcome.SET)
+        assert listening.why == "the program sets no times on accepted connections"
         assert set(states(other.pid).values()) == {DEFAULT}
 
 
@@ -463,7 +465,9 @@ def test_the_command_prints_the_change_to_each_socket(other: Puppet) -> None:
     assert not states(other.pid)[off].enabled
     document = json.loads(kaio("attach", str(other.pid), "--keepalive", "1s:1s:2", "--json").stdout)
     rows = {row["fd"]: row for row in document["sockets"]}
-    assert rows[listener]["after"] == {"enabled": True, "idle": 1, "interval": 1, "count": 2, "user_timeout": 3.0}
+    assert rows[off]["after"] == {"enabled": True, "idle": 1, "interval": 1, "count": 2, "user_timeout": 3.0}
+    assert rows[listener]["after"]["user_timeout"] is None
+    assert (rows[off]["state"], rows[listener]["state"], rows[off]["process"]) == ("close", "listen", "python")
     assert (rows[own]["outcome"], rows[on]["outcome"], rows[listener]["listening"]) == ("kept", "set", True)
     assert states(other.pid)[off] == HAS_QUICK
 

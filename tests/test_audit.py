@@ -120,7 +120,7 @@ def test_each_of_a_thousand_sockets_is_judged_by_its_options(other: Puppet) -> N
         assert row["peer"].endswith(f":{peer}")
         assert (one.covered, row["uncovered"], row["worst_case"]) == (not uncovered, uncovered, words)
         assert one.chosen == row["chosen"] == (bool(keepalive) and idle is not None)
-        assert row["state"] == "ESTABLISHED"
+        assert row["state"] == "established"
         assert row["found_after"]["in_flight"] == (user_timeout / 1000 if user_timeout else 924.6)
     listeners = [row for row in rows.values() if row["listening"]]
     assert [row["uncovered"] for row in listeners] == [
@@ -133,13 +133,13 @@ def test_each_of_a_thousand_sockets_is_judged_by_its_options(other: Puppet) -> N
     lines = audit(str(other.pid)).output.splitlines()
     assert len(lines) == 1004
     assert sum(line.startswith("!") for line in lines) == expected_uncovered
-    assert lines[-1] == f"TCP sockets: 1002, uncovered: {expected_uncovered}"
+    assert lines[-1] == f"processes: 1, TCP sockets: 1002, uncovered: {expected_uncovered}"
 
 
 def test_the_table_and_the_exit_code(other: Puppet) -> None:
     """The exit code is 1 if a socket is uncovered, else 0; each socket is a line."""
     result = audit(str(other.pid))
-    assert (result.exit_code, result.output) == (0, "TCP sockets: 0, uncovered: 0\n")
+    assert (result.exit_code, result.output) == (0, "processes: 1, TCP sockets: 0, uncovered: 0\n")
     address = other("""
 listener = socket.create_server(("127.0.0.1", 0)); fresh = socket.socket()
 it = "%s:%s" % listener.getsockname()
@@ -156,7 +156,7 @@ it = "%s:%s" % listener.getsockname()
     assert second.startswith("   ")
     assert "(not connected)" in second
     assert second.endswith("no peer yet")
-    assert summary == "TCP sockets: 2, uncovered: 1"
+    assert summary == "processes: 1, TCP sockets: 2, uncovered: 1"
     other("""
 client = socket.create_connection(listener.getsockname()); accepted = listener.accept()[0]
 for each in (client, accepted):
@@ -198,7 +198,7 @@ def test_all_processes_at_once() -> None:
     assert (rows, document["refused"]) == ([(True, True), (False, False)], [])
     assert done.returncode == 1
     done = run_alone(ALL.format(uid=65533, arguments=[]))
-    assert done.stdout == "TCP sockets: 0, uncovered: 0\n"
+    assert done.stdout == "processes: 1, TCP sockets: 0, uncovered: 0\n"
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("kaio: processes that could not be inspected: 2; the first: process ")
     assert "it belongs to another user (root): run as" in done.stderr
@@ -208,10 +208,10 @@ def test_all_processes_at_once() -> None:
     ("arguments", "code", "complaint"),
     [
         (["999999999"], 3, "process 999999999: there is no such process"),
-        (["no/such/path"], 2, "no/such/path: neither a process number nor an existing path"),
-        ([], 2, "give process numbers, or paths, or --all"),
-        (["--all", "1"], 2, "give process numbers, or paths, or --all"),
-        (["1", "."], 2, "give process numbers, or paths, or --all"),
+        (["no/such/path"], 2, "no/such/path: neither a process nor an existing path"),
+        ([], 2, "give processes, or paths, or --all"),
+        (["--all", "1"], 2, "give processes, or paths, or --all"),
+        (["1", "."], 2, "give processes, or paths, or --all"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], code: int, complaint: str) -> None:

@@ -108,7 +108,7 @@ def test_version() -> None:
         ("'a\x1b]0;x\x07\nb'", 2, "no such command: a\\x1b]0;x\\x07\\nb"),
         ("audit --al", 2, "--al"),
         ("plan --connectons 5", 2, "--connections"),
-        ("attach " + "9" * 5000, 2, " ... "),
+        ("attach " + "9" * 5000, 3, " ... "),
         ("attach 99999999999", 3, "there is no such process"),
         ("top 99999999999", 3, "there is no such process"),
     ],

@@ -160,7 +160,7 @@ with puppet() as one, puppet() as two:
     one("s = socket.socket(), socket.socket()")
     two("s = socket.socket(type=socket.SOCK_DGRAM)")
     assert processes() == [one.pid]
-    found, refused = survey()
+    found, _, refused, _ = survey()
     assert [each.pid for each in found] == [one.pid] * 2
     assert refused == []
 """

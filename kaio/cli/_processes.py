@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import click
@@ -11,10 +12,21 @@ from ..errors import PolicyError, format_address
 from ..kernel.tcpinfo import TcpState
 from ..policy import MAX_USER_TIMEOUT_MS, Keepalive, parse_time
 from ..tools.kernel_policy import in_kernel
-from ..tools.processes import Attachment, ProcessSocket
-from ._exit import MISTAKE, fail
+from ..tools.processes import Attachment, ProcessSocket, find, survey
+from ._exit import MISTAKE, complain, fail
 
-__all__ = ["describe_peer", "keepalive_option", "parse_interval", "report_refused"]
+__all__ = [
+    "describe",
+    "describe_peer",
+    "find_all",
+    "is_path",
+    "keepalive_option",
+    "parse_interval",
+    "report_refused",
+    "socket_document",
+    "state_name",
+    "tell_of_children",
+]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -57,14 +69,68 @@ def report_refused(attachment: Attachment, told: set[int]) -> bool:
     for pid, refusal in attachment.refused.items():
         if pid not in told:
             told.add(pid)
-            click.echo(f"kaio: {refusal}", err=True)
+            complain(str(refusal))
+    for pid, problem in attachment.misread.items():
+        if -pid not in told:
+            told.add(-pid)
+            complain(problem)
     return bool(attachment.refused)
+
+
+def find_all(words: Sequence[str]) -> list[int]:
+    """Find the processes that numbers, names and units stand for, each once. Raises `ProcessError`."""
+    return list(dict.fromkeys(pid for word in words for pid in find(word)))
+
+
+def is_path(word: str) -> bool:
+    """Whether an argument is a path, and not a process: it has a slash or exists, or looks like a Python file."""
+    if word.isascii() and word.isdigit():
+        return False
+    return os.sep in word or word.endswith((".py", ".pyw", ".ipynb")) or os.path.lexists(word)
+
+
+def tell_of_children(named: Sequence[int], more: Sequence[int]) -> None:
+    """Say on standard error that child processes have sockets, which were left out."""
+    seen = set(named)
+    result = survey(more)
+    holding = {found.pid for found in result.sockets} - seen
+    if holding:
+        which = f"process {named[0]} has" if len(named) == 1 else "they have"
+        of = f"{len(holding)} child process{'es' if len(holding) > 1 else ''} with {len(result.sockets)} TCP sockets"
+        complain(f"{which} {of}; --children includes them")
+
+
+def socket_document(found: ProcessSocket, program: str) -> dict[str, object]:
+    """What the JSON documents of all commands say about a process's socket."""
+    return {
+        "pid": found.pid,
+        "process": program,
+        "fd": found.fd,
+        "inode": found.inode,
+        "family": found.family.name,
+        "mptcp": found.mptcp,
+        "local": describe(found.local),
+        "peer": None if found.peer is None else describe(found.peer),
+        "listening": found.listening,
+        "state": state_name(found.tcp_state),
+    }
+
+
+def state_name(state: int) -> str:
+    """The name of a TCP state, as ss(8) has it; the number of one that newer kernels have added."""
+    return TcpState(state).name.lower().replace("_", "-") if state in set(TcpState) else str(state)
+
+
+def describe(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """A socket's address, with an IPv4 address that is mapped to IPv6 as such."""
+    host = address[0].removeprefix("::ffff:")
+    return format_address((host if "." in host else address[0], address[1]))
 
 
 def describe_peer(found: ProcessSocket) -> str:
     """The peer's address, or the state of a socket without a peer."""
     if found.peer is not None:
-        return format_address(found.peer)
+        return describe(found.peer)
     if found.listening:
         return "(listening)"
     return "(connecting)" if found.tcp_state == TcpState.SYN_SENT else "(not connected)"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
-from ..errors import KaioError, format_address
+from ..errors import KaioError
 from ..kernel.tcpinfo import TcpState
-from ..tools.audit import audit as audit_source
 from ..tools.plans import duration
-from ..tools.processes import ProcessSocket, sockets, survey, uncovered
+from ..tools.processes import ProcessSocket, Survey, descendants, note, sets_own_times, survey, uncovered
 from ..tools.procfs import process_name
-from ._output import MISTAKE, NO, YES, fail, json_option, print_json, print_table, printable
-from ._processes import describe_peer
+from ._exit import CANNOT, MISTAKE, NO, YES, complain, fail, printable
+from ._output import json_option, print_json, print_table
+from ._processes import describe, describe_peer, find_all, is_path, socket_document, tell_of_children
+from ._source_audit import audit_paths
 
 __all__ = ["audit"]
 
@@ -26,56 +26,86 @@ COLUMNS = ("", "process", "fd", "local", "peer", "options", "idle", "in flight",
 
 
 @click.command()
-@click.argument("subjects", nargs=-1, metavar="[PID | PATH]...")
+@click.argument("subjects", nargs=-1, metavar="[PID | NAME | UNIT | PATH]...")
 @click.option("--all", "everything", is_flag=True, help="Every process that this user may inspect.")
+@click.option("--children", is_flag=True, help="Include child processes, such as the workers of a server.")
 @json_option
-def audit(subjects: tuple[str, ...], everything: bool, as_json: bool) -> None:
+def audit(subjects: tuple[str, ...], everything: bool, children: bool, as_json: bool) -> None:
     """Find TCP sockets without keepalive, in running processes or in Python source.
 
-    For a process (a number), list each socket with its options and the time until a dead peer is detected: while the
-    connection is idle, while sent data is unacknowledged, while the peer's window is shut. A socket is uncovered, and
-    marked with "!", if an idle peer's death takes more than an hour to detect. Bounds that kaio's monitor enforces
-    within the process are as the process reports them. For a file or directory, list each place that makes a socket, a
-    client or a server, and whether keepalive is set there.
+    For processes, given by number, by name as for `pgrep -x`, or by systemd unit, list each socket with its options and
+    the time until a dead peer is detected: while the connection is idle, while sent data is unacknowledged, while the
+    peer's window is shut. A socket is uncovered, and marked with "!", if an idle peer's death takes more than an hour
+    to detect. Bounds that kaio's monitor enforces within the process are as the process reports them. For a file or
+    directory, list each place that makes a socket, a client or a server, and whether keepalive is set there. What
+    exists as a file is one; ./NAME is always a path.
 
-    Exits with 0 if everything is covered, 1 if something is not.
+    Exits with 0 if everything is covered, 1 if something is not, 3 if nothing could be read.
     """
-    pids = [int(subject) for subject in subjects if subject.isascii() and subject.isdigit()]
-    paths = [subject for subject in subjects if not (subject.isascii() and subject.isdigit())]
-    if everything + bool(pids) + bool(paths) != 1:
-        fail("give process numbers, or paths, or --all", MISTAKE)
+    paths = [subject for subject in subjects if is_path(subject)]
+    words = [subject for subject in subjects if not is_path(subject)]
+    if everything + bool(words) + bool(paths) != 1:
+        fail("give processes, or paths, or --all", MISTAKE)
     if paths:
-        sys.exit(_audit_paths(paths, as_json))
+        if children:
+            fail("--children goes with processes", MISTAKE)
+        sys.exit(audit_paths(paths, as_json))
     try:
-        found, refused = survey() if everything else (_sockets_of(pids), [])
-    except KaioError as exc:
+        named = None if everything else find_all(words)
+        more = [] if named is None else descendants(named)
+        result = survey(named if named is None or not children else [*named, *more])
+    except (KaioError, OSError) as exc:
         fail(str(exc))
-    sys.exit(_show(found, [str(error) for error in refused], as_json))
+    code = _show(result, as_json)
+    if more and not children:
+        tell_of_children(named or [], more)
+    sys.exit(code)
 
 
 # -- running processes
 
 
-def _sockets_of(pids: Sequence[int]) -> list[ProcessSocket]:
-    return [found for pid in dict.fromkeys(pids) for found in sockets(pid)]
-
-
-def _show(found: Sequence[ProcessSocket], refused: Sequence[str], as_json: bool) -> int:
-    bad = {(one.pid, one.inode) for pid in {one.pid for one in found} for one in uncovered(_of(found, pid))}
+def _show(result: Survey, as_json: bool) -> int:
+    found = result.sockets
+    programs = {pid: process_name(pid) for pid in {one.pid for one in found}}
+    bad = {(one.pid, one.inode) for pid in programs for one in uncovered(_of(found, pid))}
+    bad -= {(one.pid, one.inode) for one in found if one.listening and sets_own_times(programs[one.pid])}
     marks = [(one.pid, one.inode) in bad for one in found]
+    refused = [str(error) for error in result.refused]
+    notes = {name: text for name in sorted(set(programs.values())) if (text := note(name)) is not None}
     if as_json:
-        documents = [_document(one, mark) for one, mark in zip(found, marks, strict=True)]
-        print_json({"sockets": documents, "uncovered": sum(marks), "refused": list(refused)})
-        return NO if any(marks) else YES
-    if found:
-        programs = {pid: process_name(pid) for pid in {one.pid for one in found}}
-        rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
-        styles = ["red" if mark else "" for mark in marks]
-        print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles, droppable=DROPPABLE)
-    click.echo(f"TCP sockets: {len(found)}, uncovered: {sum(marks)}")
-    if refused:
-        click.echo(f"kaio: processes that could not be inspected: {len(refused)}; the first: {refused[0]}", err=True)
+        documents = [_document(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
+        print_json(
+            {
+                "sockets": documents,
+                "processes": result.processes,
+                "uncovered": sum(marks),
+                "refused": refused,
+                "unreadable": result.unreadable,
+                "notes": notes,
+            }
+        )
+    elif result.processes:
+        _print(found, programs, marks)
+        for name, text in notes.items():
+            click.echo(f"{printable(name)} {text}.")
+        click.echo(f"processes: {result.processes}, TCP sockets: {len(found)}, uncovered: {sum(marks)}")
+    for what, lines in (("processes", refused), ("sockets", result.unreadable)):
+        if len(lines) == 1:
+            complain(lines[0])
+        elif lines:
+            complain(f"{what} that could not be inspected: {len(lines)}; the first: {lines[0]}")
+    if not result.processes or (result.unreadable and not found):
+        return CANNOT
     return NO if any(marks) else YES
+
+
+def _print(found: Sequence[ProcessSocket], programs: Mapping[int, str], marks: Sequence[bool]) -> None:
+    if not found:
+        return
+    rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
+    styles = ["red" if mark else "" for mark in marks]
+    print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles, droppable=DROPPABLE)
 
 
 def _of(found: Sequence[ProcessSocket], pid: int) -> list[ProcessSocket]:
@@ -88,16 +118,18 @@ def _row(found: ProcessSocket, program: str, mark: bool) -> tuple[str, ...]:
         "!" if mark else "",
         f"{found.pid} {printable(program)}".rstrip(),
         str(found.fd),
-        format_address(found.local),
+        describe(found.local),
         describe_peer(found),
         str(found.state),
         *map(_rounded, detections),
-        worst_case(found, mark),
+        worst_case(found, mark, program),
     )
 
 
-def worst_case(found: ProcessSocket, mark: bool) -> str:
+def worst_case(found: ProcessSocket, mark: bool, program: str) -> str:
     """A socket's longest time until a death is detected, in words."""
+    if not found.covered and not mark and found.listening and sets_own_times(program):
+        return "accepted connections get the program's own times"
     if not found.covered and not mark:
         return "no peer yet" if found.tcp_state == TcpState.CLOSE else "accepted connections are covered"
     if math.isinf(found.idle_detection):
@@ -119,18 +151,10 @@ def _rounded(seconds: float) -> str:
     return duration(seconds if seconds < 600 or math.isinf(seconds) else round(seconds / 60) * 60)
 
 
-def _document(found: ProcessSocket, mark: bool) -> dict[str, object]:
+def _document(found: ProcessSocket, program: str, mark: bool) -> dict[str, object]:
     idle = found.idle_detection
     return {
-        "pid": found.pid,
-        "program": process_name(found.pid),
-        "fd": found.fd,
-        "family": found.family.name,
-        "mptcp": found.mptcp,
-        "local": format_address(found.local),
-        "peer": None if found.peer is None else format_address(found.peer),
-        "listening": found.listening,
-        "state": TcpState(found.tcp_state).name if found.tcp_state in set(TcpState) else found.tcp_state,
+        **socket_document(found, program),
         "options": dataclasses.asdict(found.state),
         "chosen": found.chosen,
         "monitor": {"bound": found.monitor_bound} if found.watched else None,
@@ -140,25 +164,5 @@ def _document(found: ProcessSocket, mark: bool) -> dict[str, object]:
             "in_flight": found.in_flight_detection,
             "window_shut": found.window_shut_detection,
         },
-        "worst_case": worst_case(found, mark),
+        "worst_case": worst_case(found, mark, program),
     }
-
-
-# -- source
-
-
-def _audit_paths(paths: Sequence[str], as_json: bool) -> int:
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        fail(f"{missing[0]}: neither a process number nor an existing path", MISTAKE)
-    findings = audit_source(paths)
-    bare = sum(not finding.covered for finding in findings)
-    if as_json:
-        print_json({"findings": [dataclasses.asdict(finding) for finding in findings], "uncovered": bare})
-        return NO if bare else YES
-    for finding in findings:
-        mark = " " if finding.covered else "!"
-        call = f"{finding.call}: " if finding.call else ""
-        click.echo(f"{mark} {finding.path}:{finding.line}: {call}{finding.why}")
-    click.echo(f"places: {len(findings)}, uncovered: {bare}")
-    return NO if bare else YES

@@ -29,12 +29,12 @@ from rich.live import Live
 from rich.text import Text
 
 from ..errors import KaioError
-from ..kernel.tcpinfo import TcpState
 from ..liveness.health import State
 from ..policy import parse_time
 from ..tools.procfs import user_name
 from ..tools.sockdiag import Connections, TcpConnection, Timer
 from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table, printable
+from ._processes import state_name
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison
@@ -68,8 +68,7 @@ def _process(connection: TcpConnection) -> str:
 
 
 def _state(connection: TcpConnection) -> str:
-    known = connection.state in set(TcpState)
-    return TcpState(connection.state).name.lower().replace("_", "-") if known else str(connection.state)
+    return state_name(connection.state)
 
 
 _TIMERS: Final = {

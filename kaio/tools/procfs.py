@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["all_pids", "open_files", "process_name", "socket_inodes", "user_name"]
+__all__ = ["all_pids", "open_files", "process_name", "socket_inodes", "threads", "user_name"]
 
 _SOCKET: Final = re.compile(r"socket:\[([0-9]+)\]")
 
@@ -30,9 +30,17 @@ def process_name(pid: int) -> str:
         return ""
 
 
-def open_files(pid: int) -> Iterator[tuple[int, str]]:
-    """Iterate over a process's descriptors, in order, and what their links say. Raises OSError."""
-    directory = f"/proc/{pid}/fd"
+def threads(pid: int) -> list[int]:
+    """List a process's threads that have not ended, in numerical order. Raises OSError."""
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+
+
+def open_files(pid: int, thread: int | None = None) -> Iterator[tuple[int, str]]:
+    """Iterate over a process's descriptors, in order, and what their links say. Raises OSError.
+
+    A process has none any more when its first thread has ended; they are found by way of another `thread` then.
+    """
+    directory = f"/proc/{pid}/fd" if thread is None else f"/proc/{pid}/task/{thread}/fd"
     for fd in sorted(map(int, os.listdir(directory))):
         try:
             yield fd, os.readlink(f"{directory}/{fd}")
@@ -40,12 +48,12 @@ def open_files(pid: int) -> Iterator[tuple[int, str]]:
             continue
 
 
-def socket_inodes(pid: int) -> Iterator[tuple[int, int]]:
+def socket_inodes(pid: int, thread: int | None = None) -> Iterator[tuple[int, int]]:
     """Iterate over a process's sockets of any kind: descriptor and inode, in the order of descriptors. Raises OSError.
 
-    A socket with several descriptors is repeated.
+    A socket with several descriptors is repeated. `thread` is as in `open_files`.
     """
-    for fd, target in open_files(pid):
+    for fd, target in open_files(pid, thread):
         found = _SOCKET.fullmatch(target)
         if found is not None:
             yield fd, int(found[1])

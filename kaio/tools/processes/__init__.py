@@ -4,6 +4,10 @@
     _system      the kernel's TCP defaults in a socket's network namespace
     _sockets     `sockets`, `processes`, `survey`: a socket's options, and the detection times that follow from them
     _watched     `watched`: the sockets that a process's own monitor watches
+    _naming      finding processes by number, name or unit, and those below them
+    _environment the policy that a program's own environment asks for
+    _programs    what well-known programs set on accepted connections, and which setting to change
+    _records     what kaio has set, remembered from one command to the next
     _setting     setting a policy on a socket from outside, and sparing stalled peers
     _attaching   `attach`, `Attachment`: a policy for the sockets of one or more processes, once or repeatedly
 
@@ -18,8 +22,10 @@ from __future__ import annotations
 
 from ._access import ProcessError, lacking
 from ._attaching import Attachment, attach
+from ._naming import descendants, find
+from ._programs import note, sets_own_times
 from ._setting import Change, Outcome
-from ._sockets import ProcessSocket, processes, sockets, survey, uncovered
+from ._sockets import ProcessSocket, Survey, processes, sockets, survey, uncovered
 from ._watched import watched
 
 __all__ = [
@@ -28,9 +34,14 @@ __all__ = [
     "Outcome",
     "ProcessError",
     "ProcessSocket",
+    "Survey",
     "attach",
+    "descendants",
+    "find",
     "lacking",
+    "note",
     "processes",
+    "sets_own_times",
     "sockets",
     "survey",
     "uncovered",

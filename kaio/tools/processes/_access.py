@@ -17,12 +17,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from ...errors import KaioError
-from ...kernel.descriptors import libc
-from ..procfs import socket_inodes, user_name
+from ...kernel.descriptors import Descriptor, libc
+from ..procfs import socket_inodes, threads, user_name
 
 __all__ = ["Process", "ProcessError", "lacking", "wait_for_end"]
 
 _PIDFD_GETFD: Final = 438  # the same on every architecture that came after it (asm-generic/unistd.h)
+_PIDFD_THREAD: Final = os.O_EXCL if hasattr(os, "O_EXCL") else 0  # Linux 6.9: the id may be any thread's
 _CAP_SYS_PTRACE: Final = 1 << 19  # linux/capability.h
 _ID: Final = re.compile(r"[0-9]{1,10}")
 _CAPABILITIES: Final = re.compile(r"[0-9a-f]{1,16}")
@@ -33,14 +34,14 @@ _AS_ROOT: Final = "run as root (CAP_SYS_PTRACE)"
 class ProcessError(KaioError, OSError):
     """A process whose sockets cannot be read: it does not exist, or access is denied. The message says how to get it.
 
-    `pid` is the process, `errno` the kernel's error number: ESRCH if it does not exist, EPERM or EACCES if access is
+    `pid` is the process, or -1 if a name stands for none; `errno` the kernel's error number: ESRCH if it does not exist, EPERM or EACCES if access is
     not permitted, ENOSYS if the kernel lacks the system call.
     """
 
     pid: int
 
     def __init__(self, pid: int, number: int, reason: str) -> None:
-        super().__init__(number, f"process {pid}: {reason}")
+        super().__init__(number, f"process {pid}: {reason}" if pid >= 0 else reason)
         self.pid = pid
         self._reason = reason
 
@@ -56,7 +57,11 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.unreadable: list[str] = []
+        """Sockets that could not be read at the last look, each with the reason."""
         self._pidfd = -1
+        self._thread: int | None = None  # one that lives, if the first has ended
+        self._thread_pidfd = -1
         if not sys.platform.startswith("linux") or not hasattr(os, "pidfd_open"):
             raise _refused(pid, errno.ENOSYS)
         try:
@@ -76,33 +81,76 @@ class Process:
         """Map the inodes of its sockets, of any kind, to the lowest descriptor of each. Raises `ProcessError`."""
         found: dict[int, int] = {}
         try:
-            for fd, inode in socket_inodes(self.pid):
+            for fd, inode in socket_inodes(self.pid, self._thread):
                 found.setdefault(inode, fd)
         except OSError as exc:
-            raise self._failed(exc.errno) from None
-        if not found and self.ended:
-            raise _refused(self.pid, errno.ESRCH)
+            if self._thread is None:
+                raise self._failed(exc.errno) from None
+        if not found:
+            if self.ended:
+                raise _refused(self.pid, errno.ESRCH)
+            if self._use_living_thread():
+                return self.sockets()
         return found
 
     def duplicate(self, fd: int, inode: int) -> socket.socket | None:
-        """Duplicate the socket with this descriptor and inode; None if the process has closed it. Close it soon.
+        """Duplicate the TCP socket with this descriptor and inode; None if it is not TCP, or closed. Close it soon.
 
         Raises `ProcessError`.
         """
-        copy, number = _getfd(self._pidfd, fd)
+        copy, number = _getfd(self._pidfd if self._thread is None else self._thread_pidfd, fd)
         if copy < 0:
             if number == errno.EBADF:
                 return None
             raise self._failed(number)
-        if os.fstat(copy).st_ino != inode:  # closed, and the number is used again
-            os.close(copy)
-            return None
-        # With SOCK_NONBLOCK, Python does not make it non-blocking after socket.setdefaulttimeout(), which would also
-        # change the flag for the process.
-        return socket.socket(-1, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, -1, copy)
+        try:
+            found = Descriptor.of(copy)
+            if found.inode == inode and found.is_tcp:  # otherwise closed, and the number is used again
+                # A family that Python does not know makes it raise errors without a number. With SOCK_NONBLOCK, it does
+                # not make the socket non-blocking after socket.setdefaulttimeout(), for the process too.
+                sock = socket.socket(found.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, copy)
+                copy = -1
+                return sock
+        except OSError as exc:
+            self.unreadable.append(f"process {self.pid}, descriptor {fd}: {exc.strerror or exc}")
+        finally:
+            if copy >= 0:
+                os.close(copy)
+        return None
+
+    def _use_living_thread(self) -> bool:
+        """Read by way of another thread from now on, if the one so far has ended. Raises `ProcessError`."""
+        if not _has_ended(f"{self.pid}/task/{self._thread or self.pid}"):
+            return False
+        for thread in self._living_threads():
+            try:
+                pidfd = os.pidfd_open(thread, _PIDFD_THREAD)
+            except ProcessLookupError:
+                continue
+            except OSError as exc:
+                reason = "its main thread has ended, and reading by way of another one needs Linux 6.9"
+                raise ProcessError(self.pid, exc.errno or errno.EINVAL, reason) from None
+            self._close_thread()
+            self._thread, self._thread_pidfd = thread, pidfd
+            return True
+        return False
+
+    def _living_threads(self) -> list[int]:
+        try:
+            found = threads(self.pid)
+        except OSError:
+            return []
+        return [each for each in found if not _has_ended(f"{self.pid}/task/{each}")]
+
+    def _close_thread(self) -> None:
+        pidfd, self._thread_pidfd = self._thread_pidfd, -1
+        self._thread = None
+        if pidfd >= 0:
+            os.close(pidfd)
 
     def close(self) -> None:
         """Close the pidfd. Does nothing if it is closed."""
+        self._close_thread()
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
@@ -234,6 +282,11 @@ def _status(pid: int | str) -> dict[str, str]:
             return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
     except OSError:
         return {}
+
+
+def _has_ended(task: str) -> bool:
+    """Whether a thread, by its path in /proc, has ended: a zombie, or gone."""
+    return _status(task).get("State", "Z").startswith(("Z", "X"))
 
 
 def _ids(status: dict[str, str], kind: str) -> set[int]:

@@ -1,7 +1,8 @@
 """Setting a policy on the sockets of running processes, once or repeatedly.
 
 Rules kept here: a process that cannot be inspected is an error or is listed in `refused`; a process is followed until
-it exits, even if its parent exits first. `_setting` sets the options of each socket.
+it exits, even if its parent exits first. `_setting` sets the options of each socket. A program's own environment is
+heeded: KEEPALIVE=off opts out.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterable
 from typing import Final
 
-from ...policy import KeepaliveArg, as_policy
-from ..procfs import all_pids
+from ...errors import PolicyError
+from ...policy import Keepalive, KeepaliveArg, as_policy
+from ..kernel_policy import in_kernel
 from ._access import Process, ProcessError, wait_for_end
-from ._setting import Change, Setter
+from ._environment import choice
+from ._naming import descendants
+from ._records import Records
+from ._setting import Change, Memory, Outcome, Setter
+from ._sockets import read
+from ._system import Systems
 
 logger: Final = logging.getLogger("kaio")
 
@@ -23,45 +31,58 @@ __all__ = ["Attachment", "attach"]
 
 
 def attach(
-    pid: int, keepalive: KeepaliveArg = None, *, force: bool = False, dry_run: bool = False, children: bool = False
+    pid: int | Iterable[int],
+    keepalive: KeepaliveArg = None,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    children: bool = False,
 ) -> list[Change]:
-    """Set a policy on the TCP sockets of a running process, and return the change to each.
+    """Set a policy on the TCP sockets of running processes, and return the change to each.
 
-    Listening sockets get the policy too, and the connections they accept later inherit it. Sockets on which the program
-    itself has set times are left alone, unless `force`; so are listening sockets on whose accepted connections it sets
-    times. SO_KEEPALIVE alone does not count as a choice. Connections in the accept queue keep their options: see
-    `Attachment`.
+    Listening sockets get the policy too, and the connections they accept later inherit it, but for the user timeout,
+    unless connections that are accepted already show that the program sets no times on them: with times of the
+    program's own, kaio's user timeout could let one lost probe end the connection. Sockets on which the program itself
+    has set times are left alone, unless `force`; so are listening sockets on whose accepted connections it sets times.
+    SO_KEEPALIVE alone does not count as a choice, and what kaio has set before from outside is replaced. Connections in
+    the accept queue keep their options: see `Attachment`.
+
+    The variables of `Keepalive.from_env` in a program's own environment replace the policy for its sockets, and
+    KEEPALIVE=off leaves them alone, unless `force`.
 
     The kernel enforces the policy's user timeout, even with stalled="keep", because no monitor runs in the process.
     With "keep", the sockets of peers that are stalled at the moment do not get it; a peer that stalls later is dropped
     after that time, alive or not, unless an `Attachment` looks repeatedly.
 
-    `dry_run` returns the changes without making them; `children` includes the process's descendants that can be
-    inspected. Raises `PolicyError` before anything was changed, and `ProcessError` if the process itself cannot be
+    `dry_run` returns the changes without making them; `children` includes the processes' descendants that can be
+    inspected. Raises `PolicyError` before anything was changed, and `ProcessError` if a process itself cannot be
     inspected.
     """
-    with Attachment(pid, keepalive, force=force, dry_run=dry_run, children=children) as attachment:
+    pids = [pid] if isinstance(pid, int) else list(pid)
+    with Attachment(pids, keepalive, force=force, dry_run=dry_run, children=children) as attachment:
         changes = attachment.look()
         for refused, error in attachment.refused.items():
-            if refused == pid:
+            if refused in pids:
                 raise error
             logger.warning("%s", error)
         return changes
 
 
 class Attachment:
-    """A policy for a process's sockets, also for those it opens later: each `look` sets the policy on new ones.
+    """A policy for the sockets of processes, also for those they open later: each `look` sets the policy on new ones.
 
     A socket is set once; what the program changes on it afterwards is kept. With stalled="keep", `look` also removes
     the user timeout while a peer is stalled and answers window probes, and restores it when the peer stops answering.
+    A listening socket gets the user timeout when a connection that it has accepted shows that the program sets no times
+    of its own.
 
-    Raises `PolicyError`, and `ProcessError` if the process does not exist. Close it, or use it as a context manager;
+    Raises `PolicyError`, and `ProcessError` if a process does not exist. Close it, or use it as a context manager;
     the sockets then keep their options, without the user timeout where it is removed at that moment.
     """
 
     def __init__(
         self,
-        pid: int,
+        pid: int | Iterable[int],
         keepalive: KeepaliveArg = None,
         *,
         force: bool = False,
@@ -69,15 +90,37 @@ class Attachment:
         children: bool = False,
     ) -> None:
         self.policy: Final = as_policy(keepalive)
+        in_kernel(self.policy)  # raises PolicyError before anything is changed
         self.refused: Final[dict[int, ProcessError]] = {}
         """The processes that cannot be inspected, with the errors; `look` tries them again each time."""
-        self._setter = Setter(self.policy, force=force, dry_run=dry_run)
+        self.unreadable: Final[list[str]] = []
+        """The sockets that could not be read at the last look, each with the reason."""
+        self.misread: Final[dict[int, str]] = {}
+        """The processes whose environment asks for an invalid policy, with what is wrong."""
+        self._records = Records()
+        self._memory = Memory()
+        self._force = force
+        self._dry_run = dry_run
         self._children = children
-        self._processes = {pid: Process(pid)}
+        self._setters: dict[Keepalive, Setter] = {}
+        self._policies: dict[int, tuple[Keepalive, str]] = {}
+        self._processes: dict[int, Process] = {}
         self._took = 0.0  # seconds that the last look took
+        try:
+            for each in [pid] if isinstance(pid, int) else pid:
+                self.add(each)
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
-        return f"<Attachment of {self.policy} to processes {sorted(self._processes)}, {len(self._setter)} sockets>"
+        return f"<Attachment of {self.policy} to processes {sorted(self._processes)}, {len(self._memory)} sockets>"
+
+    def add(self, pid: int) -> None:
+        """Follow another process, too. Raises `ProcessError` if it does not exist."""
+        if pid not in self._processes or self._processes[pid].ended:
+            self._drop(pid)
+            self._processes[pid] = Process(pid)
 
     @property
     def alive(self) -> bool:
@@ -109,16 +152,38 @@ class Attachment:
             self._add_children()
         changes: list[Change] = []
         seen: set[int] = set()
-        for process in self._processes.values():
+        self.unreadable.clear()
+        for process in list(self._processes.values()):
             try:
-                changes += self._setter.look_at(process, seen)
+                changes += self._look_at(process, seen)
+                self.unreadable.extend(process.unreadable)
                 self.refused.pop(process.pid, None)
             except ProcessError as exc:
                 if not process.ended:
                     self.refused[process.pid] = exc
         if not self.refused:  # otherwise their sockets would count as new the next time
-            self._setter.forget_others(seen)
+            self._memory.forget_others(seen)
+        with contextlib.suppress(OSError):  # then the next command takes kaio's times for the program's
+            self._records.save()
         self._took = time.monotonic() - began
+        return changes
+
+    def undo(self) -> list[Change]:
+        """Give the sockets back the options they had before kaio set any from outside, in this or earlier commands.
+
+        Sockets whose options were changed since are left alone.
+        """
+        changes: list[Change] = []
+        self._forget_exited()
+        if self._children:
+            self._add_children()
+        for process in self._processes.values():
+            try:
+                changes += self._setter(self.policy).undo(process)
+            except ProcessError as exc:
+                self.refused[process.pid] = exc
+        with contextlib.suppress(OSError):
+            self._records.save()
         return changes
 
     def close(self) -> None:
@@ -134,35 +199,55 @@ class Attachment:
 
     # -- processes
 
+    def _look_at(self, process: Process, seen: set[int]) -> list[Change]:
+        if process.pid not in self._policies:
+            self._policies[process.pid] = self._choose(process.pid)
+        policy, why = self._policies[process.pid]
+        if policy.enabled or not why:
+            changes = self._setter(policy).look_at(process, seen)
+            return [change.because(why) for change in changes] if why else changes
+        found = read(process, Systems())
+        fresh = [one for one in found if self._memory.add_unwanted(one.inode)]
+        seen.update(one.inode for one in found)
+        return [Change(socket=one, outcome=Outcome.KEPT, after=one.state, why=why) for one in fresh]
+
+    def _choose(self, pid: int) -> tuple[Keepalive, str]:
+        """The policy for a process, and why it is not this attachment's; "" if it is."""
+        found = None if self._force else choice(pid)
+        if found is None:
+            return self.policy, ""
+        if found.policy is None:
+            self.misread[pid] = f"process {pid}: {found.why}; {self.policy} is used"
+            return self.policy, ""
+        try:
+            in_kernel(found.policy)
+        except PolicyError as exc:
+            self.misread[pid] = f"process {pid}: {found.why}: {exc.limit}; {self.policy} is used"
+            return self.policy, ""
+        return found.policy, found.why
+
+    def _setter(self, policy: Keepalive) -> Setter:
+        if policy not in self._setters:
+            self._setters[policy] = Setter(
+                policy, self._memory, self._records, force=self._force, dry_run=self._dry_run
+            )
+        return self._setters[policy]
+
     def _forget_exited(self) -> None:
         """Close the pidfds of processes that have exited, before their pids are used again."""
         for pid in [pid for pid, process in self._processes.items() if process.ended]:
-            self._processes.pop(pid).close()
-            self.refused.pop(pid, None)
+            self._drop(pid)
+
+    def _drop(self, pid: int) -> None:
+        process = self._processes.pop(pid, None)
+        if process is not None:
+            process.close()
+        self.refused.pop(pid, None)
+        self._policies.pop(pid, None)
 
     def _add_children(self) -> None:
         """Add the descendants of the known processes; they are followed even after their parents exit."""
-        parents = _parents()
-        parents.pop(os.getpid(), None)
-        while True:
-            fresh = [pid for pid, parent in parents.items() if parent in self._processes]
-            if not fresh:
-                return
-            for pid in fresh:
-                del parents[pid]
-                if pid not in self._processes:
-                    with contextlib.suppress(ProcessError):  # it has exited
-                        self._processes[pid] = Process(pid)
-
-
-def _parents() -> dict[int, int]:
-    """Map every process to its parent."""
-    parents: dict[int, int] = {}
-    for pid in all_pids():
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                # The command's name, in parentheses, may contain parentheses and spaces itself (proc(5)).
-                parents[pid] = int(file.read().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    return parents
+        for pid in descendants(self._processes):
+            if pid not in self._processes and pid != os.getpid():
+                with contextlib.suppress(ProcessError):  # it has exited
+                    self._processes[pid] = Process(pid)

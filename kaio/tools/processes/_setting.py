@@ -2,7 +2,9 @@
 
 Rules kept here: if the program has set times itself, before or after, all its options are kept; each socket is set
 once. No monitor runs in the process, so the kernel's TCP_USER_TIMEOUT bounds data in flight. It cannot tell a stalled
-peer from a dead one, so it is removed while a peer is stalled and answers window probes.
+peer from a dead one, so it is removed while a peer is stalled and answers window probes. A listening socket gets none
+until it is seen that the program sets no times on what it accepts: beside its own times, an inherited user timeout
+could let one lost probe end the connection.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import dataclasses
 import enum
 import time
 from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from ...errors import KeepaliveError
 from ...kernel.options import SocketLike, platform
@@ -24,10 +27,11 @@ from ...monitor.deadline import cap_backoff
 from ...policy import Keepalive, SocketState
 from ..kernel_policy import in_kernel
 from ._access import Process
+from ._records import Record, Records, start_of
 from ._sockets import ProcessSocket, read
 from ._system import Systems
 
-__all__ = ["Change", "Outcome", "Setter"]
+__all__ = ["Change", "Memory", "Outcome", "Setter"]
 
 
 class Outcome(enum.StrEnum):
@@ -43,6 +47,8 @@ class Outcome(enum.StrEnum):
     """The user timeout that kaio had set was removed."""
     RESTORED = "restored"
     """The user timeout was set again."""
+    UNDONE = "undone"
+    """The socket has the options again that it had before kaio set any."""
     FAILED = "failed"
     """The kernel rejected the policy. The socket has its previous options."""
 
@@ -58,6 +64,10 @@ class Change:
     """The options after the change."""
     why: str = ""
 
+    def because(self, reason: str) -> Change:
+        """The same, with another reason before its own."""
+        return dataclasses.replace(self, why=f"{reason}; {self.why}" if self.why else reason)
+
 
 @dataclasses.dataclass(slots=True)
 class _Known:
@@ -68,23 +78,40 @@ class _Known:
     lifted: bool = False  # its user timeout is removed for now
 
 
-class Setter:
-    """Sets the policy on new sockets, and checks those that it has set."""
+class Memory:
+    """What is remembered of the sockets from look to look, whichever policy they have."""
 
-    def __init__(self, policy: Keepalive, *, force: bool, dry_run: bool) -> None:
-        in_kernel(policy)  # raises PolicyError before anything is changed
-        self._policy = policy
-        self._force = force
-        self._dry_run = dry_run
-        self._known: dict[int, _Known] = {}  # by inode
-        self._ports: set[int] = set()  # of listening sockets on which the policy was set
+    def __init__(self) -> None:
+        self.known: Final[dict[int, _Known]] = {}
+        """By inode."""
+        self.ports: Final[set[int]] = set()
+        """Of listening sockets on which a policy was set."""
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
+
+    def add_unwanted(self, inode: int) -> bool:
+        """Remember a socket that is left alone. Returns whether it is new."""
+        fresh = inode not in self.known
+        self.known.setdefault(inode, _Known())
+        return fresh
 
     def forget_others(self, seen: set[int]) -> None:
         """Forget all sockets but those with these inodes."""
-        self._known = {inode: known for inode, known in self._known.items() if inode in seen}
+        for inode in self.known.keys() - seen:
+            del self.known[inode]
+
+
+class Setter:
+    """Sets the policy on new sockets, and checks those that it has set."""
+
+    def __init__(self, policy: Keepalive, memory: Memory, records: Records, *, force: bool, dry_run: bool) -> None:
+        self._policy = policy
+        self._force = force
+        self._dry_run = dry_run
+        self._known = memory.known
+        self._ports = memory.ports
+        self._records = records
 
     def look_at(self, process: Process, seen: set[int]) -> list[Change]:
         """Set or check all sockets of a process, listening ones first, and add their inodes to `seen`.
@@ -95,13 +122,15 @@ class Setter:
         while True:
             found = read(process, Systems())
             seen.update(one.inode for one in found)
-            own = self._ports_with_own_times(found)
-            wanted = {one.inode: self._wanted(one) for one in found if one.inode not in self._known}
+            accepted = self._accepted(found)
+            wanted = {one.inode: self._wanted(one, accepted) for one in found if one.inode not in self._known}
             told = len(changes)
             for one in sorted(found, key=lambda one: not one.listening):
                 policy = wanted.get(one.inode)
                 change = (
-                    self._look_again(process, one, own) if policy is None else self._set_new(process, one, policy, own)
+                    self._look_again(process, one, accepted)
+                    if policy is None
+                    else self._set_new(process, one, policy, accepted)
                 )
                 if change is not None:
                     changes.append(change)
@@ -111,10 +140,13 @@ class Setter:
 
     # -- new sockets
 
-    def _wanted(self, found: ProcessSocket) -> Keepalive:
+    def _wanted(self, found: ProcessSocket, accepted: _Accepted) -> Keepalive:
         """The policy for one socket, as the kernel alone enforces it."""
         policy = in_kernel(self._policy, found.system)
-        if found.mptcp or self._is_stalled(found):
+        waits = found.listening and not accepted.is_plain(found.local[1])
+        if not policy.enabled:
+            return policy
+        if found.mptcp or waits or self._is_stalled(found):
             policy = dataclasses.replace(policy, user_timeout=None)
         return policy
 
@@ -122,29 +154,46 @@ class Setter:
         """Whether the user timeout, which is measured from when the window shut, could end the connection at once."""
         return self._policy.stalled == "keep" and found.info is not None and window_is_shut(found.info)
 
-    def _ports_with_own_times(self, found: Sequence[ProcessSocket]) -> set[int]:
-        """The ports of listening sockets on whose accepted connections the program sets its own times."""
-        return {
-            one.local[1]
-            for one in found
-            if one.peer is not None and one.chosen and _times(one.state) != _times(_state(self._wanted(one)))
-        }
+    def _accepted(self, found: Sequence[ProcessSocket]) -> _Accepted:
+        """What the program does with the connections that it accepts, by the ports of its listening sockets."""
+        connections = [one for one in found if one.peer is not None]
+        own = {one.local[1] for one in connections if one.chosen and not self._is_kaio_s(one)}
+        return _Accepted(own, {one.local[1] for one in connections} - own)
 
-    def _set_new(self, process: Process, found: ProcessSocket, policy: Keepalive, own: set[int]) -> Change | None:
+    def _is_kaio_s(self, found: ProcessSocket) -> bool:
+        """Whether a socket's times are the policy's, or kaio's from an earlier command."""
+        times = _times(found.state)
+        if times == _times(_state(in_kernel(self._policy, found.system))):
+            return True
+        return self._earlier(found) is not None
+
+    def _earlier(self, found: ProcessSocket) -> Record | None:
+        """What an earlier command has set on a socket, or on the one that accepted it, if it still has it."""
+        record = self._records.find(found.cookie)
+        if record is not None:
+            return record if _still_has(found.state, record.given) else None
+        if found.peer is None or not found.state.enabled:
+            return None
+        return self._records.of_listener(found.local[1], found.state.times)
+
+    def _set_new(self, process: Process, found: ProcessSocket, policy: Keepalive, accepted: _Accepted) -> Change | None:
         """Set the policy on a new socket unless its own options are kept; None if it was closed."""
         wanted = _state(policy)
         known = self._known[found.inode] = _Known()
         if _equal(found.state, wanted):
-            self._remember(known, found)
-            return Change(socket=found, outcome=Outcome.SAME, after=found.state)
+            self._remember(known, found, lifted=found.listening and wanted.user_timeout is None)
+            return Change(socket=found, outcome=Outcome.SAME, after=found.state, why=self._exceptions(found, policy))
+        earlier = self._earlier(found)
         inherited = found.peer is not None and found.local[1] in self._ports
-        if not self._force and found.chosen and not (inherited and _times(found.state) == _times(wanted)):
+        if not self._force and found.chosen and earlier is None:
+            if inherited and _times(found.state) == _times(wanted):
+                return self._set(process, found, policy, known)
             if inherited and found.state.user_timeout == wanted.user_timeout is not None:
                 return self._lift(process, found, "the program has set its own times; the user timeout was kaio's")
             return Change(
                 socket=found, outcome=Outcome.KEPT, after=found.state, why="the program has set its own times"
             )
-        if not self._force and found.listening and found.local[1] in own:
+        if not self._force and found.listening and found.local[1] in accepted.own:
             why = "the program sets times on accepted connections"
             return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
         return self._set(process, found, policy, known)
@@ -161,33 +210,77 @@ class Setter:
                 except KeepaliveError as exc:
                     why = str(exc.strerror)
                     return Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=why)
-        self._remember(known, found)
-        return Change(socket=found, outcome=Outcome.SET, after=after, why=self._exceptions(found))
+            self._record(found, after)
+        self._remember(known, found, lifted=found.listening and policy.user_timeout is None)
+        return Change(socket=found, outcome=Outcome.SET, after=after, why=self._exceptions(found, policy))
 
-    def _exceptions(self, found: ProcessSocket) -> str:
+    def _record(self, found: ProcessSocket, after: SocketState) -> None:
+        """Remember for the next command what was set."""
+        earlier = self._earlier(found)
+        before = found.state if earlier is None else earlier.before
+        port = found.local[1] if found.listening else 0
+        self._records.put(found.cookie, Record(found.pid, start_of(found.pid), port, before, after))
+
+    def _exceptions(self, found: ProcessSocket, policy: Keepalive) -> str:
         """What the policy does not cover, in words; else ""."""
-        if found.listening and found.info is not None and found.info.unacked:
+        if found.listening:
             # Of a listening socket, this is the length of its accept queue (net/ipv4/tcp.c, tcp_get_info).
-            return f"{found.info.unacked} connections in the accept queue keep their options"
+            queued = 0 if found.info is None else found.info.unacked
+            waits = policy.user_timeout is None and self._bound(found) is not None and not found.mptcp
+            reasons = [f"{queued} connections in the accept queue keep their options"] if queued else []
+            reasons += ["no user timeout: the program may set times on accepted connections"] if waits else []
+            return "; ".join(reasons)
         if found.mptcp and self._policy.effective_user_timeout:
             return "Multipath TCP has no user timeout"
         return "no user timeout while the peer is stalled" if self._is_stalled(found) else ""
 
-    def _remember(self, known: _Known, found: ProcessSocket) -> None:
+    def _bound(self, found: ProcessSocket) -> float | None:
+        return in_kernel(self._policy, found.system).effective_user_timeout
+
+    def _remember(self, known: _Known, found: ProcessSocket, *, lifted: bool) -> None:
         policy = in_kernel(self._policy, found.system)
-        if found.mptcp:
+        if found.mptcp and policy.enabled:
             policy = dataclasses.replace(policy, user_timeout=None)
         known.given = given = _state(policy)
         if found.listening:
             self._ports.add(found.local[1])
+            known.lifted = lifted and given.user_timeout is not None
         elif self._policy.stalled == "keep" and given.idle and given.interval and given.count and given.user_timeout:
             limits = Limits(given.idle, given.interval, given.count, given.user_timeout)
             known.watch = Watch(limits, since=time.monotonic())
             known.lifted = self._is_stalled(found)
 
+    # -- undoing
+
+    def undo(self, process: Process) -> list[Change]:
+        """Give the sockets of a process back what they had before kaio set any options. Raises `ProcessError`."""
+        # Connections before the listening socket from whose record it is known what theirs are.
+        found = sorted(read(process, Systems()), key=lambda one: one.listening)
+        return [change for one in found if (change := self._undo_one(process, one)) is not None]
+
+    def _undo_one(self, process: Process, found: ProcessSocket) -> Change | None:
+        earlier = self._earlier(found)
+        if earlier is None:
+            changed = self._records.find(found.cookie) is not None
+            why = "the program has changed its options since" if changed else "kaio has set none here"
+            return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
+        after = earlier.before
+        if not self._dry_run:
+            sock = process.duplicate(found.fd, found.inode)
+            if sock is None:
+                return None
+            with sock:
+                try:
+                    platform.write(sock, after)
+                    after = platform.read(sock)
+                except OSError as exc:
+                    return Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=str(exc.strerror))
+            self._records.drop(found.cookie)
+        return Change(socket=found, outcome=Outcome.UNDONE, after=after)
+
     # -- known sockets
 
-    def _look_again(self, process: Process, found: ProcessSocket, own: set[int]) -> Change | None:
+    def _look_again(self, process: Process, found: ProcessSocket, accepted: _Accepted) -> Change | None:
         known = self._known[found.inode]
         given = known.given
         if given is None or self._dry_run:
@@ -200,11 +293,36 @@ class Setter:
                 return self._lift(process, found, "the program has set its own times")
             return None
         if found.listening:
-            if ours is None or self._force or found.local[1] not in own:
-                return None
+            return self._look_again_at_listener(process, found, known, accepted)
+        return self._check_stall(process, found, known)
+
+    def _look_again_at_listener(
+        self, process: Process, found: ProcessSocket, known: _Known, accepted: _Accepted
+    ) -> Change | None:
+        """Set or remove the user timeout, as accepted connections show that the program sets no times, or does."""
+        port, bound = found.local[1], known.given.user_timeout if known.given is not None else None
+        if bound is None or self._force:
+            return None
+        if not known.lifted and port in accepted.own:
             known.lifted = True
             return self._lift(process, found, "the program sets times on accepted connections")
-        return self._check_stall(process, found, known)
+        if known.lifted and accepted.is_plain(port):
+            known.lifted = False
+            after = self._change_user_timeout(process, found, bound)
+            why = "the program sets no times on accepted connections"
+            return None if after is None else Change(socket=found, outcome=Outcome.SET, after=after, why=why)
+        return None
+
+    def _change_user_timeout(self, process: Process, found: ProcessSocket, seconds: float | None) -> SocketState | None:
+        """Set a socket's user timeout alone. Returns its options; None if it was closed."""
+        sock = process.duplicate(found.fd, found.inode)
+        if sock is None:
+            return None
+        with sock:
+            _set_user_timeout(sock, seconds)
+        after = dataclasses.replace(found.state, user_timeout=seconds)
+        self._record(found, after)
+        return after
 
     def _check_stall(self, process: Process, found: ProcessSocket, known: _Known) -> Change | None:
         """Remove or restore the user timeout, as the watch decides. The kernel ends the connection."""
@@ -247,6 +365,19 @@ class Setter:
         return Change(socket=found, outcome=Outcome.RESTORED, after=after, why=why)
 
 
+class _Accepted(NamedTuple):
+    """The ports of accepted connections."""
+
+    own: set[int]
+    """On which the program sets times of its own, on one at least."""
+    plain: set[int]
+    """On which it sets none."""
+
+    def is_plain(self, port: int) -> bool:
+        """Whether a connection was accepted at this port, and none has times of the program's."""
+        return port in self.plain
+
+
 def _state(policy: Keepalive) -> SocketState:
     """The options of a socket with a policy that `in_kernel` has returned."""
     if not policy.enabled:
@@ -258,6 +389,11 @@ def _state(policy: Keepalive) -> SocketState:
         count=policy.count,
         user_timeout=policy.effective_user_timeout,
     )
+
+
+def _still_has(state: SocketState, given: SocketState) -> bool:
+    """Whether a socket has the options that were set, or the same without the user timeout, which may be lifted."""
+    return _times(state) == _times(given) and state.user_timeout in (None, given.user_timeout)
 
 
 def _equal(state: SocketState, wanted: SocketState) -> bool:

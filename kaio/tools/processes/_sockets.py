@@ -10,21 +10,22 @@ import dataclasses
 import errno
 import math
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from ...kernel.options import platform
 from ...kernel.tcpinfo import TcpInfo, TcpState
 from ...liveness.standing import has_own_times
 from ...policy import SocketState
-from ..procfs import all_pids
+from ..procfs import all_pids, threads
 from ..sysctls import Defaults
 from ._access import Process, ProcessError
 from ._system import Systems
 from ._watched import watched
 
-__all__ = ["COVERED_WITHIN", "ProcessSocket", "processes", "read", "sockets", "survey", "uncovered"]
+__all__ = ["COVERED_WITHIN", "ProcessSocket", "Survey", "processes", "read", "sockets", "survey", "uncovered"]
 
 COVERED_WITHIN: Final = 3600.0
 """The longest time in seconds until a dead idle peer is detected, for a socket to count as covered.
@@ -34,6 +35,7 @@ Chosen times are usually below this; the system's default of two hours and eleve
 
 _Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
+_SO_COOKIE: Final = 57
 _IPPROTO_MPTCP: Final = 262  # socket.IPPROTO_MPTCP is not in every Python
 
 
@@ -62,6 +64,8 @@ class ProcessSocket:
     """TCP_INFO; None if the kernel does not provide it."""
     system: Defaults
     """The kernel's defaults in its network namespace."""
+    cookie: int = 0
+    """The kernel's number of the socket, never used again before the next boot (SO_COOKIE); 0 before Linux 4.12."""
     watched: bool = False
     """Whether kaio's monitor in that process watches it, as the process reports."""
     monitor_bound: float | None = None
@@ -132,24 +136,41 @@ def sockets(pid: int) -> list[ProcessSocket]:
 
 def processes() -> list[int]:
     """List the processes that have TCP sockets and can be read."""
-    return sorted({found.pid for found in survey()[0]})
+    return sorted({found.pid for found in survey().sockets})
 
 
-def survey() -> tuple[list[ProcessSocket], list[ProcessError]]:
-    """List the TCP sockets of all processes that can be read, and the errors of the others."""
-    found: list[ProcessSocket] = []
-    refused: list[ProcessError] = []
+class Survey(NamedTuple):
+    """The TCP sockets of several processes."""
+
+    sockets: list[ProcessSocket]
+    processes: int
+    """How many processes were read."""
+    refused: list[ProcessError]
+    """The processes that could not be read."""
+    unreadable: list[str]
+    """Single sockets that could not be read, each with the reason."""
+
+
+def survey(pids: Iterable[int] | None = None) -> Survey:
+    """List the TCP sockets of these processes, by default all, as far as they can be read.
+
+    A process of those given that does not exist is among the refused ones.
+    """
+    result = Survey([], 0, [], [])
+    number = 0
     systems = Systems()
-    for pid in all_pids():
-        if _has_no_memory(pid):
+    for pid in all_pids() if pids is None else pids:
+        if pids is None and _has_no_memory(pid):
             continue
         try:
             with Process(pid) as process:
-                found += read(process, systems, watched(pid))
+                result.sockets.extend(read(process, systems, watched(pid)))
+                result.unreadable.extend(process.unreadable)
+                number += 1
         except ProcessError as exc:
-            if exc.errno != errno.ESRCH:  # it has exited in the meantime
-                refused.append(exc)
-    return found, refused
+            if pids is not None or exc.errno != errno.ESRCH:  # else it has exited in the meantime
+                result.refused.append(exc)
+    return result._replace(processes=number)
 
 
 def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
@@ -175,18 +196,21 @@ def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
 def read(
     process: Process, systems: Systems, monitored: Mapping[int, float | None] = MappingProxyType({})
 ) -> list[ProcessSocket]:
-    """Read the TCP sockets of a process, some of which its own monitor watches. Raises `ProcessError`."""
+    """Read the TCP sockets of a process, some of which its own monitor watches. Raises `ProcessError`.
+
+    A socket that cannot be read costs itself only: it is listed in `unreadable` of the process.
+    """
     found = []
+    process.unreadable.clear()
     for inode, fd in sorted(process.sockets().items(), key=lambda item: item[1]):
         sock = process.duplicate(fd, inode)
         if sock is None:
             continue
         with sock:
             try:
-                if platform.is_tcp(sock):
-                    found.append(_read_one(process.pid, fd, inode, sock, systems, monitored))
+                found.append(_read_one(process.pid, fd, inode, sock, systems, monitored))
             except OSError as exc:
-                raise ProcessError(process.pid, exc.errno or errno.EIO, f"descriptor {fd}: {exc.strerror}") from exc
+                process.unreadable.append(f"process {process.pid}, descriptor {fd}: {exc.strerror or exc}")
     return found
 
 
@@ -208,9 +232,17 @@ def _read_one(
         tcp_state=TcpState.LISTEN if listening else TcpState.CLOSE if info is None else info.state,
         info=info,
         system=systems.of(sock),
+        cookie=_cookie(sock),
         watched=inode in monitored,
         monitor_bound=monitored.get(inode),
     )
+
+
+def _cookie(sock: socket.socket) -> int:
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def _peer(sock: socket.socket) -> _Address | None:
@@ -231,9 +263,12 @@ def _info(sock: socket.socket) -> TcpInfo | None:
 
 
 def _has_no_memory(pid: int) -> bool:
-    """Whether it is a kernel thread or has exited, and so has no sockets (proc(5): statm)."""
+    """Whether it is a kernel thread or has exited, and so has no sockets (proc(5): statm).
+
+    A process whose first thread alone has ended looks like that too, but has more threads.
+    """
     try:
         with open(f"/proc/{pid}/statm", encoding="utf-8") as file:
-            return file.read().startswith("0 ")
+            return file.read().startswith("0 ") and len(threads(pid)) == 1
     except OSError:
         return False

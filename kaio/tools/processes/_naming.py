@@ -1,0 +1,97 @@
+"""Finding processes by their numbers, their names and their systemd units; and those below them.
+
+Rules kept here: a name is what pgrep(1) -x takes: the kernel's name of the process, which is the first fifteen bytes of
+its program's, or the whole name of its program. A unit's processes are those in its cgroup, of version 1 or 2, so that
+neither systemd nor its rights are needed. This process itself is never found by a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from ..procfs import all_pids, process_name
+from ._access import ProcessError
+
+__all__ = ["descendants", "find", "parents"]
+
+_COMM: Final = 15  # bytes
+_UNITS: Final = (".service", ".scope", ".slice", ".socket")
+_LONGEST_PID: Final = 10  # digits
+
+
+def find(word: str) -> list[int]:
+    """Find the processes that a number, a name or a unit's name stands for, in numerical order.
+
+    Raises `ProcessError` if there is none.
+    """
+    if word.isascii() and word.isdigit():
+        if len(word) > _LONGEST_PID:
+            raise ProcessError(-1, errno.ESRCH, f"process {word}: there is no such process")
+        return [int(word)]
+    is_unit = word.endswith(_UNITS)
+    matches = _in_unit if is_unit else _is_called
+    found = [pid for pid in all_pids() if pid != os.getpid() and matches(pid, word)]
+    if not found:
+        what = "in a unit of that name" if is_unit else "of that name"
+        raise ProcessError(-1, errno.ESRCH, f"{word}: there is no process {what}")
+    return found
+
+
+def parents() -> dict[int, int]:
+    """Map every process to its parent."""
+    found: dict[int, int] = {}
+    for pid in all_pids():
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                # The command's name, in parentheses, may contain parentheses and spaces itself (proc(5)).
+                found[pid] = int(file.read().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):  # it has exited
+            continue
+    return found
+
+
+def descendants(pids: Iterable[int]) -> list[int]:
+    """List the processes below these, in numerical order."""
+    known = set(pids)
+    named = frozenset(known)
+    rest = parents()
+    while True:
+        fresh = {pid for pid, parent in rest.items() if parent in known} - known
+        if not fresh:
+            return sorted(known - named)
+        known |= fresh
+
+
+def _is_called(pid: int, name: str) -> bool:
+    comm = process_name(pid)
+    if comm == name:
+        return True
+    whole = os.fsencode(name)
+    if len(whole) <= _COMM or os.fsencode(comm) != whole[:_COMM]:
+        return False
+    return os.path.basename(_program(pid)) == name
+
+
+def _program(pid: int) -> str:
+    """The file that a process executes, else its first argument."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+    except OSError:
+        pass
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsdecode(file.read(4096).split(b"\0")[0])
+    except OSError:
+        return ""
+
+
+def _in_unit(pid: int, unit: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            # Lines are hierarchy:controllers:path, and the path may contain colons (cgroups(7)).
+            return any(unit in line.rstrip("\n").split(":", 2)[-1].split("/") for line in file)
+    except OSError:
+        return False

@@ -1,0 +1,176 @@
+"""What kaio has set on sockets from outside, remembered from one command to the next.
+
+Otherwise the next command would take kaio's own times for the program's, and neither replace nor undo them. A socket is
+known by its cookie, which the kernel never uses again before the next boot (SO_COOKIE, socket(7)).
+
+Rules kept here: the file is in a directory that only its owner can write to, and is not trusted otherwise: a file that
+others could have written, of another boot or without sense is as if it were not there. Without a place for it nothing
+is remembered. A socket counts as kaio's only as long as it has exactly the options that are remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from ...policy import SocketState
+
+__all__ = ["Record", "Records", "start_of"]
+
+_FILE: Final = "attached.json"
+_BOOT: Final = "/proc/sys/kernel/random/boot_id"
+_PATIENCE: Final = 5.0  # seconds to wait for another command
+_LARGEST: Final = 1 << 26  # bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """What kaio has set on a socket."""
+
+    pid: int
+    started: int
+    """When the process was started, in the kernel's ticks; the pid may be used again."""
+    port: int
+    """The local port, if it is a listening socket; else 0."""
+    before: SocketState
+    """The options that it had before kaio first set any."""
+    given: SocketState
+    """The options that kaio has set."""
+
+
+class Records:
+    """The records of this user: those of earlier commands, which are read at once, and new ones, written by `save`."""
+
+    def __init__(self, directory: str | None = None) -> None:
+        self._directory = directory if directory is not None else _directory()
+        self._earlier = self._load()
+        self._records = dict(self._earlier)
+        self._changed: dict[int, Record | None] = {}
+
+    def find(self, cookie: int) -> Record | None:
+        """Return what an earlier command has set on a socket."""
+        return self._earlier.get(cookie)
+
+    def of_listener(self, port: int, times: object) -> Record | None:
+        """Return what an earlier command has set on a listening socket, if accepted connections inherit these times."""
+        for record in self._earlier.values():
+            if record.port == port and record.given.enabled and record.given.times == times:
+                return record
+        return None
+
+    def put(self, cookie: int, record: Record) -> None:
+        """Remember what was set on a socket; what it had before that is the earlier record's."""
+        earlier = self._records.get(cookie)
+        if earlier is not None:
+            record = dataclasses.replace(record, before=earlier.before)
+        self._records[cookie] = self._changed[cookie] = record
+
+    def drop(self, cookie: int) -> None:
+        """Forget a socket."""
+        if self._records.pop(cookie, None) is not None:
+            self._changed[cookie] = None
+
+    def save(self) -> None:
+        """Write what has changed since, beside what other commands have written. Raises OSError."""
+        if not self._changed or self._directory is None:
+            return
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        with self._locked(self._directory):
+            records = self._load()
+            for cookie, record in self._changed.items():
+                if record is None:
+                    records.pop(cookie, None)
+                else:
+                    records[cookie] = record
+            living = {cookie: record for cookie, record in records.items() if start_of(record.pid) == record.started}
+            _write(os.path.join(self._directory, _FILE), living)
+        self._changed.clear()
+
+    def _load(self) -> dict[int, Record]:
+        if self._directory is None:
+            return {}
+        try:
+            if not _is_own(os.stat(self._directory)):
+                return {}
+            with open(os.path.join(self._directory, _FILE), encoding="ascii") as file:
+                if not _is_own(os.fstat(file.fileno())) or os.fstat(file.fileno()).st_size > _LARGEST:
+                    return {}
+                document = json.load(file)
+            if document["boot"] != _boot():
+                return {}
+            return {int(cookie): _record(values) for cookie, values in document["sockets"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _locked(directory: str) -> Iterator[None]:
+        """Lock the directory. A lock that is held for too long is not waited for: it protects a convenience."""
+        import fcntl  # noqa: PLC0415 - not on Windows
+
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + _PATIENCE
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.02)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def start_of(pid: int) -> int:
+    """When a process was started, in the kernel's ticks since boot (proc(5): stat); 0 if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _directory() -> str | None:
+    """The directory for the file: as the environment says, root's, or the user's; None if there is none."""
+    given = os.environ.get("KAIO_RUNTIME_DIR")
+    if given:
+        return given
+    if os.geteuid() == 0:
+        return "/run/kaio"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(runtime, "kaio") if runtime and os.path.isdir(runtime) else None
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _boot() -> str:
+    with open(_BOOT, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _record(values: dict[str, object]) -> Record:
+    pid, started, port = (int(str(values[name])) for name in ("pid", "started", "port"))
+    before, given = (values[name] for name in ("before", "given"))
+    if not isinstance(before, dict) or not isinstance(given, dict):
+        raise TypeError("options must be objects")
+    return Record(pid, started, port, SocketState(**before), SocketState(**given))
+
+
+def _write(path: str, records: dict[int, Record]) -> None:
+    document = {"boot": _boot(), "sockets": {str(key): dataclasses.asdict(each) for key, each in records.items()}}
+    temporary = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        json.dump(document, file)
+    os.replace(temporary, path)
