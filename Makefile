@@ -5,7 +5,7 @@ VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON))
 BIN = $(VENV)/bin
 SOURCES = kaio tests examples benchmarks scripts
 
-.PHONY: demo test load check fix lint matrix bench conformance system clean
+.PHONY: demo test load check fix lint matrix fuzz bench conformance system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
@@ -36,6 +36,11 @@ lint: check
 # The proof: every death found, wherever the path breaks, and the living never taken for dead. About three minutes.
 matrix: system $(VENV)/.dev
 	$(BIN)/python -m tests.matrix
+
+# Random input for all parsers: /proc, netlink, BTF, sysctl.d, policies, addresses, PROXY headers. MINUTES=10.
+MINUTES ?= 10
+fuzz: $(VENV)/.dev
+	$(BIN)/python -W error -m tests.fuzz --minutes $(MINUTES)
 
 # kaio beside what a user would pick instead: about an hour; the results go to benchmarks/results.
 bench: system $(VENV)/.dev

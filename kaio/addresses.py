@@ -15,7 +15,10 @@ from .errors import AddressError
 __all__ = ["Address", "TcpAddress", "UnixAddress", "make_address", "parse_address", "tcp_address"]
 
 _PORT = re.compile(r"[0-9]{1,5}")
-_HOST = re.compile(r"[^\s\0\[\]/@#?:]+")
+_HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/@#?:]+")
+_ZONE = re.compile(r"[^\s\x00-\x1f\x7f\[\]/%:]+")
+_MAX_HOST: Final = 255  # bytes of a name (RFC 1035 2.3.4)
+_MAX_ZONE: Final = 15  # bytes of an interface's name (IFNAMSIZ)
 _MAX_UNIX: Final = 107  # sun_path has 108 bytes, the last of them NUL (unix(7))
 
 
@@ -79,7 +82,7 @@ def tcp_address(host: str | None, port: object) -> TcpAddress:
         raise AddressError(host, "the host must be a string or None")
     if isinstance(port, bool) or not isinstance(port, (int, str)):
         raise AddressError(port, "the port must be a whole number from 0 to 65535")
-    if host and ("\0" in host or "[" in host or host.count(":") == 1):
+    if host and host != "*" and not _is_host(host):
         raise AddressError(host, "is not a valid host name; write an IPv6 address without brackets and without a port")
     return TcpAddress(None if host in (None, "", "*") else host, _port(str(port), port))
 
@@ -88,18 +91,43 @@ def _host(host: str, whole: str) -> str | None:
     if host in ("", "*"):
         return None
     if host.startswith("[") and host.endswith("]"):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise AddressError(whole, f"{host[1:-1]!r} in brackets is not an IPv6 address") from None
+        if not _is_ipv6(host[1:-1]):
+            raise AddressError(whole, f"{host[1:-1]!r} in brackets is not an IPv6 address")
         return host[1:-1]
     if host.startswith("[") or host.endswith("]"):
         raise AddressError(whole, "has an unmatched bracket; write '[::1]:9000'")
     if ":" in host:
         raise AddressError(whole, "has more than one colon; write an IPv6 address in brackets, such as '[::1]:9000'")
-    if not _HOST.fullmatch(host):
+    if not _is_host(host):
         raise AddressError(whole, f"{host!r} is not a valid host name")
     return host
+
+
+def _is_host(host: str) -> bool:
+    """Whether it can be looked up: an IPv6 address, or a name."""
+    if ":" in host:
+        return _is_ipv6(host)
+    return len(host) <= _MAX_HOST and _HOST.fullmatch(host) is not None and _can_be_encoded(host)
+
+
+def _is_ipv6(text: str) -> bool:
+    address, percent, zone = text.partition("%")
+    if percent and not (len(zone) <= _MAX_ZONE and _ZONE.fullmatch(zone) and _can_be_encoded(text)):
+        return False
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _can_be_encoded(host: str) -> bool:
+    """Whether getaddrinfo() can encode it; otherwise it would raise a UnicodeError, which is no OSError."""
+    try:
+        host.encode("idna")
+    except UnicodeError:  # a label that is empty or longer than 63 bytes, or characters that no name may have
+        return False
+    return True
 
 
 def _port(text: str, whole: object) -> int:

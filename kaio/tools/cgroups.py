@@ -17,7 +17,9 @@ from ..errors import KaioError
 
 __all__ = ["CgroupError", "hierarchy", "identifier", "of_process", "of_unit", "processes"]
 
-_ESCAPE: Final = re.compile(r"\\([0-7]{3})")  # of spaces and the like in mountinfo (proc(5))
+_ESCAPE: Final = re.compile(r"\\([01][0-7]{2})")  # of spaces and the like in mountinfo (proc(5))
+_PID: Final = re.compile(rb"[0-9]{1,10}")
+_POINT: Final = 5  # the fields of mountinfo up to the mount point, before which is the root
 
 
 class CgroupError(KaioError, OSError):
@@ -36,7 +38,8 @@ def of_process(pid: int | str = "self") -> str:
     """The directory of a process's cgroup. Raises `CgroupError`."""
     top, root = _mounted()
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        # Only newlines end a line: a cgroup's name may have a carriage return.
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             found = next((line[3:] for line in file.read().split("\n") if line.startswith("0::")), None)
     except OSError as exc:
         raise CgroupError(exc.errno, f"process {pid}: {exc.strerror}") from None
@@ -46,6 +49,8 @@ def of_process(pid: int | str = "self") -> str:
         if found != root and not found.startswith(f"{root}/"):
             raise CgroupError(errno.ENOENT, f"process {pid} is in a cgroup that is not mounted here: {found}")
         found = found[len(root) :]
+    if ".." in found.split("/"):  # outside of this process's cgroup namespace (cgroup_namespaces(7))
+        raise CgroupError(errno.ENOENT, f"process {pid} is in a cgroup that cannot be seen from here: {found}")
     path = os.path.normpath(f"{top}/{found}")
     if not os.path.isdir(path):
         raise CgroupError(errno.ENOENT, f"process {pid} is in a cgroup that cannot be seen from here: {found}")
@@ -69,11 +74,15 @@ def of_unit(unit: str) -> str | None:
 def processes(path: str) -> list[int]:
     """The processes in a cgroup and in those below it, in numerical order. Raises `CgroupError`."""
     if not os.path.exists(os.path.join(path, "cgroup.procs")):
-        raise CgroupError(errno.ENOENT, f"{path} is not a cgroup of version 2")
+        raise _not_a_cgroup(path)
     pids: set[int] = set()
     for directory in _directories(path):
-        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
-            pids.update(map(int, file))
+        lines: list[bytes] = []
+        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), "rb") as file:
+            lines = file.read().splitlines()
+        if not all(map(_PID.fullmatch, lines)):  # a file of that name in another file system
+            raise _not_a_cgroup(path)
+        pids.update(map(int, lines))
     return sorted(pids - {0})  # 0: a process of another pid namespace
 
 
@@ -83,6 +92,10 @@ def identifier(path: str) -> int:
         return os.stat(path).st_ino
     except OSError as exc:
         raise CgroupError(exc.errno, f"{path}: {exc.strerror}") from None
+
+
+def _not_a_cgroup(path: str) -> CgroupError:
+    return CgroupError(errno.ENOENT, f"{path} is not a cgroup of version 2")
 
 
 def _directories(top: str) -> Iterator[str]:
@@ -95,13 +108,16 @@ def _directories(top: str) -> Iterator[str]:
 def _mounted() -> tuple[str, str]:
     """Where the hierarchy is mounted, and which cgroup is seen there."""
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             lines = file.read().split("\n")
     except OSError as exc:
         raise CgroupError(exc.errno, f"cannot find the cgroups: {exc.strerror}") from None
     for line in lines:
         mount, _, kind = line.partition(" - ")
-        if kind.startswith("cgroup2 "):
-            root, point = (_ESCAPE.sub(lambda found: chr(int(found[1], 8)), part) for part in mount.split(" ")[3:5])
+        fields = mount.split(" ")
+        if kind.startswith("cgroup2 ") and len(fields) >= _POINT:
+            root, point = (
+                _ESCAPE.sub(lambda found: chr(int(found[1], 8)), part) for part in fields[_POINT - 2 : _POINT]
+            )
             return point, root
     raise CgroupError(errno.ENOENT, "no cgroups of version 2 are mounted")

@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["all_pids", "open_files", "process_name", "socket_inodes", "threads", "user_name"]
 
-_SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
+_SOCKET: Final = re.compile(r"socket:\[([0-9]+)\]")
 
 
 def all_pids() -> list[int]:
@@ -23,8 +23,9 @@ def all_pids() -> list[int]:
 def process_name(pid: int) -> str:
     """Return the kernel's name of a process, usually the first fifteen bytes of its program's; "" if there is none."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
+        # A name may have any bytes (prctl(2), PR_SET_NAME), a carriage return too, and end with a newline of its own.
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace", newline="\n") as file:
+            return file.read().removesuffix("\n")
     except OSError:
         return ""
 

@@ -46,8 +46,12 @@ def _find(data: bytes, structure: bytes, fields: Sequence[bytes]) -> list[int] |
         return None
     types = data[length + types_at : length + types_at + types_length]
     names = data[length + names_at : length + names_at + names_length]
-    wanted = {names.find(b"\0%s\0" % field) + 1: field for field in fields}
-    searched = struct.pack(f"{order}I", names.find(b"\0%s\0" % structure) + 1)
+    # A name that is not in the table must not become 0, which is that of everything anonymous.
+    places = [names.find(b"\0%s\0" % name) + 1 for name in (structure, *fields)]
+    if 0 in places:
+        return None
+    wanted = dict(zip(places[1:], fields, strict=True))
+    searched = struct.pack(f"{order}I", places[0])
     place = types.find(searched)
     while place >= 0:
         if place % 4 == 0:

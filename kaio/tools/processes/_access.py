@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import select
 import socket
 import sys
@@ -24,6 +25,8 @@ __all__ = ["Process", "ProcessError", "lacking", "wait_for_end"]
 _PIDFD_GETFD: Final = 438  # the same on every architecture that came after it (asm-generic/unistd.h)
 _PIDFD_THREAD: Final = os.O_EXCL if hasattr(os, "O_EXCL") else 0  # Linux 6.9: the id may be any thread's
 _CAP_SYS_PTRACE: Final = 1 << 19  # linux/capability.h
+_ID: Final = re.compile(r"[0-9]{1,10}")
+_CAPABILITIES: Final = re.compile(r"[0-9a-f]{1,16}")
 _YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
 _AS_ROOT: Final = "run as root (CAP_SYS_PTRACE)"
 
@@ -274,7 +277,8 @@ def _restricted(scope: int) -> str:
 def _status(pid: int | str) -> dict[str, str]:
     """Read /proc/PID/status, which needs no permission; empty if the process does not exist."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        # The kernel escapes newlines in a process's name, and not the carriage returns that Python would take for one.
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace", newline="\n") as file:
             return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
     except OSError:
         return {}
@@ -287,11 +291,12 @@ def _has_ended(task: str) -> bool:
 
 def _ids(status: dict[str, str], kind: str) -> set[int]:
     """The real, effective and saved ids, which the check compares."""
-    return set(map(int, status.get(kind, "").split()[:3]))
+    return {int(word) for word in status.get(kind, "").split()[:3] if _ID.fullmatch(word)}
 
 
 def _capabilities(status: dict[str, str], kind: str) -> int:
-    return int(status.get(kind, "0"), 16)
+    value = status.get(kind, "")
+    return int(value, 16) if _CAPABILITIES.fullmatch(value) else 0
 
 
 def _dumpable(pid: int, status: dict[str, str]) -> bool:

@@ -52,8 +52,9 @@ def _read(path: str, writer: int) -> dict[int, float | None] | None:
 def _own_pid(pid: int) -> int:
     """The pid that the process itself sees: that of its innermost pid namespace (proc(5): NSpid)."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            found = re.search(r"^NSpid:.*?(\d+)$", file.read(), re.MULTILINE)
+        # A carriage return in the process's name, which is in the first line, must not begin another.
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace", newline="\n") as file:
+            found = re.search(r"^NSpid:[0-9\t]*\t([0-9]{1,10})$", file.read(), re.MULTILINE)
     except OSError:
         return -1
     return int(found[1]) if found else pid

@@ -21,6 +21,7 @@ INET_DIAG_INFO: Final = 2
 _ERROR: Final = 2  # NLMSG_ERROR
 _DONE: Final = 3  # NLMSG_DONE
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
+_MAX_ERRNO: Final = 4095  # include/linux/err.h
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _MESSAGE: Final = struct.Struct("=BBBB 4s16s16sI8s 5I")  # struct inet_diag_msg
@@ -64,18 +65,22 @@ def decode(data: bytes, unwanted: Container[int]) -> Part:
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > len(data):
+            return Part(answers, True, _malformed())
         if kind == _BY_FAMILY:
             answer = _answer(data, at + _HEADER.size, at + length, unwanted)
             if answer is not None:
                 answers.append(answer)
         elif kind in (_DONE, _ERROR):
             return Part(answers, True, _error(data[at + _HEADER.size : at + length]))
-        at += max(_HEADER.size, (length + 3) & ~3)
+        at += (length + 3) & ~3
     return Part(answers, False, None)
 
 
 def _answer(data: bytes, start: int, end: int, unwanted: Container[int]) -> Answer | None:
     """Decode a socket; None if it is unwanted, or has no tcp_info because its connection has ended."""
+    if end - start < _MESSAGE.size:
+        return None
     head = _MESSAGE.unpack_from(data, start)
     if head[-1] in unwanted:
         return None
@@ -83,9 +88,14 @@ def _answer(data: bytes, start: int, end: int, unwanted: Container[int]) -> Answ
     while at + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, at)
         if kind == INET_DIAG_INFO:
-            return Answer._make((*head, data[at + _ATTRIBUTE.size : at + length]))
+            info = data[at + _ATTRIBUTE.size : min(at + length, end)]
+            return Answer._make((*head, info)) if info else None
         at += max(_ATTRIBUTE.size, (length + 3) & ~3)
     return None
+
+
+def _malformed() -> OSError:
+    return OSError(errno.EBADMSG, "cannot list TCP connections: the kernel's reply is malformed")
 
 
 def _error(said: bytes) -> OSError | None:
@@ -93,6 +103,8 @@ def _error(said: bytes) -> OSError | None:
     number = -int.from_bytes(said[:4], sys.byteorder, signed=True)
     if number == 0:
         return None
+    if not 0 < number <= _MAX_ERRNO:
+        return _malformed()
     if number == errno.ENOENT:
         return OSError(number, "this kernel cannot list TCP connections: it lacks tcp_diag")
     return OSError(number, f"cannot list TCP connections: {os.strerror(number)}")
