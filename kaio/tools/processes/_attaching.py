@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import PolicyError
@@ -22,7 +22,7 @@ from ._environment import choice
 from ._naming import descendants
 from ._records import Records
 from ._setting import Change, Memory, Outcome, Setter
-from ._sockets import read
+from ._sockets import ProcessSocket, read
 from ._system import Systems
 
 logger: Final = logging.getLogger("kaio")
@@ -76,8 +76,9 @@ class Attachment:
     A listening socket gets the user timeout when a connection that it has accepted shows that the program sets no times
     of its own.
 
-    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`): what has
-    exactly the policy's options is then no choice of the program's.
+    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`), or gave
+    them another one: what has exactly its options is then no choice of the program's. `leave` is called with each
+    socket that is found, and returns whether it is to be left alone.
 
     Raises `PolicyError`, and `ProcessError` if a process does not exist. Close it, or use it as a context manager;
     the sockets then keep their options, without the user timeout where it is removed at that moment.
@@ -91,7 +92,8 @@ class Attachment:
         force: bool = False,
         dry_run: bool = False,
         children: bool = False,
-        by_kernel: bool = False,
+        by_kernel: bool | Keepalive = False,
+        leave: Callable[[ProcessSocket], bool] | None = None,
     ) -> None:
         self.policy: Final = as_policy(keepalive)
         in_kernel(self.policy)  # raises PolicyError before anything is changed
@@ -106,7 +108,8 @@ class Attachment:
         self._force = force
         self._dry_run = dry_run
         self._children = children
-        self._by_kernel = by_kernel
+        self._by_kernel = self.policy if by_kernel is True else by_kernel or None
+        self._leave = leave
         self._setters: dict[Keepalive, Setter] = {}
         self._policies: dict[int, tuple[Keepalive, str]] = {}
         self._processes: dict[int, Process] = {}
@@ -211,7 +214,7 @@ class Attachment:
         if policy.enabled or not why:
             changes = self._setter(policy).look_at(process, seen)
             return [change.because(why) for change in changes] if why else changes
-        if self._by_kernel:
+        if self._by_kernel is not None:
             undone = self._setter(self.policy).undo(process)
             return [change.because(why) for change in undone if change.outcome is Outcome.UNDONE]
         found = read(process, Systems())
@@ -242,7 +245,8 @@ class Attachment:
                 self._records,
                 force=self._force,
                 dry_run=self._dry_run,
-                by_kernel=self.policy if self._by_kernel else None,
+                by_kernel=self._by_kernel,
+                leave=self._leave,
             )
         return self._setters[policy]
 

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from ...errors import KeepaliveError
@@ -114,6 +114,7 @@ class Setter:
         force: bool,
         dry_run: bool,
         by_kernel: Keepalive | None = None,
+        leave: Callable[[ProcessSocket], bool] | None = None,
     ) -> None:
         self._policy = policy
         self._force = force
@@ -122,6 +123,7 @@ class Setter:
         self._ports = memory.ports
         self._records = records
         self._by_kernel = by_kernel  # the policy that the kernel gives to connections by itself
+        self._leave = leave  # whether a socket is none of the policy's concern
 
     def look_at(self, process: Process, seen: set[int]) -> list[Change]:
         """Set or check all sockets of a process, listening ones first, and add their inodes to `seen`.
@@ -131,6 +133,8 @@ class Setter:
         changes: list[Change] = []
         while True:
             found = read(process, Systems())
+            if self._leave is not None:
+                found = [one for one in found if not self._leave(one)]
             seen.update(one.inode for one in found)
             accepted = self._accepted(found)
             wanted = {one.inode: self._wanted(one, accepted) for one in found if one.inode not in self._known}
