@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 import click
@@ -20,6 +23,7 @@ from ..tools.enforcing import (
     Ports,
     Target,
     boot_files,
+    enforced_on,
     enforcements,
     kept_at_boot,
     lift,
@@ -33,9 +37,10 @@ from ..tools.enforcing import (
 )
 from ..tools.enforcing import enforce as enforce_on
 from ..tools.plans import duration
-from ..tools.processes import ProcessError, attach
+from ..tools.processes import Attachment, ProcessError, ProcessSocket
+from ._exit import complain
 from ._output import CANNOT, MISTAKE, NO, YES, fail, json_option, print_json, print_table, printable
-from ._processes import parse_interval
+from ._processes import parse_interval, report_refused
 
 __all__ = ["enforce"]
 
@@ -81,7 +86,8 @@ def enforce(
 
     Exits with 0 when it is done; 3 without the rights (root), and on kernels without what it needs.
     """
-    target = _target(unit, cgroup, machine)
+    what = what.strip() if what.strip().lower() not in ("off", "status") else what.strip().lower()
+    target = _target(unit, cgroup, machine, what)
     if what == "status" or (target is None and not what):
         _status(target, as_json)
     if target is None:
@@ -97,16 +103,19 @@ def enforce(
 # -- what is given
 
 
-def _target(unit: str | None, cgroup: str | None, machine: bool) -> Target | None:
+def _target(unit: str | None, cgroup: str | None, machine: bool, what: str) -> Target | None:
     if (unit is not None) + (cgroup is not None) + machine > 1:
         fail(f"give one of --unit, --cgroup and --machine; such as `{_EXAMPLE}`", MISTAKE)
     try:
         if unit is not None:
             return Target.unit(unit)
         if cgroup is not None:
-            return Target.cgroup(cgroup)
+            earlier = enforced_on(cgroup) if what in ("off", "status") else None  # it may be gone
+            return earlier or Target.cgroup(cgroup)
+    except EnforceError as exc:
+        _fail(exc)
     except KaioError as exc:
-        fail(printable(str(exc)), MISTAKE)
+        fail(str(exc), MISTAKE)
     return Target.machine() if machine else None
 
 
@@ -150,37 +159,91 @@ def _enforce(wanted: _Wanted, new_only: bool, watch: float | None, as_json: bool
     try:
         problem = None if wanted.boot or target.directory() else missing_unit(target)
         if problem is not None:
-            fail(printable(f"{target}: {problem}"))
+            fail(f"{target}: {problem}")
+        earlier = next((each.policy for each in enforcements() if each.target == target), None)
         done = enforce_on(target, wanted.policy, ports=wanted.ports)
-        files = wanted.files()
-        write_files(files)
     except PolicyError as exc:
         fail(str(exc), MISTAKE)
     except EnforceError as exc:
         _fail(exc)
+    except cgroups.CgroupError as exc:
+        fail(str(exc))
+    files = wanted.files()
+    try:
+        write_files(files)
+        unkept = ""
+    except EnforceError as exc:
+        files, unkept = {}, f"{exc}: {wanted.policy} is enforced on {target} now, but will not be again"
     complaint = reload_systemd() if files else None
-    outcomes, refused = ({}, []) if new_only or done.directory is None else _set_existing(done, wanted.policy)
+    outcomes, refused = ({}, []) if new_only or done.directory is None else _set_existing(wanted, done, earlier)
     if as_json:
         document = {**_document(done), "files": [f"/{path}" for path in files]}
         print_json({**document, "existing": dict(outcomes), "refused": refused})
     else:
         _tell(wanted, done, files, outcomes)
-    for line in (*refused[:1], *([f"systemd: {complaint}"] if complaint else [])):
-        click.echo(f"kaio: {printable(line)}", err=True)
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        complain(f"{refused[0]}{more}")
+    if complaint:
+        complain(f"systemd: {complaint}")
+    if unkept:
+        fail(unkept)
+    if watch is not None:
+        sys.stdout.flush()
+        _watch(wanted, done.pins, watch)
     sys.exit(YES)
 
 
-def _set_existing(done: Enforcement, policy: Keepalive) -> tuple[dict[str, int], list[str]]:
-    """Set the policy on the sockets that exist already. Returns how many had which outcome, and what was refused."""
-    assert done.directory is not None
+def _set_existing(wanted: _Wanted, done: Enforcement, earlier: str | None) -> tuple[dict[str, int], list[str]]:
+    """Set the policy on the sockets that exist already, also in place of the `earlier` one that the kernel gave them.
+
+    Returns how many had which outcome, and what was refused.
+    """
     outcomes: collections.Counter[str] = collections.Counter()
-    refused = []
-    for pid in cgroups.processes(done.directory):
-        try:
-            outcomes.update(change.outcome.value for change in attach(pid, policy))
-        except ProcessError as exc:
-            refused.append(str(exc))
-    return outcomes, refused
+    given = wanted.policy if earlier is None else Keepalive.parse(earlier)
+    try:
+        with Attachment((), wanted.policy, by_kernel=given, leave=_left_alone(wanted.ports)) as attachment:
+            _add_all(attachment, done.directory)
+            outcomes.update(change.outcome.value for change in attachment.look())
+            return outcomes, [*map(str, attachment.refused.values()), *attachment.misread.values()]
+    except PolicyError as exc:  # the times that it leaves to the system are those of a socket's network namespace
+        return outcomes, [f"sockets that exist: {exc}"]
+
+
+def _left_alone(ports: Sequence[Ports]) -> Callable[[ProcessSocket], bool]:
+    """What is not set from outside: excepted ports, and listening sockets, whose connections get it from the kernel.
+
+    They would inherit times set on the listening socket, which the kernel then takes for the program's choice, and
+    still have them when the policy has been lifted.
+    """
+
+    def leave(found: ProcessSocket) -> bool:
+        if found.listening and not found.chosen and not found.mptcp:
+            return True
+        numbers = [found.local[1], *(() if found.peer is None else (found.peer[1],))]
+        return any(each.first <= number <= each.last for each in ports for number in numbers)
+
+    return leave
+
+
+def _add_all(attachment: Attachment, directory: str | None) -> None:
+    """Have an attachment follow the processes of a cgroup."""
+    with contextlib.suppress(cgroups.CgroupError):  # it is gone
+        for pid in cgroups.processes(directory) if directory is not None else ():
+            with contextlib.suppress(ProcessError):  # it has exited
+                attachment.add(pid)
+
+
+def _watch(wanted: _Wanted, pins: str, every: float) -> None:
+    """Spare live peers that accept no data, until the policy is lifted or a signal ends this process."""
+    told: set[int] = set()
+    with Attachment((), wanted.policy, by_kernel=True, leave=_left_alone(wanted.ports)) as attachment:
+        while os.path.isdir(pins):
+            with contextlib.suppress(cgroups.CgroupError):  # several users run the unit
+                _add_all(attachment, wanted.target.directory())
+            attachment.look()
+            report_refused(attachment, told)
+            time.sleep(attachment.pace(every))
 
 
 def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: dict[str, int]) -> None:
@@ -195,7 +258,7 @@ def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: d
     earlier = None if wanted.boot else kept_at_boot(done.target)
     if earlier is not None:
         click.echo(f"The next boot brings back the policy in {earlier}; --boot replaces it.")
-    elif not wanted.boot:
+    elif not wanted.boot or not files:
         click.echo("It lasts until the next boot; --boot makes it last.")
     bound = wanted.policy.effective_user_timeout
     if wanted.policy.stalled == "keep" and bound is not None:
@@ -210,9 +273,12 @@ def _off(target: Target, dry_run: bool, as_json: bool) -> NoReturn:
         fail("--dry-run goes with a policy, not with off", MISTAKE)
     try:
         lifted = lift(target)
-        removed = remove_files(target)
     except EnforceError as exc:
         _fail(exc)
+    try:
+        removed = remove_files(target)
+    except EnforceError as exc:
+        fail(f"{exc}: nothing is enforced on {target} now, but will be again at the next boot")
     complaint = reload_systemd() if removed else None
     if as_json:
         print_json({"target": _target_document(target), "lifted": lifted, "removed": removed})
@@ -223,7 +289,7 @@ def _off(target: Target, dry_run: bool, as_json: bool) -> NoReturn:
     else:
         click.echo(f"Nothing was enforced on {printable(str(target))}.")
     if complaint:
-        click.echo(f"kaio: systemd: {complaint}", err=True)
+        complain(f"systemd: {complaint}")
     sys.exit(YES)
 
 
@@ -231,7 +297,7 @@ def _fail(exc: EnforceError) -> NoReturn:
     """Exit with the reason, after the verifier's log if it has refused the program."""
     if exc.log:
         click.echo(exc.log, err=True)
-    fail(printable(str(exc)), CANNOT)
+    fail(str(exc), CANNOT)
 
 
 # -- showing it
@@ -243,7 +309,7 @@ def _explain(wanted: _Wanted, as_json: bool) -> NoReturn:
         programs = {name: each.listing() for name, each in plan(wanted.policy, wanted.ports).items()}
         directory = wanted.target.directory()
     except KaioError as exc:
-        fail(printable(str(exc)))
+        fail(str(exc))
     files = wanted.files()
     if as_json:
         print_json(

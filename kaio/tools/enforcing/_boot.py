@@ -119,6 +119,8 @@ def remove_files(target: Target, root: str = "/") -> list[str]:
         paths += [_drop_in(_RUN, target), _drop_in(_ETC, target)]
     removed = []
     for path in (os.path.join(root, each) for each in paths):
+        if not os.path.lexists(path):  # unlink(2) of what does not exist fails otherwise on a read-only file system
+            continue
         try:
             os.unlink(path)
         except FileNotFoundError:
