@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import stat
 import time
@@ -160,9 +161,22 @@ def _boot() -> str:
 def _record(values: dict[str, object]) -> Record:
     pid, started, port = (int(str(values[name])) for name in ("pid", "started", "port"))
     before, given = (values[name] for name in ("before", "given"))
-    if not isinstance(before, dict) or not isinstance(given, dict):
+    if min(pid, started, port) < 0:
+        raise ValueError("pids, times and ports must not be negative")
+    return Record(pid, started, port, _state(before), _state(given))
+
+
+def _state(values: object) -> SocketState:
+    if not isinstance(values, dict):
         raise TypeError("options must be objects")
-    return Record(pid, started, port, SocketState(**before), SocketState(**given))
+    state = SocketState(**values)
+    if type(state.enabled) is not bool or not all(map(_is_option, (*state.times, state.user_timeout))):
+        raise ValueError("options must be numbers above 0")
+    return state
+
+
+def _is_option(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and 0 < value < math.inf)
 
 
 def _write(path: str, records: dict[int, Record]) -> None:
