@@ -6,18 +6,14 @@ import contextlib
 import json
 import os
 import platform
-import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -505,125 +501,3 @@ def test_watch_runs_until_the_process_exits(other: Puppet) -> None:
         other("os.write(pipe[1], b'.')")
         other.process.kill()
         assert watcher.wait(20) == 0
-
-
-# -- kaio exec
-
-
-def execute(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `kaio exec`."""
-    command = [sys.executable, "-m", "kaio", "exec", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=40, check=False, **options)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "complaint"),
-    [
-        (["sh", "-c", "exit 7"], 7, ""),
-        (["--", "sh", "-c", "kill -TERM $$"], -signal.SIGTERM, ""),
-        (["--", "sh", "-c", "kill -KILL $$"], -signal.SIGKILL, ""),
-        (["--", "no such program", "--version"], 127, "kaio: no such program: No such file or directory\n"),
-        (["--", "/dev/null"], 126, "kaio: /dev/null: Permission denied\n"),
-        (["--keepalive", "1s", "--", "true"], 2, "kaio: keepalive='1s': must be"),
-    ],
-)
-def test_exec_exits_as_the_program_does(arguments: list[str], code: int, complaint: str) -> None:
-    """Exit code or signal."""
-    done = execute(*arguments)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert done.stderr.startswith(complaint)
-    assert len(done.stderr.splitlines()) == bool(complaint)
-
-
-def test_the_program_has_its_input_output_arguments_and_signals() -> None:
-    """As if it had been started without kaio."""
-    look = "import signal, sys; print(sys.stdin.read(), sys.argv[1:], signal.pthread_sigmask(0, []))"
-    done = execute("--", sys.executable, "-c", look, "--json", "--", "-x", input="in")
-    assert done.stdout == "in ['--json', '--', '-x'] set()\n"
-
-
-COUNT = """
-import signal, sys, time
-count = []
-for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-    signal.signal(each, lambda number, _: count.append(number))
-print("ready", flush=True)
-while len(count) < int(sys.argv[1]):
-    time.sleep(0.02)
-time.sleep(0.3)
-print("received", *sorted(map(int, count)), flush=True)
-sys.exit(5)
-"""
-
-
-def test_signals_reach_the_program_once() -> None:
-    """Signals to the command are forwarded, and the command exits as the program does."""
-    command = [sys.executable, "-m", "kaio", "exec", "--", sys.executable, "-c", COUNT, "3"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            process.send_signal(number)
-        assert process.stdout.readline() == f"received {signal.SIGHUP:d} {signal.SIGUSR1:d} {signal.SIGTERM:d}\n"
-        assert process.wait(20) == 5
-
-
-def test_a_key_on_the_terminal_reaches_the_program_once() -> None:
-    """The terminal signals both; only signals from other processes are forwarded."""
-    terminal, line = pty.openpty()
-    exec_ = [sys.executable, "-m", "kaio", "exec", "--", sys.executable, "-c", COUNT, "1"]
-    with subprocess.Popen(["setsid", "--ctty", *exec_], stdin=line, stdout=line, stderr=line) as process:
-        os.close(line)
-        with open(terminal, "r+b", buffering=0) as keyboard:
-            seen = b""
-            while b"ready" not in seen:
-                seen += keyboard.read(1000)
-            keyboard.write(b"\x03")
-            while b"received" not in seen or not seen.endswith(b"\n"):
-                seen += keyboard.read(1000)
-            assert seen.endswith(b"received 2\r\n"), seen
-            assert process.wait(20) == 5
-
-
-def test_the_programs_sockets_and_its_childrens_get_the_policy() -> None:
-    """Also later ones; times set by the program are kept."""
-    puppet_program = [sys.executable, str(programs.HERE / "puppet.py")]
-    command = [sys.executable, "-m", "kaio", "exec", "--watch", "50ms", "--keepalive", "1s:1s:2", "--", *puppet_program]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        inside = Puppet(process)
-        inside.pid = inside("it = os.getpid()")
-        assert inside.pid != process.pid
-        own, plain = inside("""
-own, plain = socket.socket(), socket.socket()
-own.setsockopt(TCP, socket.TCP_KEEPIDLE, 300); own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-it = own.fileno(), plain.fileno()
-""")
-        until(lambda: states(inside.pid)[plain] == HAS_QUICK)
-        assert states(inside.pid)[own].idle == 300
-        inside(FORK)
-        child = inside("it = int(open(f'/proc/self/task/{os.getpid()}/children').read())")
-        until(lambda: HAS_QUICK in states(child).values())
-        inside("os.write(pipe[1], b'.')")
-        process.kill()
-        inside.process = process
-        os.kill(inside.pid, signal.SIGKILL)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming other users needs root")
-def test_a_program_that_cannot_be_inspected_still_runs() -> None:
-    """The reason is printed once, on standard error."""
-    become = (
-        "import locale, os, sys, pwd, kaio.cli.exec\n"
-        "from kaio.cli import cli\n"
-        "os.setgroups([]); os.setgid(65533); os.setuid(65533)\n"
-        "cli(['exec', '--watch', '50ms', '--', sys.argv[1], '0.5'], prog_name='kaio')"
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)
-        sleep = shutil.copy(str(shutil.which("sleep")), directory)
-        os.chmod(sleep, 0o711)  # who may not read a program may not look into it
-        command = [sys.executable, "-c", become, sleep]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
-    assert done.returncode == 0
-    assert re.fullmatch(r"kaio: process \d+: it is not dumpable \(.*\n", done.stderr)

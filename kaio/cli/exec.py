@@ -1,12 +1,13 @@
-"""`kaio exec`: start a program, and set a policy on all its sockets from outside.
+"""`kaio exec`: start a program, and give a policy to all its sockets from outside.
 
-Rules kept here: this process has the program's output and exit code, and dies by the same signal. It remains the
-program's parent, because Yama permits only parents to inspect a process (kernel.yama.ptrace_scope is 1 on many
-systems). A single thread waits for signals, and looks at the sockets in between.
+Rules kept here: this process has the program's output and exit code, and dies by the same signal. Whatever goes wrong
+with its sockets costs the program nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -14,10 +15,12 @@ from typing import Final, NoReturn
 
 import click
 
-from ..errors import KaioError
 from ..policy import Keepalive
-from ..tools.processes import Attachment, ProcessError, lacking
-from ._exit import fail
+from ..tools.cgroups import CgroupError
+from ..tools.enforcing import EnforceError
+from ..tools.processes import Attachment, ProcessError, descendants, lacking
+from ..tools.running import EnforcedCgroup, Program, Signals
+from ._exit import CANNOT, complain, fail
 from ._processes import keepalive_option, parse_interval, report_refused
 
 __all__ = ["exec"]
@@ -26,14 +29,8 @@ NOT_EXECUTABLE: Final = 126  # as with env(1), nice(1), timeout(1) and the shell
 NOT_FOUND: Final = 127
 FIRST_LOOKS: Final = 0.05  # seconds; doubled after each look, up to --watch
 
-FORWARDED: Final = frozenset(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)  # Windows lacks most
-)
 
-
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("exec", context_settings={"allow_interspersed_args": False})
 @keepalive_option
 @click.option(
     "--watch",
@@ -43,78 +40,103 @@ FORWARDED: Final = frozenset(
     help="Interval of looking for new sockets; default 1s.",
 )
 @click.option("--force", is_flag=True, help="Include sockets on which the program has set times itself.")
+@click.option(
+    "--by",
+    type=click.Choice(["kernel", "looking"]),
+    help="Who sets the policy: the kernel, as the sockets come into being, or this process, by looking. Default: the"
+    " kernel where it is permitted.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Do not say who sets the policy.")
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def exec(policy: Keepalive, watch: float, force: bool, program: str, arguments: tuple[str, ...]) -> None:  # noqa: A001
-    """Start PROGRAM, written in any language, and set a keepalive policy on all its TCP sockets from outside.
+def exec(  # noqa: A001 - the command's name
+    policy: Keepalive, watch: float, force: bool, by: str | None, quiet: bool, program: str, arguments: tuple[str, ...]
+) -> None:
+    """Start PROGRAM, written in any language, and give a keepalive policy to all its TCP sockets from outside.
 
-    Sockets of its child processes are included. New sockets get the policy within --watch, accepted connections at
-    once. Times that the program has set itself are kept. Exits with the program's exit code, or dies by the same
-    signal; 127 if the program does not exist, 126 if it cannot be executed, 3 if sockets of other processes cannot be
-    accessed on this system at all.
+    Where it is permitted (root, as a rule) the program gets a cgroup of its own, in which the kernel sets the policy as
+    connections come into being; child processes and daemons have it too, even after this command has ended. Elsewhere
+    this command looks for new sockets, at the interval of --watch, as long as the program or a process that it left
+    behind runs. Times that the program has set itself are kept, and KEEPALIVE=off in its environment opts out.
+
+    Signals are passed on, each once. Exits with the program's exit code, or dies by the same signal; 127 if the program
+    does not exist, 126 if it cannot be executed, 3 if sockets of other processes cannot be accessed at all.
     """
+    cgroup = None if by == "looking" else _cgroup(policy, required=by == "kernel", quiet=quiet)
     reason = lacking()
-    if reason is not None:
+    if cgroup is None and reason is not None:
         fail(reason)
-    # The caller may have set SIGCHLD to be ignored, and then the kernel would not report the program's exit.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
-    pid = _start([program, *arguments], mask)
-    _exit_like(_watch(pid, policy, watch, force))
-
-
-def _start(command: list[str], mask: set[int | signal.Signals]) -> int:
-    """Start the program with the caller's signal mask and dispositions; SIGPIPE and SIGXFSZ are ignored by Python."""
+    signals = Signals()
+    started = _start([program, *arguments], signals, cgroup)
     try:
-        return os.posix_spawnp(
-            command[0], command, os.environ, setsigmask=mask, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ)
-        )
-    except FileNotFoundError as exc:
-        fail(f"{command[0]}: {exc.strerror}", NOT_FOUND)
+        if reason is None:
+            _watch(started, policy, watch, force, looking_only=cgroup is None)
+        while started.code is None:
+            started.wait(3600)
+    finally:
+        signals.close()
+        if cgroup is not None:
+            cgroup.remove()
+    _exit_like(started.code)
+
+
+def _cgroup(policy: Keepalive, *, required: bool, quiet: bool) -> EnforcedCgroup | None:
+    """Make a cgroup in which the kernel enforces the policy; None if that is not permitted."""
+    if not policy.enabled:
+        return None
+    try:
+        cgroup = EnforcedCgroup(policy)
+    except EnforceError as exc:
+        if required:
+            fail(str(exc), CANNOT)
+        if not quiet:
+            complain(f"looks for new sockets; the kernel cannot set the policy by itself: {exc}")
+        return None
+    if not quiet:
+        complain(f"the kernel gives {policy} to each connection in {cgroup.path}")
+    return cgroup
+
+
+def _start(command: list[str], signals: Signals, cgroup: EnforcedCgroup | None) -> Program:
+    try:
+        return Program(command, signals, None if cgroup is None else cgroup.path)
+    except CgroupError as exc:
+        if cgroup is not None:
+            cgroup.remove()
+        fail(str(exc))
     except OSError as exc:
-        fail(f"{command[0]}: {exc.strerror}", NOT_EXECUTABLE)
+        if cgroup is not None:
+            cgroup.remove()
+        code = NOT_FOUND if exc.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+        fail(f"{command[0] or repr('')}: {exc.strerror}", code)
 
 
-def _watch(pid: int, policy: Keepalive, every: float, force: bool) -> int:
-    """Set the policy on sockets until the program exits. Returns its exit code, or minus the signal that ended it."""
-    try:
-        attachment = Attachment(pid, policy, force=force, children=True)
-    except ProcessError:  # it has exited already
-        return _wait_for_exit(pid)
+def _watch(program: Program, policy: Keepalive, every: float, force: bool, *, looking_only: bool) -> None:
+    """Set the policy on sockets until the program exits; if nobody else does, until what it left behind has ended."""
     told: set[int] = set()
     pause = FIRST_LOOKS
-    with attachment:
-        while True:
-            code = _forward_signals(pid, pause)
-            if code is not None:
-                return code
-            try:
+    said = False
+    try:
+        with Attachment((), policy, force=force, children=True, by_kernel=not looking_only) as attachment:
+            while program.code is None or (looking_only and program.left_behind):
+                for pid in (program.pid, *_own(program)):
+                    with contextlib.suppress(ProcessError):  # it has ended
+                        attachment.add(pid)
+                program.wait(pause)
                 attachment.look()
-            except KaioError as exc:  # the program continues without the policy
-                click.echo(f"kaio: {exc}", err=True)
-                return _wait_for_exit(pid)
-            report_refused(attachment, told)
-            pause = min(2 * pause, attachment.pace(every))
+                report_refused(attachment, told)
+                pause = min(2 * pause, attachment.pace(every))
+                if program.code is not None and not said and looking_only and program.left_behind:
+                    said = True
+                    complain("the program has ended; the processes that it left behind are watched until they end")
+    except Exception as exc:
+        complain(f"new sockets do not get the policy any more: {str(exc) or type(exc).__name__}")
 
 
-def _wait_for_exit(pid: int) -> int:
-    """Wait for the program's exit, without looking at its sockets."""
-    while True:
-        code = _forward_signals(pid, 3600)
-        if code is not None:
-            return code
-
-
-def _forward_signals(pid: int, seconds: float) -> int | None:
-    """Forward signals for that long. Returns the exit code as soon as the program has exited, else None."""
-    received = signal.sigtimedwait(FORWARDED | {signal.SIGCHLD}, seconds)
-    if received is not None and received.si_signo != signal.SIGCHLD:
-        # The kernel sends signals of the terminal to the whole foreground group, which includes the program.
-        by_kernel = received.si_code > 0
-        if not by_kernel and received.si_pid != pid:
-            os.kill(pid, received.si_signo)
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if ended else None
+def _own(program: Program) -> list[int]:
+    """The processes that the program left behind, and those below them."""
+    left = program.left_behind
+    return [*left, *descendants(left)] if left else []
 
 
 def _exit_like(code: int) -> NoReturn:

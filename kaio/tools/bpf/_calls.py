@@ -75,6 +75,11 @@ class Bpf:
         attributes = struct.pack("=IIII", self.fileno(), cgroup, hook.attachment, 0)
         return Bpf(_call(_LINK_CREATE, attributes, "attaching the program to the cgroup"))
 
+    def attach(self, hook: Hook, cgroup: int) -> None:
+        """Attach this program to a cgroup for as long as the cgroup exists."""
+        attributes = struct.pack("=IIII", cgroup, self.fileno(), hook.attachment, _ALLOW_MULTI)
+        _call(_PROG_ATTACH, attributes, "attaching the program to the cgroup")
+
     @classmethod
     def pinned(cls, path: str) -> Bpf:
         """Open what is pinned there."""

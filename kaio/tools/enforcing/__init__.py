@@ -13,7 +13,7 @@ Linux with type information (CONFIG_DEBUG_INFO_BTF) and cgroups of version 2; CA
 from __future__ import annotations
 
 from ._boot import boot_files, kept_at_boot, missing_unit, reload_systemd, remove_files, runtime_files, write_files
-from ._enforcement import BPFFS, EnforceError, Enforcement, enforce, enforcements, lift, linked, plan
+from ._enforcement import BPFFS, EnforceError, Enforcement, enforce, enforce_for_good, enforcements, lift, linked, plan
 from ._program import Counters, Ports, parse_ports
 from ._targets import Kind, Target
 
@@ -27,6 +27,7 @@ __all__ = [
     "Target",
     "boot_files",
     "enforce",
+    "enforce_for_good",
     "enforcements",
     "kept_at_boot",
     "lift",

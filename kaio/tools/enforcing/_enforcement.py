@@ -32,6 +32,7 @@ __all__ = [
     "EnforceError",
     "Enforcement",
     "enforce",
+    "enforce_for_good",
     "enforcements",
     "lift",
     "linked",
@@ -134,6 +135,23 @@ def linked(cgroup: str, keepalive: KeepaliveArg = None) -> Iterator[None]:
         except OSError as exc:
             raise _error(exc) from None
         yield
+
+
+def enforce_for_good(cgroup: str, keepalive: KeepaliveArg = None) -> None:
+    """Give a policy to all TCP sockets of a cgroup, given by its directory, for as long as it exists.
+
+    Raises as `enforce`. Nothing is pinned, and `enforcements` does not list it.
+    """
+    policy = _complete(as_policy(keepalive))
+    with contextlib.ExitStack() as stack:
+        try:
+            counters = stack.enter_context(Bpf.array("kaio_counters", _size()))
+            programs = _loaded(stack, policy, (), counters)
+            descriptor = stack.enter_context(_opened(cgroup))
+            for name, hook in _HOOKS.items():
+                programs[name].attach(hook, descriptor)
+        except OSError as exc:
+            raise _error(exc) from None
 
 
 def lift(target: Target, *, bpffs: str = BPFFS) -> bool:

@@ -34,8 +34,8 @@ _AS_ROOT: Final = "run as root (CAP_SYS_PTRACE)"
 class ProcessError(KaioError, OSError):
     """A process whose sockets cannot be read: it does not exist, or access is denied. The message says how to get it.
 
-    `pid` is the process, or -1 if a name stands for none; `errno` the kernel's error number: ESRCH if it does not exist, EPERM or EACCES if access is
-    not permitted, ENOSYS if the kernel lacks the system call.
+    `pid` is the process, or -1 if a name stands for none; `errno` is the kernel's error number: ESRCH if it does not
+    exist, EPERM or EACCES if access is not permitted, ENOSYS if the kernel lacks the system call.
     """
 
     pid: int

@@ -76,6 +76,9 @@ class Attachment:
     A listening socket gets the user timeout when a connection that it has accepted shows that the program sets no times
     of its own.
 
+    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`): what has
+    exactly the policy's options is then no choice of the program's.
+
     Raises `PolicyError`, and `ProcessError` if a process does not exist. Close it, or use it as a context manager;
     the sockets then keep their options, without the user timeout where it is removed at that moment.
     """
@@ -88,6 +91,7 @@ class Attachment:
         force: bool = False,
         dry_run: bool = False,
         children: bool = False,
+        by_kernel: bool = False,
     ) -> None:
         self.policy: Final = as_policy(keepalive)
         in_kernel(self.policy)  # raises PolicyError before anything is changed
@@ -102,6 +106,7 @@ class Attachment:
         self._force = force
         self._dry_run = dry_run
         self._children = children
+        self._by_kernel = by_kernel
         self._setters: dict[Keepalive, Setter] = {}
         self._policies: dict[int, tuple[Keepalive, str]] = {}
         self._processes: dict[int, Process] = {}
@@ -206,6 +211,9 @@ class Attachment:
         if policy.enabled or not why:
             changes = self._setter(policy).look_at(process, seen)
             return [change.because(why) for change in changes] if why else changes
+        if self._by_kernel:
+            undone = self._setter(self.policy).undo(process)
+            return [change.because(why) for change in undone if change.outcome is Outcome.UNDONE]
         found = read(process, Systems())
         fresh = [one for one in found if self._memory.add_unwanted(one.inode)]
         seen.update(one.inode for one in found)
@@ -229,7 +237,12 @@ class Attachment:
     def _setter(self, policy: Keepalive) -> Setter:
         if policy not in self._setters:
             self._setters[policy] = Setter(
-                policy, self._memory, self._records, force=self._force, dry_run=self._dry_run
+                policy,
+                self._memory,
+                self._records,
+                force=self._force,
+                dry_run=self._dry_run,
+                by_kernel=self.policy if self._by_kernel else None,
             )
         return self._setters[policy]
 

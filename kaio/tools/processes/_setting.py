@@ -105,13 +105,23 @@ class Memory:
 class Setter:
     """Sets the policy on new sockets, and checks those that it has set."""
 
-    def __init__(self, policy: Keepalive, memory: Memory, records: Records, *, force: bool, dry_run: bool) -> None:
+    def __init__(
+        self,
+        policy: Keepalive,
+        memory: Memory,
+        records: Records,
+        *,
+        force: bool,
+        dry_run: bool,
+        by_kernel: Keepalive | None = None,
+    ) -> None:
         self._policy = policy
         self._force = force
         self._dry_run = dry_run
         self._known = memory.known
         self._ports = memory.ports
         self._records = records
+        self._by_kernel = by_kernel  # the policy that the kernel gives to connections by itself
 
     def look_at(self, process: Process, seen: set[int]) -> list[Change]:
         """Set or check all sockets of a process, listening ones first, and add their inodes to `seen`.
@@ -169,6 +179,12 @@ class Setter:
 
     def _earlier(self, found: ProcessSocket) -> Record | None:
         """What an earlier command has set on a socket, or on the one that accepted it, if it still has it."""
+        if self._by_kernel is not None and found.peer is not None:
+            given = _state(in_kernel(self._by_kernel, found.system))
+            if found.state == given:
+                system = found.system
+                before = SocketState(enabled=False, idle=system.idle, interval=system.interval, count=system.count)
+                return Record(found.pid, 0, 0, before, given)
         record = self._records.find(found.cookie)
         if record is not None:
             return record if _still_has(found.state, record.given) else None
