@@ -169,14 +169,18 @@ def _record(values: dict[str, object]) -> Record:
 def _state(values: object) -> SocketState:
     if not isinstance(values, dict):
         raise TypeError("options must be objects")
+    if not isinstance(values.get("enabled"), bool):
+        raise TypeError("keepalive must be on or off")
     state = SocketState(**values)
-    if type(state.enabled) is not bool or not all(map(_is_option, (*state.times, state.user_timeout))):
+    if not all(map(_is_option, (*state.times, state.user_timeout))):
         raise ValueError("options must be numbers above 0")
     return state
 
 
 def _is_option(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and 0 < value < math.inf)
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _write(path: str, records: dict[int, Record]) -> None:
