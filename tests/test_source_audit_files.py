@@ -138,8 +138,8 @@ def test_names_that_a_terminal_would_obey(tmp_path: pathlib.Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     assert len(done.stdout.splitlines()) == 5
     assert done.stdout.replace("\n", "").isprintable()
-    done = subprocess.run([*command, "--json"], capture_output=True, check=False)
-    document = json.loads(done.stdout.decode("utf-8", "strict"))
+    output = subprocess.run([*command, "--json"], capture_output=True, check=False).stdout
+    document = json.loads(output.decode("utf-8", "strict"))
     found = sorted(os.fsencode(each["path"]) for each in document["findings"])
     assert found == sorted(os.path.join(os.fsencode(tmp_path), name) for name in names)
 
@@ -214,9 +214,10 @@ def test_the_code_cells_of_a_notebook_are_read(tmp_path: pathlib.Path) -> None:
     assert (second.path, second.line, second.covered) == (f"{tmp_path}/n.ipynb[4]", 1, True)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"cells": 5}', '{"cells": [{"cell_type": "code"}]}', "[" * 99999]
-)
+NO_NOTEBOOKS: Final = ["", "{", "[]", "null", '{"cells": 5}', '{"cells": [{"cell_type": "code"}]}', "[" * 99999]
+
+
+@pytest.mark.parametrize("content", NO_NOTEBOOKS)
 def test_what_is_no_notebook_is_one_finding(content: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "n.ipynb").write_text(content)
     (finding,) = audit([tmp_path])
