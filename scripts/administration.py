@@ -89,10 +89,10 @@ def lacking() -> str | None:
     return own_cgroup.lacking() or servers.lacking()
 
 
-def normalised(page: str) -> str:
-    """A page without what differs from run to run: numbers, and the white space that depends on their widths."""
+def normalised(page: str) -> list[str]:
+    """The lines of a page without what differs from run to run: numbers, white space, the order of a table's rows."""
     page = re.sub(r"/sys/fs/cgroup/(unified/)?", "/sys/fs/cgroup/", page)
-    return re.sub(r"[ \t]+", " ", re.sub(r"\d+(\.\d+)?", "N", page))
+    return sorted(re.sub(r"[ \t]+", " ", re.sub(r"\d+(\.\d+)?", "N", page)).splitlines())
 
 
 # -- the servers
