@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from kaio.cli import cli
 from kaio.testing import blackhole
 
+from . import namespaces
+
 
 def check(*arguments: str) -> Result:
     """Run `kaio check` in this process."""
@@ -150,3 +152,32 @@ def test_a_usage_error_is_one_line(arguments: list[str], words: list[str]) -> No
     line = only_line(check(*arguments), 2)
     for word in ("such as `kaio check 127.0.0.1:9000", *words):
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ("true", "Network is unreachable"),  # loopback is down
+        ("ip link set lo up; ip route add unreachable 192.0.2.0/24", "No route to host"),
+        ("ip link set lo up; ip route add prohibit 192.0.2.0/24", "Permission denied"),
+    ],
+)
+def test_where_the_network_is_at_fault_the_peer_is_not_called_dead(before: str, reason: str) -> None:
+    """One line, and nothing from the logger."""
+    reason_not = namespaces.lacking()
+    if reason_not is not None:
+        pytest.skip(reason_not)
+    command = f"{before}; exec {sys.executable} -m kaio check 192.0.2.1:9"
+    done = subprocess.run(["unshare", "-n", "sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"kaio: no connection to 192.0.2.1:9: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    "where", ["a" * 70 + ":80", "a\x1b]0;\nb:80", "a..b:80", "host:", "x:70000", "", "[::1", "x:y", "a\0b:1"]
+)
+def test_an_address_that_cannot_be_is_a_usage_error(where: str) -> None:
+    """In one line, whatever is in it."""
+    done = CliRunner().invoke(cli, ["check", where])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "\x1b" not in done.stderr

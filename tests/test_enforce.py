@@ -631,16 +631,16 @@ def test_the_status_is_whole_while_others_enforce_and_lift(group: str, bpffs: st
     with concurrent.futures.ThreadPoolExecutor() as pool:
         changing = pool.submit(change)
         try:
-            end, seen = time.monotonic() + 2, 0
-            while time.monotonic() < end and not changing.done():
+            end, seen = time.monotonic() + 30, 0
+            while seen < 10 and time.monotonic() < end and not changing.done():
                 found = enforcements(bpffs=bpffs)
                 assert all(each.attached for each in found)
                 seen += bool(found)
-                time.sleep(0.001)  # so that the others have the lock, too
+                time.sleep(0.03)  # longer than between two attempts to lock, so that the others have it, too
         finally:
             stop.set()
         changing.result()
-    assert seen
+    assert seen == 10
 
 
 def test_a_file_system_is_mounted_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -40,6 +41,11 @@ CUT_OFF: Final = struct.pack("=IHHII", 4096, 20, 0, 0, 0)
 EMPTY: Final = netlink.message(20, bytes(72) + netlink.attribute(2, b""))
 BEYOND: Final = netlink.message(20, bytes(72) + struct.pack("=HH", 65535, 2) + b"info") + netlink.message(1, bytes(99))
 
+RECORDS: Final[dict[str, Any]] = {"boot": "7a8f"}
+PLAIN: Final = {"pid": 7, "started": 7, "port": 0, "before": {"enabled": True}, "given": {"enabled": True}}
+ODD: Final = PLAIN | {"before": {"enabled": True, "idle": "20s"}}
+BELOW_ZERO: Final = PLAIN | {"pid": -1}
+
 FOUND: Final[Mapping[str, tuple[str, Any]]] = {
     "a carriage return in a process's name": ("comm: a name is read as it is", b"a\rb"),
     "a newline at the end of a process's name": ("comm: a name is read as it is", b"a\n"),
@@ -61,6 +67,17 @@ FOUND: Final[Mapping[str, tuple[str, Any]]] = {
         proc.Membership([b"/x\r0::/y"], b"/z", b"/"),
     ),
     "a cgroup outside of the namespace": ("cgroup: what the kernel writes", proc.Membership([], b"/..", b"/")),
+    "a program whose name is cut within a character": (
+        "names: a program is found by its own",
+        (b"x" * 14 + "é".encode() * 3, b"y"),
+    ),
+    "a program's name that is not UTF-8": ("names: a program is found by its own", (b"\x80", b"y")),
+    "a unit beside a cgroup with a carriage return": (
+        "units: a component of a cgroup's path",
+        [(b"0::", [b"x\ra.service"])],
+    ),
+    "a record with a word for a time": ("records: only what makes sense", RECORDS | {"sockets": {"1": ODD}}),
+    "a record of a process below zero": ("records: only what makes sense", RECORDS | {"sockets": {"1": BELOW_ZERO}}),
     "a file named cgroup.procs": ("cgroup.procs: any bytes", b"sa\xb9\n"),
     "a process below zero": ("cgroup.procs: any bytes", b"-1\n"),
     "an error number out of range": ("netlink: any bytes", END),
@@ -125,6 +142,13 @@ def test_fields_that_the_running_kernel_lacks_are_refused(structure: str, fields
     """Not taken for an anonymous field, so that a program would write into another one."""
     with pytest.raises(BpfError, match="does not have"):
         field_offsets(structure, fields)
+
+
+def test_a_long_chain_of_processes_is_followed_in_no_time() -> None:
+    """Each process is looked at once: any user can start thousands, each the child of the one before."""
+    began = time.thread_time()
+    PROPERTIES["descendants: time"].check(("", "x", ""))
+    assert time.thread_time() - began < 60
 
 
 def test_an_attribute_ends_with_its_message() -> None:

@@ -364,7 +364,7 @@ def test_without_a_policy_it_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
         (["20:10:4", "--connections", "many"], ["--connections='many'"]),
         (["20:10:4", "--against", "nan"], ["--against='nan'", "above 0"]),
         (["20:10:4", "--against", "-1"], ["--against='-1'"]),
-        (["20:10:4", "--against", "x"], ["--against='x'", "number of seconds"]),
+        (["20:10:4", "--against", "x"], ["--against='x'", "must be a time above 0"]),
     ],
 )
 def test_a_usage_error_is_one_line(arguments: list[str], words: list[str]) -> None:

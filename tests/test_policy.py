@@ -701,13 +701,23 @@ TIME = "must be a time such as 20s"
         ("idle=20s,,count=4", "keepalive", "idle=20s,,count=4", "'' must be of the form name=value"),
         ("idle=20s,count", "keepalive", "idle=20s,count", "'count' must be of the form name=value"),
         ("20s:10s:4,idle=3", "idle", "3", "is given twice in '20s:10s:4,idle=3'"),
-        ("20s:10s:4,detect=30s", "keepalive", "20s:10s:4,detect=30s", "detect= cannot be combined with other fields"),
+        (
+            "20s:10s:4,detect=30s",
+            "keepalive",
+            "20s:10s:4,detect=30s",
+            "detect= cannot be combined with other fields",
+        ),
         ("20s:10s:4,", "keepalive", "20s:10s:4,", "'' must be of the form name=value"),
         ("on,stalled=drop", "keepalive", "on,stalled=drop", "'on' cannot be combined with other fields"),
         ("detect=30s,count=3", "keepalive", "detect=30s,count=3", "detect= cannot be combined with other fields"),
         ("count=3,detect=30s", "keepalive", "count=3,detect=30s", "detect= cannot be combined with other fields"),
-        ("hold=350s,idle=20s", "keepalive", "hold=350s,idle=20s", "hold= cannot be combined with other fields"),
-        ("detect=30s,hold=350s", "keepalive", "detect=30s,hold=350s", "detect= cannot be combined with other fields"),
+        ("hold=350s,idle=20s", "keepalive", "hold=350s,idle=20s", "hold= cannot be combined with other fields but"),
+        (
+            "detect=30s,hold=350s",
+            "keepalive",
+            "detect=30s,hold=350s",
+            "detect= cannot be combined with other fields",
+        ),
         ("detect=soon", "detect", "soon", TIME),
         ("hold=auto", "hold", "auto", TIME),
         ("detect=1s", "within", 1, "must be at least 2 s"),
@@ -828,3 +838,13 @@ def test_policy_names_are_exported_by_the_package() -> None:
     """They are the same objects."""
     assert kaio.Keepalive is Keepalive
     assert kaio.AUTO is AUTO
+
+
+@pytest.mark.parametrize("stalled", ["keep", "drop"])
+@pytest.mark.parametrize("task", ["detect=30s", "hold=350s", "detect=5s"])
+def test_a_task_may_say_what_becomes_of_stalled_peers(task: str, stalled: str) -> None:
+    """In either order; and the text of the policy means the same policy."""
+    policy = Keepalive.parse(f"{task},stalled={stalled}")
+    assert policy == Keepalive.parse(f"stalled={stalled},{task}") == Keepalive.parse(str(policy))
+    assert policy.stalled == stalled
+    assert dataclasses.replace(policy, stalled="keep") == Keepalive.parse(task)

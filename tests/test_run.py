@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pathlib
 import select
 import signal
 import socket
@@ -738,3 +739,34 @@ def test_a_python_that_ignores_pythonpath_is_refused(flag: str) -> None:
     assert (code, out) == (2, "")
     assert flag in err
     assert len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    ("words", "offer"),
+    [
+        (["uvicorn", "app:app"], "there is no file uvicorn, but a module: kaio run -m uvicorn app:app"),
+        (["json.tool"], "there is no file json.tool, but a module: kaio run -m json.tool"),
+        (["a-script", "x"], "there is no file a-script, but a program: kaio run {path}/a-script x"),
+    ],
+)
+def test_a_module_or_a_script_in_place_of_a_file_is_offered(
+    words: list[str], offer: str, tmp_path: pathlib.Path
+) -> None:
+    """With the command that runs it."""
+    script = tmp_path / "bin" / "a-script"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\n")
+    script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "kaio", "run", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"kaio run: {offer.format(path=script.parent)} (see kaio run --help)\n"
+
+
+def test_a_mistyped_option_is_no_program() -> None:
+    """The nearest one is named."""
+    command = [sys.executable, "-m", "kaio", "run", "--keepalve", "20s", "app.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such option '--keepalve'. Did you mean '--keepalive'?" in done.stderr

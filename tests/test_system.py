@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -180,10 +181,14 @@ def test_a_setting_can_be_given_by_any_of_its_names(name: str) -> None:
         ("retries2=256", "retries2", 256, "from 0 to 255"),
         ("retries2=-1", "retries2", -1, "from 0 to 255"),
         ("syn_retries=0", "syn_retries", 0, "from 1 to 127"),
-        ("idle=10m", "idle", "10m", "whole number"),
-        ("idle=", "idle", "", "whole number"),
-        ("idle=1.5", "idle", "1.5", "whole number"),
-        ("idle=" + "9" * 5000, "idle", "9" * 5000, "whole number"),
+        ("idle=10h", "idle", 36000, "whole seconds from 1 to 32767"),
+        ("count=10m", "count", "10m", "whole number"),
+        ("idle=", "idle", "", "whole seconds"),
+        ("idle=1.5", "idle", "1.5", "whole seconds"),
+        ("idle=1500ms", "idle", "1500ms", "whole seconds"),
+        ("idle=1e3", "idle", "1e3", "whole seconds"),
+        ("idle=\u0666", "idle", "\u0666", "whole seconds"),
+        ("idle=" + "9" * 5000, "idle", "9" * 5000, "whole seconds"),
         ("tcp_mem=1", "tcp_mem", "1", "the settings are idle, interval, count, retries2, syn_retries"),
         ("net.ipv6.tcp_keepalive_time=1", "net.ipv6.tcp_keepalive_time", "1", "is not a setting"),
         ("idle", "setting", "idle", "name=value"),
@@ -252,7 +257,7 @@ def test_shows_values_paths_names_and_meaning(host: Namespace) -> None:
     assert "about 15 min 24.6 s: 15 retransmissions" in done.stdout
     with host.entered():
         defaults = kaio.tools.sysctls.read()  # the SYN's waits are not those of every kernel
-    given_up = f"attempt fails after {duration(defaults.connecting_time)}: the first segment is sent again"
+    given_up = f"attempt fails after {duration(defaults.connecting_time)}: the first segment is resent"
     assert given_up in done.stdout
     host.sysctl("net.ipv4.tcp_retries2", 8)
     shown = json.loads(kaio_system(host, "--json").stdout)
@@ -700,7 +705,7 @@ def test_without_permission_the_sudo_command_is_printed(host: Namespace, tmp_pat
         finally:
             os.seteuid(0)
     line = only_line(done, 3)
-    assert "idle=600: Permission denied; run: sudo " in line
+    assert "Permission denied; run: sudo " in line
     assert line.endswith("kaio system set idle=600 count=20 --persist")
     assert looked.exit_code == 0
     assert by_procfs(host) == [7200, 75, 9]
@@ -752,3 +757,58 @@ def test_changes_as_json(host: Namespace) -> None:
         "overridden_by": {},
         "problem": None,
     }
+
+
+def test_times_are_written_as_in_a_policy() -> None:
+    """Whole seconds in any unit; counts have none."""
+    assert parse(["idle=10m", "interval=1m15s", "count=9"]) == {"idle": 600, "interval": 75, "count": 9}
+
+
+def test_a_lock_that_anybody_may_hold_does_not_hold_root_up(host: Namespace, tmp_path: pathlib.Path) -> None:
+    """flock(1) of the directory, and of kaio's file, by another user."""
+    (tmp_path / "60-kaio.conf").write_text("net.ipv4.tcp_syncookies = 1\n")
+    tmp_path.chmod(0o755)
+    os.chmod(tmp_path.parent, 0o755)
+    with contextlib.ExitStack() as stack:
+        for path in (tmp_path, tmp_path / "60-kaio.conf"):
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        before = f"mount --bind {tmp_path} /etc/sysctl.d"
+        done = process(host, before, *KAIO, "system", "set", "idle=600", "--persist")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tcp_keepalive_time = 600" in (tmp_path / "60-kaio.conf").read_text()
+
+
+def test_another_command_s_lock_is_waited_for_and_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while; the kernel's values are not changed before it is had."""
+    monkeypatch.setattr("kaio.tools.sysctls._boot._PATIENCE", 0.2)
+    proc = tmp_path / "proc"
+    entry = proc / "net/ipv4/tcp_keepalive_time"
+    entry.parent.mkdir(parents=True)
+    entry.write_text("7200\n")
+    (tmp_path / "run/kaio").mkdir(parents=True)
+    with open(tmp_path / "run/kaio/sysctl.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SysctlError, match=f"is locked by process {os.getpid()}; nothing was changed"):
+            change({"idle": 600}, proc=str(proc), root=str(tmp_path))
+    assert entry.read_text() == "7200\n"
+    assert not (tmp_path / "etc/sysctl.d/60-kaio.conf").exists()
+
+
+def test_loading_a_file_without_settings_is_no_success(host: Namespace, tmp_path: pathlib.Path) -> None:
+    """Empty, or with lines for others."""
+    for content in ("", "# nothing\n", "vm.swappiness = 1\n"):
+        (tmp_path / "60-kaio.conf").write_text(content)
+        done = process(host, f"mount --bind {tmp_path} /etc/sysctl.d", *KAIO, "system", "load")
+        assert (done.returncode, done.stdout) == (3, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("kaio: /etc/sysctl.d/60-kaio.conf: has none of kaio's settings")
+
+
+def test_why_the_first_segment_is_sent_more_often_than_the_setting_says(host: Namespace) -> None:
+    """syn_retries 6 means ten, because of tcp_syn_linear_timeouts."""
+    done = process(host, "true", *KAIO, "system")
+    assert "4 times each second (tcp_syn_linear_timeouts), then 6 ever later (syn_retries)" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import socket
 from typing import Final, NamedTuple
@@ -12,6 +13,7 @@ import click
 
 from .. import (
     AddressError,
+    Cause,
     DeadPeerError,
     Health,
     Keepalive,
@@ -78,7 +80,8 @@ def check(address: str | None, keepalive: str | None, as_json: bool) -> None:
     except KeepaliveError as exc:
         fail(str(exc.strerror), CANNOT)
     except DeadPeerError as exc:
-        fail(f"no connection to {where}: {exc}", NO)
+        # Where the network is at fault, nothing is known of the peer.
+        fail(f"no connection to {where}: {_reason(exc) if exc.cause is Cause.UNREACHABLE else exc}", NO)
     except OSError as exc:
         fail(f"no connection to {where}: {_reason(exc)}", NO)
     if as_json:
@@ -88,6 +91,7 @@ def check(address: str | None, keepalive: str | None, as_json: bool) -> None:
 
 
 async def _look(address: TcpAddress, policy: Keepalive) -> _Seen:
+    logging.getLogger("kaio").addHandler(logging.NullHandler())  # deaths are told by this command itself
     async with connect(address, keepalive=policy) as connection:
         try:
             health = connection.health()

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 import click
@@ -37,10 +37,10 @@ from ..tools.enforcing import (
 )
 from ..tools.enforcing import enforce as enforce_on
 from ..tools.plans import duration
-from ..tools.processes import Attachment, ProcessError, ProcessSocket
-from ._exit import complain
-from ._output import CANNOT, MISTAKE, NO, YES, fail, json_option, print_json, print_table, printable
-from ._processes import parse_interval, report_refused
+from ..tools.processes import Attachment, Change, Outcome, ProcessError, ProcessSocket
+from ._exit import CANNOT, MISTAKE, NO, YES, complain, fail, printable
+from ._output import json_option, print_json, print_table
+from ._processes import describe_peer, parse_interval
 
 __all__ = ["enforce"]
 
@@ -94,6 +94,8 @@ def enforce(
         fail(f"{what}: on what? Give --unit, --cgroup or --machine; such as `{_EXAMPLE}`", MISTAKE)
     if what == "off":
         _off(target, dry_run, as_json)
+    if boot and watch is not None:
+        fail("--watch cannot be combined with --boot: let a service of its own run it", MISTAKE)
     wanted = _Wanted(target, *_policy(what, excepted), boot=boot)
     if dry_run:
         _explain(wanted, as_json)
@@ -142,6 +144,17 @@ class _Wanted:
         self.ports = ports
         self.boot = boot
 
+    def excepts(self, found: ProcessSocket) -> bool:
+        """Whether a socket that exists is left alone.
+
+        A listening socket is: the kernel gives the policy to what it accepts, which otherwise would inherit it, and
+        keep it when another one is enforced; only what `attach` has set on one is replaced. So is a socket one of
+        whose ports is excepted; which end is the service cannot be seen.
+        """
+        ports = {found.local[1], *(() if found.peer is None else (found.peer[1],))}
+        left = found.listening and not found.chosen
+        return left or any(each.first <= port <= each.last for each in self.ports for port in ports)
+
     def files(self) -> dict[str, str]:
         """The files for systemd, by path relative to the root directory."""
         if not self.boot:
@@ -168,85 +181,71 @@ def _enforce(wanted: _Wanted, new_only: bool, watch: float | None, as_json: bool
         _fail(exc)
     except cgroups.CgroupError as exc:
         fail(str(exc))
-    files = wanted.files()
+    files, unkept = wanted.files(), ""
     try:
         write_files(files)
-        unkept = ""
     except EnforceError as exc:
         files, unkept = {}, f"{exc}: {wanted.policy} is enforced on {target} now, but will not be again"
     complaint = reload_systemd() if files else None
-    outcomes, refused = ({}, []) if new_only or done.directory is None else _set_existing(wanted, done, earlier)
+    outcomes, refused = ({}, []) if new_only else _set_existing(wanted, earlier)
     if as_json:
         document = {**_document(done), "files": [f"/{path}" for path in files]}
         print_json({**document, "existing": dict(outcomes), "refused": refused})
     else:
         _tell(wanted, done, files, outcomes)
+    sys.stdout.flush()
     if refused:
-        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        complain(f"{refused[0]}{more}")
+        complain(f"processes whose sockets stay as they are: {len(refused)}; the first: {refused[0]}")
     if complaint:
         complain(f"systemd: {complaint}")
     if unkept:
         fail(unkept)
     if watch is not None:
-        sys.stdout.flush()
-        _watch(wanted, done.pins, watch)
+        _keep_looking(wanted, done.pins, watch)
     sys.exit(YES)
 
 
-def _set_existing(wanted: _Wanted, done: Enforcement, earlier: str | None) -> tuple[dict[str, int], list[str]]:
+def _set_existing(wanted: _Wanted, earlier: str | None) -> tuple[Mapping[str, int], list[str]]:
     """Set the policy on the sockets that exist already, also in place of the `earlier` one that the kernel gave them.
 
     Returns how many had which outcome, and what was refused.
     """
-    outcomes: collections.Counter[str] = collections.Counter()
-    given = wanted.policy if earlier is None else Keepalive.parse(earlier)
-    try:
-        with Attachment((), wanted.policy, by_kernel=given, leave=_left_alone(wanted.ports)) as attachment:
-            _add_all(attachment, done.directory)
-            outcomes.update(change.outcome.value for change in attachment.look())
-            return outcomes, [*map(str, attachment.refused.values()), *attachment.misread.values()]
-    except PolicyError as exc:  # the times that it leaves to the system are those of a socket's network namespace
-        return outcomes, [f"sockets that exist: {exc}"]
+    given = True if earlier is None else Keepalive.parse(earlier)
+    with Attachment((), wanted.policy, by_kernel=given, excepted=wanted.excepts) as attachment:
+        try:
+            changes = _look(attachment, wanted.target)
+        except PolicyError as exc:  # the times that it leaves to the system are those of a socket's network namespace
+            return {}, [f"sockets that existed: {exc}"]
+        return (
+            collections.Counter(change.outcome.value for change in changes),
+            [str(error) for error in attachment.refused.values()],
+        )
 
 
-def _left_alone(ports: Sequence[Ports]) -> Callable[[ProcessSocket], bool]:
-    """What is not set from outside: excepted ports, and listening sockets, whose connections get it from the kernel.
-
-    They would inherit times set on the listening socket, which the kernel then takes for the program's choice, and
-    still have them when the policy has been lifted.
-    """
-
-    def leave(found: ProcessSocket) -> bool:
-        if found.listening and not found.chosen and not found.mptcp:
-            return True
-        numbers = [found.local[1], *(() if found.peer is None else (found.peer[1],))]
-        return any(each.first <= number <= each.last for each in ports for number in numbers)
-
-    return leave
-
-
-def _add_all(attachment: Attachment, directory: str | None) -> None:
-    """Have an attachment follow the processes of a cgroup."""
-    with contextlib.suppress(cgroups.CgroupError):  # it is gone
+def _look(attachment: Attachment, target: Target) -> list[Change]:
+    """Set the policy on the sockets that exist already, or look at them again."""
+    with contextlib.suppress(cgroups.CgroupError):  # it is gone, or several run the unit by now
+        directory = target.directory()
         for pid in cgroups.processes(directory) if directory is not None else ():
-            with contextlib.suppress(ProcessError):  # it has exited
-                attachment.add(pid)
+            if pid != os.getpid():
+                with contextlib.suppress(ProcessError):  # it has exited
+                    attachment.add(pid)
+    return attachment.look()
 
 
-def _watch(wanted: _Wanted, pins: str, every: float) -> None:
-    """Spare live peers that accept no data, until the policy is lifted or a signal ends this process."""
-    told: set[int] = set()
-    with Attachment((), wanted.policy, by_kernel=True, leave=_left_alone(wanted.ports)) as attachment:
+def _keep_looking(wanted: _Wanted, pins: str, every: float) -> None:
+    """Spare live peers that accept no data, until the policy is lifted or this command is ended."""
+    with Attachment((), wanted.policy, by_kernel=True, excepted=wanted.excepts) as attachment:
         while os.path.isdir(pins):
-            with contextlib.suppress(cgroups.CgroupError):  # several users run the unit
-                _add_all(attachment, wanted.target.directory())
-            attachment.look()
-            report_refused(attachment, told)
+            for change in _look(attachment, wanted.target):
+                if change.outcome in (Outcome.LIFTED, Outcome.RESTORED):
+                    peer = describe_peer(change.socket)
+                    click.echo(f"{change.socket.pid}  {peer}  user timeout {change.outcome.value}: {change.why}")
+                    sys.stdout.flush()
             time.sleep(attachment.pace(every))
 
 
-def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: dict[str, int]) -> None:
+def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: Mapping[str, int]) -> None:
     where = f" ({done.directory})" if done.directory is not None else ""
     click.echo(f"{wanted.policy} is enforced on {printable(str(done.target))}{printable(where)}.")
     if done.directory is None:

@@ -19,9 +19,9 @@ import click
 
 from ..policy import Keepalive
 from ..tools.cgroups import CgroupError
-from ..tools.enforcing import EnforceError
+from ..tools.enforcing import EnforcedCgroup, EnforceError
 from ..tools.processes import Attachment, ProcessError, ProcessSocket, descendants, lacking
-from ..tools.running import EnforcedCgroup, Program, Signals
+from ..tools.running import Program, Signals
 from ._exit import CANNOT, complain, fail
 from ._processes import keepalive_option, parse_interval, report_refused
 
@@ -73,8 +73,8 @@ def exec(  # noqa: A001 - the command's name
     started = _start([program, *arguments], signals, cgroup)
     try:
         if reason is None:
-            leave = None if cgroup is None else _given_by_kernel(inherited)
-            _watch(started, policy, watch, force, leave)
+            excepted = None if cgroup is None else _given_by_kernel(inherited)
+            _watch(started, policy, watch, force, excepted)
         while started.code is None:
             started.wait(3600)
     finally:
@@ -136,18 +136,20 @@ def _given_by_kernel(inherited: frozenset[int]) -> Callable[[ProcessSocket], boo
 
 
 def _watch(
-    program: Program, policy: Keepalive, every: float, force: bool, leave: Callable[[ProcessSocket], bool] | None
+    program: Program, policy: Keepalive, every: float, force: bool, excepted: Callable[[ProcessSocket], bool] | None
 ) -> None:
     """Set the policy on sockets until the program exits; if nobody else does, until what it left behind has ended.
 
-    `leave` tells the sockets to which the kernel gives it; None: nobody else does.
+    `excepted` tells the sockets to which the kernel gives it; None: nobody else does.
     """
-    looking_only = leave is None
+    looking_only = excepted is None
     told: set[int] = set()
     pause = FIRST_LOOKS
     said = False
     try:
-        with Attachment((), policy, force=force, children=True, by_kernel=not looking_only, leave=leave) as attachment:
+        with Attachment(
+            (), policy, force=force, children=True, by_kernel=not looking_only, excepted=excepted
+        ) as attachment:
             while program.code is None or (looking_only and program.left_behind):
                 for pid in (program.pid, *_own(program)):
                     with contextlib.suppress(ProcessError):  # it has ended

@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from .. import Keepalive, PolicyError, inspect
+from ..policy import parse_time
 from ..tools.middleboxes import MIDDLEBOXES, Middlebox, outlasts, second_probe
 from ..tools.plans import ACK_BYTES, Cost, Fate, cost, duration, fates
 from ..tools.sysctls import Defaults, SysctlError, read
@@ -26,7 +27,7 @@ _ETHERNET: Final = 14  # bytes of a frame's header
 @click.command()
 @click.argument("spec", required=False)
 @click.option("--connections", metavar="N", default="1", show_default=True, help="Number of connections for the cost.")
-@click.option("--against", metavar="SECONDS", help="Exit with 1 unless it outlasts a middlebox with this timeout.")
+@click.option("--against", metavar="TIME", help="Exit with 1 unless it outlasts a middlebox with this timeout.")
 @json_option
 def plan(spec: str | None, connections: str, against: str | None, as_json: bool) -> None:
     """Explain the policy SPEC: when a death is detected in each state, what probing costs, what it outlasts.
@@ -61,11 +62,11 @@ def _connections(text: str) -> int:
 
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        fail(f"--against={text!r}: must be a number of seconds above 0; such as `kaio plan --against 350`", MISTAKE)
+        seconds = parse_time("--against", text)
+    except PolicyError:
+        seconds = 0.0
+    if not seconds > 0:
+        fail(f"--against={text!r}: must be a time above 0; such as `kaio plan --against 350s`", MISTAKE)
     return seconds
 
 

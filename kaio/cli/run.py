@@ -6,7 +6,9 @@ given to this one, so that arguments, `__main__`, exit codes, signals and traceb
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import sys
 from typing import Final
 
@@ -54,6 +56,7 @@ def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str,
     program: list[str] = ctx.obj
     if not program or program == ["-m"]:
         raise click.UsageError("no program given: kaio run app.py, or kaio run -m module")
+    _check_program(program)
     try:
         policy = as_policy(keepalive)
         every = None if sweep == "off" else parse_time("sweep", sweep)
@@ -73,3 +76,25 @@ def run(ctx: click.Context, keepalive: str | None, loop: str | None, sweep: str,
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *interpreter_flags(), *program], environment)  # noqa: S606 - needs no shell
+
+
+def _check_program(program: list[str]) -> None:
+    """Raise a usage error for a program that is no file but a module, or a script on PATH: Python would not find it."""
+    name = program[0]
+    if name in ("-m", "-") or os.path.exists(name) or os.sep in name:
+        return
+    rest = " ".join(program[1:])
+    if name.replace(".", "").isidentifier() and importlib.util.find_spec(name.partition(".")[0]) is not None:
+        raise click.UsageError(f"there is no file {name}, but a module: kaio run -m {name} {rest}".rstrip())
+    script = shutil.which(name)
+    if script is not None and _is_python(script):
+        raise click.UsageError(f"there is no file {name}, but a program: kaio run {script} {rest}".rstrip())
+
+
+def _is_python(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(200)
+    except OSError:
+        return False
+    return first.startswith(b"#!") and b"python" in first

@@ -105,6 +105,8 @@ def load(dry_run: bool, as_json: bool) -> None:
     except SysctlError as exc:
         remedy = f"; `{_EXAMPLE} --persist` persists values" if exc.errno == errno.ENOENT else ""
         fail(f"{_problem(exc)}{remedy}")
+    if not kept.values:
+        fail(f"/{FILE}: has none of kaio's settings; `{_EXAMPLE} --persist` persists values")
     _apply(kept.values, ["load"], keep=False, dry_run=dry_run, as_json=as_json)
     if kept.others and not as_json:
         click.echo(f"Not set, because they are not kaio's settings: {', '.join(kept.others)}")
@@ -156,13 +158,18 @@ def _show(defaults: Defaults) -> None:
 
 def _meaning(defaults: Defaults) -> str:
     again = len(defaults.syn_waits) - 1
+    doubling = min(defaults.syn_retries, again)
+    how = f"{again} time{'s' * (again != 1)}"
+    if again > doubling:
+        how = (
+            f"{again - doubling} times each second (tcp_syn_linear_timeouts), then {doubling} ever later (syn_retries)"
+        )
     return (
         f"A dead idle peer is detected after {duration(defaults.detection_time)}: {defaults.idle} s idle, then"
         f" {defaults.count} probes, {defaults.interval} s apart; on sockets that turn keepalive on.\n"
         f"Sent data may stay unacknowledged for about {duration(defaults.unacknowledged_time)}: {defaults.retries2}"
         f" retransmissions, after 0.2 s or more, then twice as long each time, {defaults.rto_max:g} s at most.\n"
-        f"A connection attempt fails after {duration(defaults.connecting_time)}: the first segment is sent again"
-        f" {again} time{'s' * (again != 1)}."
+        f"A connection attempt fails after {duration(defaults.connecting_time)}: the first segment is resent {how}."
     )
 
 

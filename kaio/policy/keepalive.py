@@ -188,7 +188,7 @@ class Keepalive:
         - `on`, `off`: `Keepalive.SYSTEM`, `Keepalive.OFF`
         - `idle=20s,count=4,user_timeout=1m,stalled=drop`: fields that are not named have their defaults. `system` is
           the system's value of a time or the count; `user_timeout` accepts `auto` and `none`
-        - `detect=30s`, `hold=350s`: the classmethods of those names
+        - `detect=30s`, `hold=350s`: the classmethods of those names; `stalled` may follow: `detect=30s,stalled=drop`
 
         Times are numbers with a unit, ms, s, m, h or d, and may be joined (`1m30s`); a number without one is seconds.
         Raises `PolicyError`.
@@ -196,7 +196,8 @@ class Keepalive:
         if not isinstance(text, str):
             raise PolicyError("keepalive", text, "must be a string such as '20s:10s:4'")
         words = {"on": cls.SYSTEM, "off": cls.OFF}
-        return parse_policy(text, cls, words, {"detect": cls.detect, "hold": cls.hold})
+        tasks = {"detect": cls.detect, "hold": cls.hold}
+        return parse_policy(text, cls, words, tasks, _with_stalled)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Keepalive:
@@ -319,6 +320,12 @@ def _set_and_compare(sock: socket.socket, level: int, option: int, value: int) -
         raise KeepaliveError(exc.errno, f"option {option} of level {level}: {value}: {exc.strerror}") from exc
     if has != value and not (value == 1 and level == socket.SOL_SOCKET and has):  # the BSDs return the flag's bit
         raise KeepaliveError(errno.EINVAL, f"option {option} of level {level}: set to {value}, but it is {has}")
+
+
+def _with_stalled(policy: Keepalive, stalled: str) -> Keepalive:
+    if stalled not in ("keep", "drop"):
+        raise PolicyError("stalled", stalled, "must be 'keep' or 'drop'")
+    return dataclasses.replace(policy, stalled="drop" if stalled == "drop" else "keep")
 
 
 # -- checking values

@@ -3,7 +3,7 @@
     policy  = "on" / "off" / times *("," pair) / pair *("," pair) / task
     times   = [time] ":" [time] ":" [count]           ; as in nginx's so_keepalive; an empty one is the system's value
     pair    = name "=" value                          ; names and values: _FIELDS
-    task    = ("detect" / "hold") "=" time
+    task    = ("detect" / "hold") "=" time ["," "stalled" "=" value]
 
 Rules kept here: letter case and surrounding white space do not matter. Ambiguous text is an error. This module does not
 know `Keepalive`: the caller passes the functions that create a policy.
@@ -70,11 +70,13 @@ def parse_policy(
     make: Callable[..., Policy],
     words: Mapping[str, Policy],
     tasks: Mapping[str, Callable[[float], Policy]],
+    change: Callable[[Policy, str], Policy],
 ) -> Policy:
     """Create a policy from text.
 
     `make` is called with the fields in the text, by name. `words` are the policies that are written as one word, and
-    `tasks` the functions that create a policy from one time. Raises `PolicyError`, as `make` and `tasks` may.
+    `tasks` the functions that create a policy from one time; `change` gives such a policy another value of `stalled`,
+    the only field that says nothing about times. Raises `PolicyError`, as the functions may.
     """
     word = text.strip().lower()
     if word in words:
@@ -93,9 +95,10 @@ def parse_policy(
     task = next((task for task in tasks if task in pairs), None)
     if task is None:
         return make(**fields, **_parse_values(pairs, [*_FIELDS, *tasks]))
-    if len(pairs) > 1 or fields:
-        raise PolicyError("keepalive", text, f"{task}= cannot be combined with other fields")
-    return tasks[task](parse_time(task, pairs[task]))
+    if pairs.keys() - {task, "stalled"} or fields:
+        raise PolicyError("keepalive", text, f"{task}= cannot be combined with other fields but stalled=")
+    policy = tasks[task](parse_time(task, pairs[task]))
+    return change(policy, pairs["stalled"]) if "stalled" in pairs else policy
 
 
 def _parse_times(word: str, text: str) -> dict[str, float | None]:

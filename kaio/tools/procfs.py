@@ -20,11 +20,14 @@ def all_pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def process_name(pid: int) -> str:
-    """Return the kernel's name of a process, usually the first fifteen bytes of its program's; "" if there is none."""
+def process_name(pid: int, errors: str = "replace") -> str:
+    """Return the kernel's name of a process, usually the first fifteen bytes of its program's; "" if there is none.
+
+    `errors` says what becomes of bytes that are not UTF-8.
+    """
     try:
         # A name may have any bytes (prctl(2), PR_SET_NAME), a carriage return too, and end with a newline of its own.
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace", newline="\n") as file:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors=errors, newline="\n") as file:
             return file.read().removesuffix("\n")
     except OSError:
         return ""

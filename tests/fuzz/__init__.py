@@ -4,6 +4,7 @@
     inputs     random bytes and text that resemble what a parser expects; input that grows
     files      files that a module finds when it opens them: what /proc would say
     proc       /proc: names, descriptors, status; the cgroups
+    processes  parents, names, units, environments; what kaio has set on sockets
     netlink    the kernel's list of connections, and struct tcp_info
     types      the kernel's type information (BTF)
     settings   the files of sysctl.d(5), and the values in /proc/sys

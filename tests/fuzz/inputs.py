@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -17,8 +18,8 @@ Data = TypeVar("Data", str, bytes)
 HOSTILE: Final = (b"\n", b"\r", b"\r\n", b"\t", b"\0", b"\x1b[2J", b"\\", b"\xff", b"\xc2\x85", "\u2028".encode(), b" ")
 """What ends lines, and what terminals obey; what is not UTF-8."""
 
-_SMALL: Final = 1 << 14  # bytes or characters
 _TIMES: Final = 8
+_SIZES: Final = (1 << 11, 1 << 14, 1 << 17)  # bytes or characters; what is quadratic must not take hours
 _ENOUGH: Final = 0.01  # seconds, below which nothing is measured
 _AT_ODDS: Final = 3.0  # times what is linear; quadratic would be _TIMES
 
@@ -76,12 +77,13 @@ def linear(
             parse(data)
             return time.thread_time() - began
 
-        small, large = _SMALL, _SMALL * _TIMES
-        for _ in range(4):  # a machine that others use is slow for a moment
-            long = took(large)
-            if long <= _ENOUGH or long <= _AT_ODDS * _TIMES * took(small):
-                return
-        raise AssertionError(f"{took(small):.4f} s for {small}, {took(large):.4f} s for {large}")
+        for small, large in itertools.pairwise(_SIZES):
+            for _ in range(4):  # a machine that others use is slow for a moment
+                long = took(large)
+                if long <= _ENOUGH or long <= _AT_ODDS * _TIMES * took(small):
+                    break
+            else:
+                raise AssertionError(f"{took(small):.4f} s for {small}, {took(large):.4f} s for {large}")
 
     examples: Any = st.tuples(heads, units.filter(bool), heads)
     return Property(name, examples, check, shrinks=False)

@@ -6,13 +6,15 @@ import argparse
 import random
 import sys
 
-from . import headers, netlink, proc, settings, tables, texts, types
+from . import headers, netlink, proc, processes, settings, tables, texts, types
 from .search import Property, search
 
 __all__ = ["PROPERTIES", "main"]
 
 PROPERTIES: dict[str, Property] = {
-    each.name: each for module in (proc, netlink, types, settings, texts, headers, tables) for each in module.PROPERTIES
+    each.name: each
+    for module in (proc, processes, netlink, types, settings, texts, headers, tables)
+    for each in module.PROPERTIES
 }
 
 

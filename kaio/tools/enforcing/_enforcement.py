@@ -484,7 +484,7 @@ def _wait_for_lock(descriptor: int, path: str, deadline: float) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise EnforceError(errno.EAGAIN, f"{path} is locked by another process") from None
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def _require_own(descriptor: int, top: str) -> None:

@@ -76,9 +76,9 @@ class Attachment:
     A listening socket gets the user timeout when a connection that it has accepted shows that the program sets no times
     of its own.
 
-    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`), or gave
-    them another one: what has exactly its options is then no choice of the program's. `leave` is called with each
-    socket that is found, and returns whether it is to be left alone.
+    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`), or which
+    other one it gave them: what has exactly its options is then no choice of the program's. Sockets for which
+    `excepted` returns True are left alone.
 
     Raises `PolicyError`, and `ProcessError` if a process does not exist. Close it, or use it as a context manager;
     the sockets then keep their options, without the user timeout where it is removed at that moment.
@@ -93,7 +93,7 @@ class Attachment:
         dry_run: bool = False,
         children: bool = False,
         by_kernel: bool | Keepalive = False,
-        leave: Callable[[ProcessSocket], bool] | None = None,
+        excepted: Callable[[ProcessSocket], bool] | None = None,
     ) -> None:
         self.policy: Final = as_policy(keepalive)
         in_kernel(self.policy)  # raises PolicyError before anything is changed
@@ -109,7 +109,7 @@ class Attachment:
         self._dry_run = dry_run
         self._children = children
         self._by_kernel = self.policy if by_kernel is True else by_kernel or None
-        self._leave = leave
+        self._excepted = excepted
         self._setters: dict[Keepalive, Setter] = {}
         self._policies: dict[int, tuple[Keepalive, str]] = {}
         self._processes: dict[int, Process] = {}
@@ -246,7 +246,7 @@ class Attachment:
                 force=self._force,
                 dry_run=self._dry_run,
                 by_kernel=self._by_kernel,
-                leave=self._leave,
+                excepted=self._excepted,
             )
         return self._setters[policy]
 

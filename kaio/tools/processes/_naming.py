@@ -55,22 +55,26 @@ def parents() -> dict[int, int]:
 
 def descendants(pids: Iterable[int]) -> list[int]:
     """List the processes below these, in numerical order."""
-    known = set(pids)
-    named = frozenset(known)
-    rest = parents()
-    while True:
-        fresh = {pid for pid, parent in rest.items() if parent in known} - known
-        if not fresh:
-            return sorted(known - named)
-        known |= fresh
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents().items():
+        children.setdefault(parent, []).append(pid)
+    named = set(pids)
+    known = set(named)
+    fresh = list(named)
+    while fresh:  # each process once: a chain of processes may be as long as a user likes
+        for pid in children.get(fresh.pop(), ()):
+            if pid not in known:
+                known.add(pid)
+                fresh.append(pid)
+    return sorted(known - named)
 
 
 def _is_called(pid: int, name: str) -> bool:
-    comm = process_name(pid)
-    if comm == name:
-        return True
+    comm = os.fsencode(process_name(pid, "surrogateescape"))  # which may end within a character
     whole = os.fsencode(name)
-    if len(whole) <= _COMM or os.fsencode(comm) != whole[:_COMM]:
+    if comm == whole:
+        return True
+    if len(whole) <= _COMM or comm != whole[:_COMM]:
         return False
     return os.path.basename(_program(pid)) == name
 
@@ -90,7 +94,7 @@ def _program(pid: int) -> str:
 
 def _in_unit(pid: int, unit: str) -> bool:
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             # Lines are hierarchy:controllers:path, and the path may contain colons (cgroups(7)).
             return any(unit in line.rstrip("\n").split(":", 2)[-1].split("/") for line in file)
     except OSError:

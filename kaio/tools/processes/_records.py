@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import stat
 import time
@@ -160,9 +161,26 @@ def _boot() -> str:
 def _record(values: dict[str, object]) -> Record:
     pid, started, port = (int(str(values[name])) for name in ("pid", "started", "port"))
     before, given = (values[name] for name in ("before", "given"))
-    if not isinstance(before, dict) or not isinstance(given, dict):
+    if min(pid, started, port) < 0:
+        raise ValueError("pids, times and ports must not be negative")
+    return Record(pid, started, port, _state(before), _state(given))
+
+
+def _state(values: object) -> SocketState:
+    if not isinstance(values, dict):
         raise TypeError("options must be objects")
-    return Record(pid, started, port, SocketState(**before), SocketState(**given))
+    if not isinstance(values.get("enabled"), bool):
+        raise TypeError("keepalive must be on or off")
+    state = SocketState(**values)
+    if not all(map(_is_option, (*state.times, state.user_timeout))):
+        raise ValueError("options must be numbers above 0")
+    return state
+
+
+def _is_option(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _write(path: str, records: dict[int, Record]) -> None:

@@ -9,19 +9,32 @@ import contextlib
 import errno
 import fnmatch
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ...errors import PolicyError
 from ._settings import SETTINGS, SysctlError, check, field_of, parse, path_of, require_linux
 
-__all__ = ["DIRECTORIES", "FILE", "Assignment", "Persisted", "at_boot", "overriding", "persist", "persisted"]
+__all__ = [
+    "DIRECTORIES",
+    "FILE",
+    "Assignment",
+    "Persisted",
+    "at_boot",
+    "overriding",
+    "persist",
+    "persisted",
+    "persisting",
+]
 
 FILE: Final = "etc/sysctl.d/60-kaio.conf"
 """The file for the values at the next boot, relative to the root directory."""
 
 # By precedence: of several files with one name, only the first is read. sysctl.d(5) lacks the last one.
 DIRECTORIES: Final = ("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d", "lib/sysctl.d")
+_LOCK: Final = "run/kaio/sysctl.lock"
+_PATIENCE: Final = 5.0  # seconds to wait for another command
 _LAST: Final = "etc/sysctl.conf"  # sysctl --system reads it after all of them
 
 
@@ -52,20 +65,43 @@ def persist(values: Mapping[str, object], root: str = "/") -> str:
     Raises `PolicyError`, `SysctlError`.
     """
     wanted = check(values)
+    with persisting(root) as write:
+        return write(wanted)
+
+
+@contextlib.contextmanager
+def persisting(root: str) -> Iterator[Callable[[Mapping[str, int]], str]]:
+    """Lock kaio's file, and yield a function that writes values as `persist` does.
+
+    What is done within the block is done by one command at a time. Raises `SysctlError`, before the block if the file
+    cannot be locked or written to.
+    """
     require_linux()
     path = os.path.join(root, FILE)
     directory = os.path.dirname(path)
-    try:
-        os.makedirs(directory, exist_ok=True)
-        with _locked(directory) as fd:
+
+    def write(wanted: Mapping[str, int]) -> str:
+        try:
             if os.path.islink(path):
                 raise SysctlError(errno.ELOOP, "is a symbolic link, which masks the file; remove it first", path)
-            _replace(path, _merged(_content(path), wanted), fd)
+            _replace(path, _merged(_content(path), wanted))
+        except SysctlError:
+            raise
+        except OSError as exc:
+            raise SysctlError(exc.errno, str(exc.strerror), path) from exc
+        return path
+
+    try:
+        os.makedirs(directory, exist_ok=True)
+        lock = _locked(os.path.join(root, _LOCK))
     except SysctlError:
         raise
     except OSError as exc:
         raise SysctlError(exc.errno, str(exc.strerror), path) from exc
-    return path
+    try:
+        yield write
+    finally:
+        os.close(lock)
 
 
 def persisted(root: str = "/") -> Persisted:
@@ -200,21 +236,43 @@ def _merged(content: str, wanted: Mapping[str, int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[int]:
-    """Open and lock the directory, so that concurrent calls do not lose each other's values."""
+def _locked(path: str) -> int:
+    """Lock the lock file, so that concurrent calls do not lose each other's values; return its descriptor.
+
+    Only its owner can open that file. What others may read, as files and directories in /etc, they can lock for ever.
+    """
     import fcntl  # noqa: PLC0415 - not on Windows
 
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
-    finally:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SysctlError(errno.EAGAIN, f"is locked{_by_whom(fd)}; nothing was changed", path) from None
+                time.sleep(0.02)
+    except BaseException:
         os.close(fd)
+        raise
 
 
-def _replace(path: str, content: str, directory: int) -> None:
-    """Replace a file's content atomically and durably; `directory` is a descriptor of its directory."""
+def _by_whom(fd: int) -> str:
+    """Who holds the lock of a file, in words, if /proc/locks tells."""
+    found = os.fstat(fd)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as file:
+        for words in map(str.split, file):
+            if len(words) > 5 and words[1] == "FLOCK" and words[5] == place:
+                return f" by process {words[4]}"
+    return ""
+
+
+def _replace(path: str, content: str) -> None:
+    """Replace a file's content atomically and durably."""
     # Not *.conf, which sysctl(8) would load. A fixed name, so that killed processes leave one file at most.
     temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
     with contextlib.suppress(FileNotFoundError):
@@ -230,4 +288,8 @@ def _replace(path: str, content: str, directory: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    os.fsync(directory)  # makes the rename durable
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)  # makes the rename durable
+    finally:
+        os.close(directory)

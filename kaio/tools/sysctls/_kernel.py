@@ -12,10 +12,10 @@ import dataclasses
 import errno
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from ._boot import persist
+from ._boot import persisting
 from ._settings import PROC, SETTINGS, Setting, SysctlError, check, require_linux
 
 __all__ = ["Defaults", "change", "read"]
@@ -106,6 +106,13 @@ def change(values: Mapping[str, object], *, proc: str = PROC, root: str | None =
     """
     wanted = check(values)
     require_linux()
+    if root is None:
+        return _change(wanted, proc, None)
+    with persisting(root) as persist:
+        return _change(wanted, proc, persist)
+
+
+def _change(wanted: Mapping[str, int], proc: str, persist: Callable[[Mapping[str, int]], str] | None) -> Defaults:
     before = {field: _read(SETTINGS[field], proc) for field in wanted}
     written: list[str] = []
     try:
@@ -113,8 +120,8 @@ def change(values: Mapping[str, object], *, proc: str = PROC, root: str | None =
             _write(SETTINGS[field], value, proc)
             written.append(field)
             _compare(SETTINGS[field], value, proc)
-        if root is not None:
-            persist(wanted, root)
+        if persist is not None:
+            persist(wanted)
     except BaseException as exc:
         lost = [field for field in reversed(written) if not _restore(SETTINGS[field], before[field], proc)]
         if lost and isinstance(exc, SysctlError):

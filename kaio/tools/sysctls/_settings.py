@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from ...errors import KaioError, PolicyError
 from ...policy.fields import MAX_COUNT, MAX_SECONDS
+from ...policy.units import read_seconds
 
 __all__ = ["PROC", "SETTINGS", "Setting", "SysctlError", "check", "field_of", "parse", "path_of", "require_linux"]
 
@@ -65,7 +66,9 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 
 
 def parse(assignments: Iterable[str]) -> dict[str, int]:
-    """Parse values by field: `idle=600`, `tcp_keepalive_time=600`, `net.ipv4.tcp_keepalive_time=600`.
+    """Parse values by field: `idle=600`, `idle=10m`, `tcp_keepalive_time=600`, `net.ipv4.tcp_keepalive_time=600`.
+
+    Seconds may be written as the times of a policy.
 
     Raises `PolicyError` for a setting that is unknown or given twice, and for a value out of range.
     """
@@ -77,8 +80,14 @@ def parse(assignments: Iterable[str]) -> dict[str, int]:
         field = _field(name, value)
         if field in given:
             raise PolicyError(field, value, "is given twice")
-        given[field] = int(value) if re.fullmatch(r"[+-]?[0-9]{1,18}", value) else value
+        given[field] = int(value) if re.fullmatch(r"[+-]?[0-9]{1,18}", value) else _time(field, value)
     return check(given)
+
+
+def _time(field: str, text: str) -> int | str:
+    """A time in whole seconds, if it is one for a setting in seconds; else the text, which `check` refuses."""
+    seconds = read_seconds(text.lower()) if SETTINGS[field].unit == "s" else None
+    return int(seconds) if seconds is not None and seconds == int(seconds) else text
 
 
 def check(values: Mapping[str, object]) -> dict[str, int]:
@@ -87,7 +96,10 @@ def check(values: Mapping[str, object]) -> dict[str, int]:
     for name, value in values.items():
         setting = SETTINGS[_field(name, value)]
         if isinstance(value, bool) or not isinstance(value, int) or not setting.least <= value <= setting.most:
-            limit = f"must be a whole number from {setting.least} to {setting.most} ({setting.sysctl}, {setting.unit})"
+            limits = f"from {setting.least} to {setting.most} ({setting.sysctl}"
+            limit = f"must be whole seconds {limits}; such as 600 or 10m)"
+            if setting.unit != "s":
+                limit = f"must be a whole number {limits}, {setting.unit})"
             raise PolicyError(setting.field, value, limit)
         checked[setting.field] = int(value)
     return checked
