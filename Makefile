@@ -5,7 +5,7 @@ VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON))
 BIN = $(VENV)/bin
 SOURCES = kaio tests examples benchmarks scripts
 
-.PHONY: demo test load check fix lint matrix fuzz bench conformance system clean
+.PHONY: demo test load check fix lint matrix fuzz bench conformance man system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m kaio demo
@@ -49,6 +49,10 @@ bench: system $(VENV)/.dev
 # Other projects' test suites over kaio's loop and over its base: about ten minutes.
 conformance: system $(VENV)/.dev
 	$(BIN)/python -m scripts.conformance
+
+# Man pages, made from the help of the commands, in build/man.
+man: $(VENV)/.demo
+	$(BIN)/python -m scripts.man
 
 # What the tests need besides Python: nftables, strace and the like.
 system:

@@ -6,19 +6,22 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
 from kaio.tools.cgroups import processes
+from kaio.tools.processes import sockets
 
 from . import own_cgroup
 from .own_cgroup import inside
 from .programs import Puppet, puppet
-from .test_enforce import HAS_POLICY, connections, ids, made
+from .test_enforce import HAS_POLICY, PAIR, connections, ids, made
 
 _lacking = own_cgroup.lacking()
 pytestmark = pytest.mark.skipif(_lacking is not None, reason=str(_lacking))
@@ -218,3 +221,46 @@ def test_a_user_with_the_capabilities_may(shell: Shell, group: str) -> None:
         assert processes(group) == [member.pid]
     code, text = shell(f"{start} {' '.join(KAIO)} enforce --cgroup {group} off")
     assert (code, ids(group)) == (0, []), text
+
+
+def test_exceptions_hold_for_sockets_that_exist_too(shell: Shell, group: str, member: Puppet) -> None:
+    """Whichever end the port is at."""
+    listener, client, accepted = member(f"{PAIR}\nit = pair()")
+    port = member("it = keep[-1][0].getsockname()[1]")
+    made(member)
+    code, text = shell.kaio("enforce", "--cgroup", group, "20s:10s:4", "--except", str(port))
+    assert code == 0
+    assert "3 kept" in text
+    found = {each.fd: each.state for each in sockets(member.pid)}
+    assert {found[fd].enabled for fd in (listener, client, accepted)} == {False}
+    assert list(found.values()).count(HAS_POLICY) == 2 + 1  # the other listening socket: its connections are plain
+
+
+STALLED: Final = """
+listener = socket.create_server(("127.0.0.1", 0))
+it = listener.getsockname()[1]
+"""
+
+
+@pytest.mark.slow
+def test_watching_spares_a_live_peer_that_accepts_no_data(group: str, member: Puppet) -> None:
+    """The kernel alone would drop it after the user timeout; the connection is there after twice that time."""
+    port = member(STALLED)
+    command = [*KAIO, "enforce", "--cgroup", group, "1s:1s:2", "--watch", "200ms"]
+    start = 'mount -t bpf bpf /sys/fs/bpf; exec "$@"'
+    own_mount = ["unshare", "--mount", "--propagation", "private", "sh", "-c", start, "sh"]
+    with subprocess.Popen([*own_mount, *command], stdout=subprocess.PIPE, text=True) as watcher:
+        try:
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline().startswith("1s:1s:2 is enforced on")
+            with socket.create_connection(("127.0.0.1", port)):  # made after the policy, and never read from
+                member("accepted, _ = listener.accept(); accepted.setblocking(False)")
+                member("try:\n while True: accepted.send(bytes(100000))\nexcept BlockingIOError: pass")
+                line = ""
+                while "user timeout lifted: the peer is stalled, and answers" not in line:
+                    line = watcher.stdout.readline()
+                    assert line
+                time.sleep(6)  # twice the user timeout
+                assert member("it = accepted.getsockopt(TCP, socket.TCP_INFO, 1)[0]") == 1  # established
+        finally:
+            watcher.terminate()

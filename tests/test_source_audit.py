@@ -146,7 +146,7 @@ COVERED = {
             sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, on)
         f = socket.socket()  #+ socket.socket: the value of `on`
         keep(f)
-        g = socket.socket()  #+ socket.socket: SIO_KEEPALIVE_VALS
+        g = socket.socket()  #! socket.socket
         g.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 20000, 10000))
         def accepting():
             listener = socket.create_server(("", 0))  #+ socket.create_server: SO_KEEPALIVE

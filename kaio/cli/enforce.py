@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 import click
@@ -33,9 +36,10 @@ from ..tools.enforcing import (
 )
 from ..tools.enforcing import enforce as enforce_on
 from ..tools.plans import duration
-from ..tools.processes import ProcessError, attach
-from ._output import CANNOT, MISTAKE, NO, YES, fail, json_option, print_json, print_table, printable
-from ._processes import parse_interval
+from ..tools.processes import Attachment, Change, Outcome, ProcessError, ProcessSocket
+from ._exit import CANNOT, MISTAKE, NO, YES, complain, fail, printable
+from ._output import json_option, print_json, print_table
+from ._processes import describe_peer, parse_interval
 
 __all__ = ["enforce"]
 
@@ -88,6 +92,8 @@ def enforce(
         fail(f"{what}: on what? Give --unit, --cgroup or --machine; such as `{_EXAMPLE}`", MISTAKE)
     if what == "off":
         _off(target, dry_run, as_json)
+    if boot and watch is not None:
+        fail("--watch cannot be combined with --boot: let a service of its own run it", MISTAKE)
     wanted = _Wanted(target, *_policy(what, excepted), boot=boot)
     if dry_run:
         _explain(wanted, as_json)
@@ -133,6 +139,11 @@ class _Wanted:
         self.ports = ports
         self.boot = boot
 
+    def excepts(self, found: ProcessSocket) -> bool:
+        """Whether a port of a socket is excepted. Which end is the service cannot be seen, so either counts."""
+        ports = {found.local[1], *(() if found.peer is None else (found.peer[1],))}
+        return any(each.first <= port <= each.last for each in self.ports for port in ports)
+
     def files(self) -> dict[str, str]:
         """The files for systemd, by path relative to the root directory."""
         if not self.boot:
@@ -159,31 +170,49 @@ def _enforce(wanted: _Wanted, new_only: bool, watch: float | None, as_json: bool
     except EnforceError as exc:
         _fail(exc)
     complaint = reload_systemd() if files else None
-    outcomes, refused = ({}, []) if new_only or done.directory is None else _set_existing(done, wanted.policy)
-    if as_json:
-        document = {**_document(done), "files": [f"/{path}" for path in files]}
-        print_json({**document, "existing": dict(outcomes), "refused": refused})
-    else:
-        _tell(wanted, done, files, outcomes)
-    for line in (*refused[:1], *([f"systemd: {complaint}"] if complaint else [])):
-        click.echo(f"kaio: {printable(line)}", err=True)
+    with Attachment((), wanted.policy, by_kernel=True, excepted=wanted.excepts) as attachment:
+        changes = [] if new_only else _look(attachment, target)
+        outcomes = collections.Counter(change.outcome.value for change in changes)
+        refused = [str(error) for error in attachment.refused.values()]
+        if as_json:
+            document = {**_document(done), "files": [f"/{path}" for path in files]}
+            print_json({**document, "existing": dict(outcomes), "refused": refused})
+        else:
+            _tell(wanted, done, files, outcomes)
+        sys.stdout.flush()
+        if refused:
+            complain(f"processes whose sockets stay as they are: {len(refused)}; the first: {refused[0]}")
+        if complaint:
+            complain(f"systemd: {complaint}")
+        if watch is not None:
+            _keep_looking(attachment, target, watch)
     sys.exit(YES)
 
 
-def _set_existing(done: Enforcement, policy: Keepalive) -> tuple[dict[str, int], list[str]]:
-    """Set the policy on the sockets that exist already. Returns how many had which outcome, and what was refused."""
-    assert done.directory is not None
-    outcomes: collections.Counter[str] = collections.Counter()
-    refused = []
-    for pid in cgroups.processes(done.directory):
-        try:
-            outcomes.update(change.outcome.value for change in attach(pid, policy))
-        except ProcessError as exc:
-            refused.append(str(exc))
-    return outcomes, refused
+def _look(attachment: Attachment, target: Target) -> list[Change]:
+    """Set the policy on the sockets that exist already, or look at them again."""
+    directory = target.directory()
+    if directory is None:
+        return []
+    for pid in cgroups.processes(directory):
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessError):  # it has exited
+                attachment.add(pid)
+    return attachment.look()
 
 
-def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: dict[str, int]) -> None:
+def _keep_looking(attachment: Attachment, target: Target, every: float) -> NoReturn:
+    """Spare live peers that accept no data, until this command is ended."""
+    while True:
+        time.sleep(attachment.pace(every))
+        for change in _look(attachment, target):
+            if change.outcome in (Outcome.LIFTED, Outcome.RESTORED):
+                peer = describe_peer(change.socket)
+                click.echo(f"{change.socket.pid}  {peer}  user timeout {change.outcome.value}: {change.why}")
+                sys.stdout.flush()
+
+
+def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: Mapping[str, int]) -> None:
     where = f" ({done.directory})" if done.directory is not None else ""
     click.echo(f"{wanted.policy} is enforced on {printable(str(done.target))}{printable(where)}.")
     if done.directory is None:

@@ -17,9 +17,9 @@ import click
 
 from ..policy import Keepalive
 from ..tools.cgroups import CgroupError
-from ..tools.enforcing import EnforceError
+from ..tools.enforcing import EnforcedCgroup, EnforceError
 from ..tools.processes import Attachment, ProcessError, descendants, lacking
-from ..tools.running import EnforcedCgroup, Program, Signals
+from ..tools.running import Program, Signals
 from ._exit import CANNOT, complain, fail
 from ._processes import keepalive_option, parse_interval, report_refused
 

@@ -73,7 +73,9 @@ class Evidence:
         if name == "setsockopt":
             return self._setsockopt(call, where)
         if name == "ioctl" and "SIO_KEEPALIVE_VALS" in self._values.words(argument(call, 0), where):
-            return Verdict(True, f"SIO_KEEPALIVE_VALS is set on line {call.lineno}")
+            return Verdict(False, f"SIO_KEEPALIVE_VALS, set on line {call.lineno}, is Windows' alone: call kaio.apply")
+        if name == "set_keepalive" and call.args and self._values.is_on(call.args[0], where) is not False:
+            return Verdict(True, f"it sends its own pings, see line {call.lineno}")
         if name == "mount" and self._adapter_sets_it(argument(call, 1), where):
             return Verdict(True, f"the adapter on line {call.lineno} sets it")
         return None

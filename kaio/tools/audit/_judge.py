@@ -67,6 +67,9 @@ class Judge:
     def _makes_tcp(self, place: str, call: ast.Call, where: Where) -> bool:
         if existing_connection(call, TABLE[place]) is not None or _is_local(call):
             return False
+        if place.startswith("multiprocessing.connection."):
+            address = argument(call, 0, "address")  # a path, or by default a Unix socket or a pipe
+            return not (address is None or isinstance(address, (ast.Constant, ast.JoinedStr)))
         if place not in ("socket.socket", "socket.SocketType"):
             return True
         parts: dict[str, ast.expr] = dict(zip(("family", "type", "proto", "fileno"), call.args, strict=False))
@@ -159,6 +162,8 @@ def _names_kaio_loop(node: ast.expr) -> bool:
 def _is_local(call: ast.Call) -> bool:
     """Whether an argument asks for a Unix socket."""
     for name, value in [("", each) for each in call.args] + [(each.arg, each.value) for each in call.keywords]:
+        if isinstance(value, ast.Constant) and value.value in ("AF_UNIX", "AF_PIPE"):
+            return True
         if name in ("uds", "unix_socket_path", "unix_socket") and truth(value) is not False:
             return True
         text = value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""

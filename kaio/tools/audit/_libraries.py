@@ -99,6 +99,30 @@ _ASYNCSSH: Final = _pings("turned on by asyncssh, with the system's times", "tcp
 _UVICORN: Final = Rule(
     advice='pass loop="kaio:new_event_loop"', argument="loop", mentions="kaio", elsewhere=frozenset({"uds", "fd"})
 )
+_SOCK: Final = Rule(advice="call kaio.apply on its .sock once it is connected")
+_FTP: Final = Rule(advice="call kaio.apply on its .sock once it is connected; data connections have their own")
+_XMLRPC: Final = Rule(
+    advice="pass a transport= whose make_connection() calls kaio.apply, or call kaio.sweep() while it is open"
+)
+_PIPE: Final = Rule(advice="call kaio.apply on socket.socket(fileno=os.dup(connection.fileno()))")
+_PARAMIKO: Final = Rule(advice="call get_transport().set_keepalive(30) once it is connected")
+_PIKA: Final = Rule(itself="sends heartbeats as often as the server asks (RabbitMQ: 60 s), unless heartbeat=0")
+_PY_AMQP: Final = Rule(
+    itself="turned on by py-amqp (60 s, 10 s, 9 probes), but its user timeout of 1 s ends it on the first lost probe:"
+    ' pass socket_settings={"TCP_USER_TIMEOUT": 150000} (transport_options in kombu)'
+)
+_KAFKA: Final = Rule(itself="turned on by kafka-python, with the system's times", elsewhere=frozenset({"kafka_client"}))
+_TRIO: Final = Rule(advice="call kaio.apply on its .socket")
+_BOTO: Final = Rule(
+    advice="pass config=botocore.config.Config(tcp_keepalive=True)", argument="config", mentions="tcp_keepalive"
+)
+_MYSQL: Final = Rule(advice="mysql.connector has no keepalive option: call kaio.sweep() while it is open")
+_FLASK: Final = Rule(advice="its development server has no keepalive option: use one for production, or kaio.sweep()")
+_HAPPY: Final = Rule(
+    advice="pass socket_factory=policy.socket_factory, or call kaio.apply on the socket",
+    argument="socket_factory",
+    on_loop=True,
+)
 _WEB: Final = replace(_BY_ITSELF, elsewhere=frozenset({"sock", "path"}), on_loop=True)
 
 _REDIS_NAMES: Final = " ".join(
@@ -119,6 +143,15 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (_asyncio("kaio.serve"), "anyio", "create_tcp_listener"),
     (_HTTP_CLIENT, "http.client", "HTTPConnection HTTPSConnection"),
     (_URLOPEN, "urllib.request", "urlopen"),
+    (_SOCK, "smtplib", "SMTP SMTP_SSL LMTP"),
+    (_SOCK, "imaplib", "IMAP4 IMAP4_SSL"),
+    (_SOCK, "poplib", "POP3 POP3_SSL"),
+    (_FTP, "ftplib", "FTP FTP_TLS"),
+    (_XMLRPC, "xmlrpc.client", "ServerProxy Server"),
+    (_SERVER, "xmlrpc.server", "SimpleXMLRPCServer DocXMLRPCServer"),
+    (_SERVER, "wsgiref.simple_server", "make_server WSGIServer"),
+    (_PIPE, "multiprocessing.connection", "Client Listener"),
+    (_URLOPEN, "urllib.request", "build_opener URLopener"),
     (_SERVER, "socketserver", "TCPServer ThreadingTCPServer ForkingTCPServer"),
     (_SERVER, "http.server", "HTTPServer ThreadingHTTPServer"),
     (_KAIO, "kaio", "connect open_connection create_connection serve start_server create_server"),
@@ -166,6 +199,35 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     ),
     (_WEBSOCKETS, "websockets.sync.client", "connect"),
     (_WEBSOCKETS, "websockets.sync.server", "serve"),
+    (_PARAMIKO, "paramiko paramiko.client", "SSHClient"),
+    (_PARAMIKO, "paramiko paramiko.transport", "Transport"),
+    (
+        _PIKA,
+        "pika pika.adapters.blocking_connection pika.adapters.select_connection",
+        "BlockingConnection SelectConnection",
+    ),
+    (_on_loop(_PIKA), "pika.adapters.asyncio_connection", "AsyncioConnection"),
+    (_PY_AMQP, "amqp amqp.connection", "Connection"),
+    (_PY_AMQP, "kombu kombu.connection", "Connection BrokerConnection"),
+    (_KAFKA, "kafka", "KafkaProducer KafkaConsumer KafkaAdminClient"),
+    (_on_loop(_without("tornado")), "tornado.tcpclient", "TCPClient"),
+    (_on_loop(_without("tornado")), "tornado.tcpserver", "TCPServer"),
+    (_on_loop(_without("tornado")), "tornado.httpserver", "HTTPServer"),
+    (_on_loop(_without("tornado")), "tornado.httpclient", "AsyncHTTPClient"),
+    (_TRIO, "trio", "open_tcp_stream open_tcp_listeners serve_tcp open_ssl_over_tcp_stream serve_ssl_over_tcp"),
+    (_BOTO, "boto3 boto3.session", "client resource Session.client Session.resource"),
+    (_BOTO, "botocore.session", "Session.create_client"),
+    (_MYSQL, "mysql.connector", "connect MySQLConnection pooling.MySQLConnectionPool"),
+    (_MYSQL, "mysql.connector.aio", "connect"),
+    (_OPTIONS, "httpcore", "ConnectionPool HTTPProxy SOCKSProxy"),
+    (_on_loop(_OPTIONS), "httpcore", "AsyncConnectionPool AsyncHTTPProxy AsyncSOCKSProxy"),
+    (_HTTPX, "httpx2", f"Client stream {_VERBS}"),
+    (_on_loop(_HTTPX), "httpx2", "AsyncClient"),
+    (_OPTIONS, "httpx2", "HTTPTransport"),
+    (_on_loop(_OPTIONS), "httpx2", "AsyncHTTPTransport"),
+    (_FLASK, "flask", "Flask.run"),
+    (_FLASK, "werkzeug.serving", "run_simple make_server"),
+    (_HAPPY, "aiohappyeyeballs", "start_connection"),
     (_on_loop(_AMQP), "aio_pika", "connect connect_robust"),
     (_on_loop(_AMQP), "aiormq", "connect"),
     (_on_loop(_NATS), "nats", "connect"),

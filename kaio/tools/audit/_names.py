@@ -39,7 +39,7 @@ _PASSING: Final = frozenset(
     {"wait_for", "shield", "ensure_future", "create_task", "gather", "run", "run_until_complete"}
     | {"closing", "aclosing", "enter_context", "enter_async_context", "wrap_socket"}
 )
-_TAKING: Final = frozenset({"get_extra_info", "extra", "accept", "dup", "__enter__", "__aenter__"})
+_TAKING: Final = frozenset({"get_transport", "get_extra_info", "extra", "accept", "dup", "__enter__", "__aenter__"})
 _PARTS: Final = frozenset({"sock", "socket", "sockets", "transport"})
 _LOOP_MAKERS: Final = re.compile(r"(^|\.)(get_running_loop|get_event_loop|new_event_loop|get_loop)\(\)$")
 _LOOP_CLASSES: Final = re.compile(

@@ -39,6 +39,7 @@ class Reader:
             todo += visit(node, where) if visit else self._children(node, where)
         for scope in self.scopes.values():
             self._move_declared(scope)
+        for scope in self.scopes.values():
             for bindings in scope.bindings.values():
                 bindings.sort(key=lambda binding: binding.end)
         self.calls.sort(key=lambda call: start(call[0]))

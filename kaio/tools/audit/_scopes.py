@@ -7,8 +7,9 @@ executed before a use (in another branch, further down in a loop) reaches it bes
 from __future__ import annotations
 
 import ast
+import bisect
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
     "Arm",
@@ -31,6 +32,9 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Definition: TypeAlias = Function | ast.ClassDef
 Meaning: TypeAlias = str | ast.expr | ast.arg | Definition | None
 Position: TypeAlias = tuple[int, int]
+_MOST_LIVE: Final = 50
+_MOST_LOOKED_AT: Final = 500
+
 Arm: TypeAlias = tuple[ast.AST, int]  # a compound statement, and the number of one of its blocks
 
 
@@ -131,15 +135,35 @@ def bindings(node: ast.expr, where: Where) -> list[Binding]:
 
 
 def _reaching(candidates: Sequence[Binding], where: Where | None, position: Position) -> list[Binding]:
-    """The bindings in effect at a place of their own scope; without a place, when the scope has been executed."""
+    """The bindings in effect at a place of their own scope; without a place, when the scope has been executed.
+
+    The candidates are in the order of the source.
+    """
     if where is None:
-        where, live = Where(candidates[0].where.scope), list(candidates)
-    else:
-        possible = [binding for binding in candidates if not _exclude_each_other(binding.where.arms, where.arms)]
-        before = [binding for binding in possible if binding.end <= position]
-        live = before or possible  # a name that is bound only further down was bound by an earlier turn of a loop
-    certain = [number for number, binding in enumerate(live) if is_certain(binding, where)]
-    return live[certain[-1] :] if certain else live
+        return _live(candidates, len(candidates), Where(candidates[0].where.scope))
+    before = bisect.bisect_right(candidates, position, key=_end_of)
+    # A name that is bound only further down was bound by an earlier turn of a loop.
+    return _live(candidates, before, where) or _live(candidates, len(candidates), where)
+
+
+def _live(candidates: Sequence[Binding], before: int, where: Where) -> list[Binding]:
+    """Those of the first candidates that are in effect, from the last certain one on.
+
+    They are looked at from the last one backwards, and not all of them: a name that is bound in thousands of branches
+    would otherwise take the square of that time.
+    """
+    found: list[Binding] = []
+    for number in range(before - 1, max(-1, before - 1 - _MOST_LOOKED_AT), -1):
+        binding = candidates[number]
+        if not _exclude_each_other(binding.where.arms, where.arms):
+            found.append(binding)
+            if is_certain(binding, where) or len(found) == _MOST_LIVE:
+                break
+    return found[::-1]
+
+
+def _end_of(binding: Binding) -> Position:
+    return binding.end
 
 
 def is_certain(binding: Binding, where: Where) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import PolicyError
@@ -22,7 +22,7 @@ from ._environment import choice
 from ._naming import descendants
 from ._records import Records
 from ._setting import Change, Memory, Outcome, Setter
-from ._sockets import read
+from ._sockets import ProcessSocket, read
 from ._system import Systems
 
 logger: Final = logging.getLogger("kaio")
@@ -77,7 +77,8 @@ class Attachment:
     of its own.
 
     `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`): what has
-    exactly the policy's options is then no choice of the program's.
+    exactly the policy's options is then no choice of the program's. Sockets for which `excepted` returns True are left
+    alone.
 
     Raises `PolicyError`, and `ProcessError` if a process does not exist. Close it, or use it as a context manager;
     the sockets then keep their options, without the user timeout where it is removed at that moment.
@@ -92,6 +93,7 @@ class Attachment:
         dry_run: bool = False,
         children: bool = False,
         by_kernel: bool = False,
+        excepted: Callable[[ProcessSocket], bool] | None = None,
     ) -> None:
         self.policy: Final = as_policy(keepalive)
         in_kernel(self.policy)  # raises PolicyError before anything is changed
@@ -107,6 +109,7 @@ class Attachment:
         self._dry_run = dry_run
         self._children = children
         self._by_kernel = by_kernel
+        self._excepted = excepted
         self._setters: dict[Keepalive, Setter] = {}
         self._policies: dict[int, tuple[Keepalive, str]] = {}
         self._processes: dict[int, Process] = {}
@@ -243,6 +246,7 @@ class Attachment:
                 force=self._force,
                 dry_run=self._dry_run,
                 by_kernel=self.policy if self._by_kernel else None,
+                excepted=self._excepted,
             )
         return self._setters[policy]
 

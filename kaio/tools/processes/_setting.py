@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from ...errors import KeepaliveError
@@ -114,6 +114,7 @@ class Setter:
         force: bool,
         dry_run: bool,
         by_kernel: Keepalive | None = None,
+        excepted: Callable[[ProcessSocket], bool] | None = None,
     ) -> None:
         self._policy = policy
         self._force = force
@@ -121,6 +122,7 @@ class Setter:
         self._known = memory.known
         self._ports = memory.ports
         self._records = records
+        self._excepted = excepted
         self._by_kernel = by_kernel  # the policy that the kernel gives to connections by itself
 
     def look_at(self, process: Process, seen: set[int]) -> list[Change]:
@@ -196,6 +198,8 @@ class Setter:
         """Set the policy on a new socket unless its own options are kept; None if it was closed."""
         wanted = _state(policy)
         known = self._known[found.inode] = _Known()
+        if self._excepted is not None and self._excepted(found):
+            return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why="its port is excepted")
         if _equal(found.state, wanted):
             self._remember(known, found, lifted=found.listening and wanted.user_timeout is None)
             return Change(socket=found, outcome=Outcome.SAME, after=found.state, why=self._exceptions(found, policy))

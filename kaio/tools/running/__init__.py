@@ -1,7 +1,6 @@
 """Running a program on whose sockets a policy is set from outside: the part of `kaio exec` that knows no terminal.
 
     _start     starting it, with what the caller of this process has given it, in a cgroup if there is one
-    _cgroup    a cgroup of its own, in which the kernel enforces the policy
     _signals   passing signals on, each exactly once
     _program   `Program`: the program and what it leaves behind, until the last process has ended
 
@@ -12,8 +11,7 @@ Linux only.
 
 from __future__ import annotations
 
-from ._cgroup import EnforcedCgroup
 from ._program import Program
 from ._signals import Signals
 
-__all__ = ["EnforcedCgroup", "Program", "Signals"]
+__all__ = ["Program", "Signals"]

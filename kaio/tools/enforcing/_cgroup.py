@@ -1,4 +1,4 @@
-"""A cgroup below this process's own, in which the kernel enforces a policy.
+"""A cgroup below this process's own, in which the kernel enforces a policy: that of a program which it starts.
 
 Rules kept here: the programs are attached without a link, so that they stay as long as the cgroup does: what the
 program leaves behind keeps its policy when this process has ended. An empty cgroup that an earlier command has left is
@@ -14,7 +14,7 @@ from typing import Final
 
 from ...policy import Keepalive
 from .. import cgroups
-from ..enforcing import EnforceError, enforce_for_good
+from ._enforcement import EnforceError, enforce_for_good
 
 __all__ = ["EnforcedCgroup"]
 
