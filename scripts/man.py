@@ -8,7 +8,6 @@ all of them.
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 import re
 import sys
@@ -60,7 +59,7 @@ def _page(command: click.Command, context: click.Context) -> str:
     path = context.command_path
     name = path.replace(" ", "-")
     lines = [
-        f'.TH "{_escaped(name.upper())}" "1" "{datetime.date.today():%Y-%m-%d}" "kaio {__version__}" "kaio"',
+        f'.TH "{_escaped(name.upper())}" "1" "" "kaio {__version__}" "kaio"',
         ".SH NAME",
         f"{_escaped(name)} \\- {_escaped(_summary(command, context))}",
         ".SH SYNOPSIS",
@@ -84,9 +83,7 @@ def _page(command: click.Command, context: click.Context) -> str:
 def _summary(command: click.Command, context: click.Context) -> str:
     if context.parent is None:
         return (command.help or "").split("\n")[0].rstrip(".")
-    return (
-        COMMANDS[str(context.info_name)].rstrip(".") if context.info_name in COMMANDS else command.get_short_help_str()
-    )
+    return COMMANDS[str(context.info_name)].rstrip(".")
 
 
 def _options(command: click.Command, context: click.Context) -> dict[str, str]:

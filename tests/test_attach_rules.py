@@ -116,7 +116,7 @@ def test_another_policy_replaces_kaio_s_own_and_undo_takes_it_back(other: Puppet
     }
     assert set(states(other.pid).values()) == {OFF}
     again = kaio("attach", str(other.pid), "--undo")
-    assert again.output.count("kept: kaio has set none here") == 5
+    assert again.output.count("kept: attach has set none here") == 5
 
 
 def test_what_the_program_has_changed_since_is_its_own(other: Puppet) -> None:
@@ -460,3 +460,14 @@ def test_a_policy_that_is_off_turns_keepalive_off_everywhere(other: Puppet) -> N
     attach(other.pid)
     attach(other.pid, Keepalive.OFF)
     assert {state.enabled for state in states(other.pid).values()} == {False}
+
+
+def test_a_socket_that_processes_share_is_undone_once(other: Puppet) -> None:
+    """As the listening socket of a server and its workers: the second process has nothing to say of it."""
+    other(f"{PAIR}\nread2, write2 = os.pipe()")
+    other(FORK)
+    assert kaio("attach", str(other.pid), "--children").exit_code == 0
+    done = kaio("attach", str(other.pid), "--children", "--undo", "--json")
+    outcomes = [row["outcome"] for row in json.loads(done.output)["sockets"]]
+    assert outcomes == ["undone"] * 4
+    other("os.write(write2, b'.')")

@@ -259,6 +259,55 @@ def test_what_the_application_sets_later_wins(member: Puppet, group: str, choice
         assert not found[fd].one_lost_probe_kills
 
 
+ALL_OWN: Final = f"{ON}, (TCP, 4, 20), (TCP, 5, 10), (TCP, 6, 4)"
+SEVERAL: Final = {
+    "a user timeout as the policy's, then a time": (
+        f"(TCP, 18, 60000), {IDLE}",
+        SocketState(enabled=False, idle=300, interval=75, count=9, user_timeout=60),
+    ),
+    "everything as the policy's": (f"(TCP, 18, 60000), {ALL_OWN}", HAS_POLICY),
+    "times as the policy's, then a short user timeout": (
+        f"{ALL_OWN}, {SHORT}",
+        SocketState(enabled=True, idle=20, interval=10, count=4, user_timeout=30),
+    ),
+    "one time as the policy's, then a short user timeout": (
+        f"{ON}, (TCP, 4, 20), (TCP, 5, 5), (TCP, 6, 1), (TCP, 18, 25000)",
+        SocketState(enabled=True, idle=20, interval=5, count=1, user_timeout=25),
+    ),
+}
+
+
+@pytest.mark.parametrize("on_listener", [False, True], ids=["connecting", "listening"])
+@pytest.mark.parametrize("choice", SEVERAL)
+def test_several_choices_before_stand_in_whatever_order(
+    member: Puppet, group: str, choice: str, on_listener: bool
+) -> None:
+    """The guard takes none of them for the policy's, which the socket does not have yet."""
+    options, expected = SEVERAL[choice]
+    with linked(group, POLICY):
+        _, client, accepted = made(member, f"{'listening' if on_listener else 'connecting'}=[{options}]")
+    assert (client, accepted) == ((HAS_POLICY, expected) if on_listener else (expected, HAS_POLICY))
+
+
+def test_a_policy_with_the_system_s_times_is_told_from_the_application_s_choice(member: Puppet, group: str) -> None:
+    """SO_KEEPALIVE and a short user timeout, on a socket that has no policy yet."""
+    with linked(group, Keepalive.SYSTEM):
+        _, client, _ = made(member, f"connecting=[{ON}, {SHORT}]")
+    assert client == SocketState(enabled=True, idle=7200, interval=75, count=9, user_timeout=30)
+
+
+def test_times_of_its_own_on_a_connection_stand_with_a_short_user_timeout(member: Puppet, group: str) -> None:
+    """Though one of them is as the policy's."""
+    with linked(group, POLICY):
+        fds = member(
+            f"{PAIR}\nit = pair()\nfor end in keep[-1][1:]:\n"
+            f" for option in [{ON}, (TCP, 4, 20), (TCP, 5, 5), (TCP, 6, 3), (TCP, 18, 28000)]: end.setsockopt(*option)"
+        )
+    found = {each.fd: each.state for each in sockets(member.pid)}
+    expected = SocketState(enabled=True, idle=20, interval=5, count=3, user_timeout=28)
+    assert {found[fd] for fd in fds[1:]} == {expected}
+
+
 def test_the_sysctls_of_another_network_namespace_are_no_choice(member: Puppet, group: str) -> None:
     """Nor are those that change afterwards."""
     network = Namespace("own")

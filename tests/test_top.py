@@ -498,7 +498,7 @@ def test_the_filter_selects_rows_that_contain_its_text(network: Namespace, pairs
         (["--interval", "0"], 2, "interval='0'"),
         (["--interval", "soon"], 2, "interval='soon'"),
         (["--sort", "colour"], 2, "colour"),
-        (["server"], 2, "server"),
+        (["no-such-server"], 3, "there is no process of that name"),
         ([2**22 + 1], 3, "no such process"),
     ],
 )

@@ -77,7 +77,7 @@ def attach(
             failed |= report_refused(attachment, set())
             for line in attachment.unreadable:
                 complain(line)
-            if not below:
+            if not below and not refused:
                 tell_of_children(pids, descendants(pids))
             if watch is not None and not dry_run:
                 _keep_looking(attachment, watch, output)

@@ -140,9 +140,14 @@ class _Wanted:
         self.boot = boot
 
     def excepts(self, found: ProcessSocket) -> bool:
-        """Whether a port of a socket is excepted. Which end is the service cannot be seen, so either counts."""
+        """Whether a socket that exists is left alone.
+
+        A listening socket is: the kernel gives the policy to what it accepts, which otherwise would inherit it, and
+        keep it when another one is enforced. So is a socket one of whose ports is excepted; which end is the service
+        cannot be seen.
+        """
         ports = {found.local[1], *(() if found.peer is None else (found.peer[1],))}
-        return any(each.first <= port <= each.last for each in self.ports for port in ports)
+        return found.listening or any(each.first <= port <= each.last for each in self.ports for port in ports)
 
     def files(self) -> dict[str, str]:
         """The files for systemd, by path relative to the root directory."""

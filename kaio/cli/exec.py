@@ -148,7 +148,8 @@ def _exit_like(code: int) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of this process would replace the program's
     number = -code
     if number != signal.SIGKILL:
-        signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        with contextlib.suppress(OSError, ValueError):  # two signals are the C library's, and never blocked
+            signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
     sys.exit(128 + number)

@@ -34,7 +34,7 @@ from ..policy import parse_time
 from ..tools.procfs import user_name
 from ..tools.sockdiag import Connections, TcpConnection, Timer
 from ._output import MISTAKE, fail, json_option, on_terminal, print_json, print_table, printable
-from ._processes import state_name
+from ._processes import find_all, state_name
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison
@@ -381,15 +381,19 @@ def _watch(pids: Sequence[int], view: View, interval: float) -> int:
 
 
 @click.command()
-@click.argument("pids", nargs=-1, type=click.IntRange(min=1), metavar="[PID]...")
+@click.argument("subjects", nargs=-1, metavar="[PID | NAME | UNIT]...")
 @click.option("--once", is_flag=True, help="Print the list once and exit; the default without a terminal.")
 @click.option("--interval", default="1s", metavar="TIME", help="Time between samples, such as 1s or 500ms.")
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="probes", help="The sort key.")
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @click.option("--filter", "words", default="", metavar="TEXT", help="Show only rows that contain this text.")
 @json_option
-def top(pids: tuple[int, ...], once: bool, interval: str, sort: str, reverse: bool, words: str, as_json: bool) -> None:
+def top(
+    subjects: tuple[str, ...], once: bool, interval: str, sort: str, reverse: bool, words: str, as_json: bool
+) -> None:
     """List the TCP connections of this network namespace, or of some processes, and update the list.
+
+    Processes are given by number, by name as for `pgrep -x`, or by systemd unit.
 
     For each: the process, the peer's health, the kernel's active timer and the time left, unanswered probes and
     retransmissions, the time since anything was received, the round-trip time, bytes sent and not acknowledged, bytes
@@ -403,6 +407,7 @@ def top(pids: tuple[int, ...], once: bool, interval: str, sort: str, reverse: bo
         fail(f"interval={interval!r}: must be at least {_LEAST_INTERVAL:g} s", MISTAKE)
     view = View(sort, reverse, words)
     try:
+        pids = find_all(subjects)
         if not (once or as_json or not on_terminal() or os.environ.get("TERM") == "dumb"):
             sys.exit(_watch(pids, view, seconds))
         with Connections(pids) as connections:

@@ -19,6 +19,7 @@ from ._enforcement import EnforceError, enforce_for_good
 __all__ = ["EnforcedCgroup"]
 
 _PREFIX: Final = "kaio-exec-"
+_MOST_NAMES: Final = 100
 _PATIENCE: Final = 0.2  # seconds until the kernel has let go of the last process
 
 
@@ -29,8 +30,8 @@ class EnforcedCgroup:
         try:
             own = cgroups.of_process()
             _remove_empty(own)
-            self.path: Final = os.path.join(own, f"{_PREFIX}{os.getpid()}")
-            self._lock = _made(self.path)
+            path, self._lock = _made(os.path.join(own, f"{_PREFIX}{os.getpid()}"))
+            self.path: Final = path
         except OSError as exc:
             where = f"{exc.filename}: " if exc.filename else ""
             raise EnforceError(exc.errno, f"{where}{exc.strerror}") from None
@@ -56,12 +57,23 @@ class EnforcedCgroup:
                 time.sleep(0.005)
 
 
-def _made(path: str) -> int:
-    """Make a cgroup and lock it, again if another command has removed it in between."""
+def _made(wanted: str) -> tuple[str, int]:
+    """Make a cgroup and lock it, again if another command has removed it in between; return its path and the lock.
+
+    A process may be left in the one of an earlier command that had this process's number; then the name is another.
+    """
+    number = 1
     while True:
-        os.mkdir(path)
+        path = wanted if number == 1 else f"{wanted}-{number}"
+        number += 1
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if number > _MOST_NAMES:
+                raise
+            continue
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            return _locked(path)
+            return path, _locked(path)
         with contextlib.suppress(OSError):
             os.rmdir(path)
 

@@ -75,6 +75,7 @@ class _Known:
 
     given: SocketState | None = None  # the options that kaio set; None: none, or changed by the program
     watch: Watch | None = None  # of its peer, with stalled="keep"
+    undone: bool = False  # it has its earlier options again, by way of another process that shares it
     lifted: bool = False  # its user timeout is removed for now
 
 
@@ -199,7 +200,7 @@ class Setter:
         wanted = _state(policy)
         known = self._known[found.inode] = _Known()
         if self._excepted is not None and self._excepted(found):
-            return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why="its port is excepted")
+            return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why="it is excepted")
         if _equal(found.state, wanted):
             self._remember(known, found, lifted=found.listening and wanted.user_timeout is None)
             return Change(socket=found, outcome=Outcome.SAME, after=found.state, why=self._exceptions(found, policy))
@@ -276,13 +277,14 @@ class Setter:
         """Give the sockets of a process back what they had before kaio set any options. Raises `ProcessError`."""
         # Connections before the listening socket from whose record it is known what theirs are.
         found = sorted(read(process, Systems()), key=lambda one: one.listening)
-        return [change for one in found if (change := self._undo_one(process, one)) is not None]
+        fresh = [one for one in found if self._known.setdefault(one.inode, _Known()).undone is False]
+        return [change for one in fresh if (change := self._undo_one(process, one)) is not None]
 
     def _undo_one(self, process: Process, found: ProcessSocket) -> Change | None:
         earlier = self._earlier(found)
         if earlier is None:
             changed = self._records.find(found.cookie) is not None
-            why = "the program has changed its options since" if changed else "kaio has set none here"
+            why = "the program has changed its options since" if changed else "attach has set none here"
             return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
         after = earlier.before
         if not self._dry_run:
@@ -296,6 +298,7 @@ class Setter:
                 except OSError as exc:
                     return Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=str(exc.strerror))
             self._records.drop(found.cookie)
+        self._known.setdefault(found.inode, _Known()).undone = True
         return Change(socket=found, outcome=Outcome.UNDONE, after=after)
 
     # -- known sockets

@@ -65,15 +65,17 @@ class Program:
 
     def _reap(self) -> bool:
         """Reap all children that have ended. Returns whether there are any, or no child is left."""
-        witness = self._signals.witness
         reaped = False
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return True
-            if found is None or found.si_pid == witness:
+            if found is None:
                 return reaped
+            if found.si_pid == self._signals.witness:  # somebody has killed it; it would be found again and again
+                self._signals.close()
+                continue
             reaped = True
             with contextlib.suppress(ChildProcessError):
                 pid, status = os.waitpid(found.si_pid, 0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from typing import Final
@@ -24,6 +25,7 @@ _OWN: Final = frozenset({signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU})
 """Not passed on: they tell of a child, or stop a process that uses its terminal in the background."""
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL
 _MOST_DESCRIPTORS: Final = 1 << 16
+_PATIENCE: Final = 2000  # milliseconds until the witness must have answered
 
 
 class Signals:
@@ -77,7 +79,7 @@ class Signals:
         self._stop_as_the_terminal_says(number)
 
     def close(self) -> None:
-        """End the witness."""
+        """End the witness. Signals to the group are passed on from then on, so that the program has them twice."""
         if self._witness is not None:
             self._witness.end()
             self._witness = None
@@ -86,7 +88,8 @@ class Signals:
         """Whether the whole process group was sent this signal, and the program with it."""
         if self._witness is None or not self._witness.has(number):
             return False
-        self._witness.take(number)
+        if not self._witness.take(number):
+            self.close()
         try:
             return os.getpgid(program) == os.getpgrp()
         except ProcessLookupError:
@@ -125,11 +128,15 @@ class _Witness:
             return False
         return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
-    def take(self, number: int) -> None:
-        """Have it take a pending signal."""
-        with contextlib.suppress(OSError):  # somebody has killed it
+    def take(self, number: int) -> bool:
+        """Have it take a pending signal. Returns whether it did: somebody may have killed or stopped it."""
+        try:
             os.write(self._writer, bytes([number]))
-            os.read(self._reader, 1)
+        except OSError:
+            return False
+        answer = select.poll()
+        answer.register(self._reader, select.POLLIN)
+        return bool(answer.poll(_PATIENCE) and os.read(self._reader, 1))
 
     def end(self) -> None:
         """End it."""
