@@ -366,6 +366,28 @@ def test_in_the_kernel_s_cgroup_there_is_no_gap() -> None:
             assert {states(inside.pid)[fd] for fd in fds} == {HAS_QUICK}
 
 
+def test_what_a_listening_socket_accepts_has_all_of_the_policy_at_once() -> None:
+    """Times set on it from outside would come without the user timeout, and count as the program's choice."""
+    reason = own_cgroup.lacking()
+    if reason is not None:
+        pytest.skip(reason)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as inherited,
+        running("--by", "kernel", "--quiet", pass_fds=[inherited.fileno()]) as inside,
+    ):
+        inside("listener = socket.create_server(('127.0.0.1', 0))")
+        number = inside("it = listener.fileno()")
+        # The inherited one is not of the program's cgroup: that it has been set shows that all sockets were looked at.
+        until(lambda: states(inside.pid)[inherited.fileno()].enabled)
+        assert not states(inside.pid)[number].enabled
+        accepted = inside("""
+client = socket.create_connection(listener.getsockname())
+accepted, _ = listener.accept()
+it = [accepted.getsockopt(socket.SOL_SOCKET, 9), *(accepted.getsockopt(TCP, n) for n in (4, 5, 6, 18))]
+""")
+        assert accepted == [1, 1, 1, 2, 3000]
+
+
 @pytest.mark.parametrize("environment", ["KEEPALIVE=off", "KEEPIDLE=30"])
 def test_the_environment_of_a_child_program_decides(way: list[str], environment: str) -> None:
     """`kaio exec` of a script whose programs opt out, or have times of their own."""
