@@ -624,9 +624,11 @@ def test_the_status_is_whole_while_others_enforce_and_lift(group: str, bpffs: st
 
     def change() -> None:
         while not stop.is_set():
-            enforce(target, POLICY, bpffs=bpffs)
-            enforce(target, "30s:10s:4", bpffs=bpffs)
+            for policy in (POLICY, Keepalive(30, 10, 4)):
+                enforce(target, policy, bpffs=bpffs)
+                time.sleep(0.03)  # longer than between two attempts to lock, so that the others have it, too
             lift(target, bpffs=bpffs)
+            time.sleep(0.03)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         changing = pool.submit(change)
@@ -636,7 +638,7 @@ def test_the_status_is_whole_while_others_enforce_and_lift(group: str, bpffs: st
                 found = enforcements(bpffs=bpffs)
                 assert all(each.attached for each in found)
                 seen += bool(found)
-                time.sleep(0.03)  # longer than between two attempts to lock, so that the others have it, too
+                time.sleep(0.03)
         finally:
             stop.set()
         changing.result()
