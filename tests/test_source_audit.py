@@ -470,6 +470,96 @@ def test_deeply_nested_source_does_not_overflow_the_stack(tmp_path: Path) -> Non
     assert [each.line for each in audit([tmp_path])] == [3]
 
 
+_ON = ".setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)"
+
+# What is repeated, and what stands before it: shapes of generated source.
+REPEATED = {
+    "one name": ("import socket", f"s = socket.socket()\ns{_ON}"),
+    "in one function": ("import socket\ndef f():", f"    s = socket.socket()\n    s{_ON}"),
+    "in branches": ("import socket", f"if x:\n    s = socket.socket()\n    s{_ON}"),
+    "after branches": ("import socket", f"if x:\n    s = socket.socket()\ns{_ON}"),
+    "elif": ("import socket\nif x: pass", f"elif x:\n    s = socket.socket()\n    s{_ON}"),
+    "imports": ("", "import socket\nsocket.socket()"),
+    "guarded imports": ("", "try:\n    import socket\nexcept ImportError:\n    socket = None\nsocket.socket()"),
+    "stars": ("", "from a import *\nfrom socket import *\nsocket()"),
+    "globals": ("import socket", f"def f():\n    global s\n    s = socket.socket()\n    s{_ON}"),
+    "attributes": (
+        "import socket\nclass A:",
+        f"    def f(self): self.s = socket.socket()\n    def g(self): self.s{_ON}",
+    ),
+    "arguments": (f"import socket\ndef f(s):\n    s{_ON}", "s = socket.socket()\nf(s)"),
+    "one class": ("import socket\nclass A(socket.socket):\n    x = [MANY]", "A()"),
+    "one list": ("import grpc\nx = [MANY]", "grpc.insecure_channel('a', x)"),
+}
+
+
+@pytest.mark.parametrize("shape", REPEATED)
+def test_the_work_grows_as_the_source(shape: str, tmp_path: Path) -> None:
+    """Eight times as many sockets are eight times the work and no more, counted in calls of functions."""
+    before, repeated = REPEATED[shape]
+    work = {}
+    for times in (100, 800):
+        path = tmp_path / f"{times}.py"
+        path.write_text("\n".join([before.replace("MANY", "1, " * times), *[repeated] * times]) + "\n")
+        calls = [0]
+
+        def count(frame: object, event: str, argument: object, calls: list[int] = calls) -> None:
+            calls[0] += 1
+
+        sys.setprofile(count)
+        try:
+            findings = audit([path])
+        finally:
+            sys.setprofile(None)
+        assert len(findings) == times
+        work[times] = calls[0]
+    assert work[800] < 12 * work[100]
+
+
+@pytest.mark.parametrize("names", ["s", "s{number}"])
+def test_all_of_many_sockets_are_followed(names: str, tmp_path: Path) -> None:
+    """Into a loop over a list, into a function that all are passed to, and through an attribute."""
+    lines = ["import socket", "def keep(sock):", f"    sock{_ON}", "class A:", "    def __init__(self):"]
+    lines += ["        self.s = socket.socket()"] * 300 + ["    def keep(self):", f"        self.s{_ON}"]
+    lines += ["some = [", *["socket.socket(),"] * 300, "]", "for each in some:", f"    each{_ON}"]
+    for number in range(300):
+        name = names.format(number=number)
+        lines += [f"{name} = socket.socket()", f"keep({name})"]
+    (tmp_path / "a.py").write_text("\n".join(lines) + "\n")
+    findings = audit([tmp_path])
+    assert len(findings) == 900
+    assert all(finding.covered for finding in findings)
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_an_elif_chain_is_one_choice(name: str, tmp_path: Path) -> None:
+    """What one arm sets is not set in another, and what an arm's condition made is known in its body."""
+    write_files(tmp_path, {"sample.py": ELIF.replace("NAME", name)})
+    check(audit([tmp_path]), marked(tmp_path, "sample.py"))
+
+
+ELIF = """
+    import socket
+    if NAME == 1:
+        s = socket.socket()  #! socket.socket
+    elif NAME == 2:
+        s = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    elif (t := socket.socket()):  #+ socket.socket: SO_KEEPALIVE
+        s = socket.socket()  #! socket.socket
+        t.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    else:
+        s = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    u = None
+    if NAME == 3:
+        u = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+    elif NAME == 4:
+        u = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+    u.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+"""
+
+
 def test_source_is_not_imported_or_executed(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import sys\nsys.modules['ran'] = sys\nraise SystemExit\n")
     assert audit([tmp_path]) == []

@@ -6,10 +6,10 @@ Rules kept here: evidence belongs to the call that made the connection. Of sever
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ._calls import argument, values
+from ._calls import argument, mentions, shown, values
 from ._kaio import TAKES_SOCKETS
 from ._names import Names
 from ._scopes import Where
@@ -32,10 +32,16 @@ class Evidence:
         self._names = names
         self._values = values
         self._verdicts: dict[ast.Call, Verdict] = {}
-        self.passed_to_asyncio: set[ast.Call] = set()
-        """The calls whose sockets are passed to asyncio or to a method of an event loop."""
+        self._by_made: dict[frozenset[ast.Call], Verdict] = {}
+        self._setting_classes: dict[ast.AST, bool] = {}
+        passed: set[frozenset[ast.Call]] = set()
         for call, where in calls:
-            self._read(call, where)
+            passed.update(self._read(call, where))
+        self.passed_to_asyncio = frozenset[ast.Call]().union(*passed)
+        """The calls whose sockets are passed to asyncio or to a method of an event loop."""
+        for made, verdict in self._by_made.items():
+            for call in made:
+                self._verdicts[call] = _better(verdict, self._verdicts.get(call))
 
     def about(self, call: ast.Call) -> Verdict | None:
         """What was found about the connection that a call makes."""
@@ -43,28 +49,33 @@ class Evidence:
 
     def class_sets_it(self, call: ast.Call, where: Where) -> bool:
         """Whether the call instantiates a class of this file whose source mentions SO_KEEPALIVE."""
-        definitions = {origin.definition for origin in self._names.of(call.func, where)}
-        return any("SO_KEEPALIVE" in ast.unparse(each) for each in definitions if isinstance(each, ast.ClassDef))
+        return any(self._sets_it(origin.definition) for origin in self._names.kinds(call.func, where))
 
-    def _read(self, call: ast.Call, where: Where) -> None:
+    def _sets_it(self, definition: ast.AST | None) -> bool:
+        if not isinstance(definition, ast.ClassDef):
+            return False
+        if definition not in self._setting_classes:
+            self._setting_classes[definition] = mentions(definition, "SO_KEEPALIVE")
+        return self._setting_classes[definition]
+
+    def _read(self, call: ast.Call, where: Where) -> Iterator[frozenset[ast.Call]]:
+        """Read one call. Yields the calls that made what it passes to asyncio."""
         function = call.func
+        asyncio = False
         if isinstance(function, ast.Attribute):
             self._add(function.value, where, self._method(function.attr, call, where))
-            if self._names.is_loop(function.value, where):
-                self._pass_to_asyncio(call, where)
-        for origin in self._names.of(function, where):
-            if origin.path.startswith("asyncio."):
-                self._pass_to_asyncio(call, where)
+            asyncio = self._names.is_loop(function.value, where)
+        for origin in self._names.kinds(function, where):
+            asyncio = asyncio or origin.path.startswith("asyncio.")
             if origin.path in TAKES_SOCKETS:
                 self._pass_to_kaio(origin.path, call, where)
+        if asyncio:
+            yield from (self._names.made(value, where) for value in values(call))
 
     def _add(self, node: ast.expr, where: Where, verdict: Verdict | None) -> None:
-        if verdict is None:
-            return
-        for call in self._names.made(node, where):
-            known = self._verdicts.get(call)
-            if known is None or verdict.covered > known.covered:
-                self._verdicts[call] = verdict
+        if verdict is not None:
+            made = self._names.made(node, where)
+            self._by_made[made] = _better(verdict, self._by_made.get(made))
 
     # -- methods of a connection
 
@@ -89,20 +100,16 @@ class Evidence:
             return None  # the same number is a different option at that level
         value = self._values.is_on(call.args[2], where)
         if value is None:
-            return Verdict(True, f"{on}, to the value of `{ast.unparse(call.args[2])}`")
+            return Verdict(True, f"{on}, to the value of `{shown(call.args[2])}`")
         return Verdict(value, on if value else f"SO_KEEPALIVE is turned off on line {call.lineno}")
 
     def _adapter_sets_it(self, node: ast.expr | None, where: Where) -> bool:
-        for origin in self._names.of(node, where) if node is not None else ():
+        for origin in self._names.kinds(node, where) if node is not None else ():
             if origin.path.rpartition(".")[2] in ("TCPKeepAliveAdapter()", "SocketOptionsAdapter()"):
                 return True
         return isinstance(node, ast.Call) and self.class_sets_it(node, where)
 
     # -- functions that a connection is passed to
-
-    def _pass_to_asyncio(self, call: ast.Call, where: Where) -> None:
-        for value in values(call):
-            self.passed_to_asyncio |= self._names.made(value, where)
 
     def _pass_to_kaio(self, path: str, call: ast.Call, where: Where) -> None:
         policy = argument(call, 1 if path == "kaio.apply" else len(call.args), "policy", "keepalive")
@@ -110,3 +117,8 @@ class Evidence:
             return
         for value in values(call):
             self._add(value, where, Verdict(True, f"it is passed to {path} on line {call.lineno}"))
+
+
+def _better(verdict: Verdict, known: Verdict | None) -> Verdict:
+    """The first of two verdicts that covers; else the one that was known."""
+    return verdict if known is None or verdict.covered > known.covered else known

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from ._calls import argument, callbacks, existing_connection, last_name, values
+from ._calls import argument, callbacks, existing_connection, last_name, shown, values
 from ._evidence import Evidence, Verdict
 from ._kaio import LOOPS, PROTOCOLS, canonical
 from ._libraries import TABLE, Rule
@@ -120,10 +120,10 @@ class Judge:
             text = f"{rule.mentions} is in {name}="
         else:
             known = self._values.is_on(value, where)
-            text = f"{name}={ast.unparse(value)}"
+            text = f"{name}={shown(value)}"
         if known is False:
             return Verdict(False, rule.advice)
-        return Verdict(True, text if known else f"{name}= is passed, with the value of `{ast.unparse(value)}`")
+        return Verdict(True, text if known else f"{name}= is passed, with the value of `{shown(value)}`")
 
     def _has_kaio_protocol(self, call: ast.Call, where: Where) -> bool:
         """Whether the protocol that is passed to asyncio is a subclass of kaio's."""
@@ -138,7 +138,7 @@ class Judge:
         lines = [
             node.lineno
             for node, where in (reader.names if "kaio" in reader.modules else ())
-            if any(origin.path in LOOPS for origin in self._names.of(node, where))
+            if any(origin.path in LOOPS for origin in self._names.kinds(node, where))
         ]
         for call, _ in self._calls:
             lines += [each.value.lineno for each in call.keywords if _names_kaio_loop(each.value)]

@@ -1,16 +1,20 @@
 """The scopes of a Python file: which name is bound where, and which bindings reach the place where it is used.
 
 Rules kept here: a binding is an assignment, an import, a parameter or a definition. One that may or may not have been
-executed before a use (in another branch, further down in a loop) reaches it beside the earlier ones.
+executed before a use (in another branch, further down in a loop) reaches it beside the earlier ones; of more than
+fifty, only the nearest do, so that the time for a file grows as its length.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
+    "MOST",
     "Arm",
     "Binding",
     "Definition",
@@ -32,6 +36,10 @@ Definition: TypeAlias = Function | ast.ClassDef
 Meaning: TypeAlias = str | ast.expr | ast.arg | Definition | None
 Position: TypeAlias = tuple[int, int]
 Arm: TypeAlias = tuple[ast.AST, int]  # a compound statement, and the number of one of its blocks
+
+MOST: Final = 50
+"""The number of bindings that may be in effect for one name at one place."""
+_SEARCHED: Final = 10 * MOST  # bindings that are looked at, with those that exclude the place
 
 
 class Where(NamedTuple):
@@ -65,9 +73,18 @@ class Scope:
         self.bindings: dict[str, list[Binding]] = {}  # by the name, or by the dotted text of an attribute
         self.declared: dict[str, type[ast.AST]] = {}  # names that are `global` or `nonlocal` here
         self.stars: list[str] = []  # modules from which `*` was imported
+        self._executed: dict[str, list[Binding]] = {}
 
     def add(self, name: str, binding: Binding) -> None:
         self.bindings.setdefault(name, []).append(binding)
+
+    def executed(self, name: str) -> list[Binding]:
+        """The bindings of a name that are in effect when all of this scope has been executed."""
+        if name not in self._executed:
+            found = self.bindings[name]
+            certain = (number for number in range(len(found) - 1, 0, -1) if not found[number].where.arms)
+            self._executed[name] = found[next(certain, 0) :]
+        return self._executed[name]
 
     def chain(self) -> Iterator[Scope]:
         """The scopes in which Python looks a name up: this one, and those around it that are not classes."""
@@ -76,6 +93,11 @@ class Scope:
             if scope is self or not isinstance(scope.node, ast.ClassDef):
                 yield scope
             scope = scope.parent
+
+    def method(self, name: str) -> ast.FunctionDef | None:
+        """A method that is defined in this class itself."""
+        found = (each.meaning for each in self.bindings.get(name, ()))
+        return next((each for each in found if isinstance(each, ast.FunctionDef)), None)
 
     def method_of(self, name: str) -> Scope | None:
         """The scope of the class, when the name is the first parameter of one of its methods."""
@@ -126,20 +148,31 @@ def bindings(node: ast.expr, where: Where) -> list[Binding]:
     text = dotted(node)
     for scope in where.scope.chain():
         if text in scope.bindings:
-            return _reaching(scope.bindings[text], where if scope is where.scope else None, start(node))
+            return scope.executed(text) if scope is not where.scope else _reaching(scope.bindings[text], where, node)
     return []
 
 
-def _reaching(candidates: Sequence[Binding], where: Where | None, position: Position) -> list[Binding]:
-    """The bindings in effect at a place of their own scope; without a place, when the scope has been executed."""
-    if where is None:
-        where, live = Where(candidates[0].where.scope), list(candidates)
-    else:
-        possible = [binding for binding in candidates if not _exclude_each_other(binding.where.arms, where.arms)]
-        before = [binding for binding in possible if binding.end <= position]
-        live = before or possible  # a name that is bound only further down was bound by an earlier turn of a loop
-    certain = [number for number, binding in enumerate(live) if is_certain(binding, where)]
-    return live[certain[-1] :] if certain else live
+def _reaching(candidates: Sequence[Binding], where: Where, node: ast.expr) -> list[Binding]:
+    """The bindings in effect at a place of their own scope."""
+    done = bisect_right(candidates, start(node), key=_end)
+    before = _live((candidates[number] for number in range(done - 1, -1, -1)), where)
+    # a name that is bound only further down was bound by an earlier turn of a loop
+    return before or _live((candidates[number] for number in range(len(candidates) - 1, done - 1, -1)), where)
+
+
+def _live(latest_first: Iterable[Binding], where: Where) -> list[Binding]:
+    """The last binding that is certainly executed before a place, and those after it that may be."""
+    found: list[Binding] = []
+    for binding in islice(latest_first, _SEARCHED):
+        if not _exclude_each_other(binding.where.arms, where.arms):
+            found.append(binding)
+            if len(found) == MOST or is_certain(binding, where):
+                break
+    return found[::-1]
+
+
+def _end(binding: Binding) -> Position:
+    return binding.end
 
 
 def is_certain(binding: Binding, where: Where) -> bool:
