@@ -6,14 +6,24 @@ In the samples, a comment marks each line that makes a connection: `#!` and the 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
+import shutil
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 import kaio
+from kaio.cli import cli
 from kaio.tools.audit import Finding, audit
+from kaio.tools.audit._files import LARGEST
 from kaio.tools.audit._kaio import LOOPS, PROTOCOLS, TAKES_SOCKETS
 from kaio.tools.audit._libraries import TABLE
 
@@ -457,6 +467,320 @@ def test_each_file_is_audited_once_however_it_is_named(tmp_path: Path) -> None:
         (str(tmp_path / ".hidden" / "tool"), "socket.socket"),
         (str(tmp_path / "broken.py"), ""),
     ]
+
+
+# -- files
+
+
+def run(*arguments: str | Path) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli, ["audit", *map(str, arguments)], prog_name="kaio")
+
+
+BARE = "import socket\nsocket.socket()\n"
+KEPT = "import kaio, socket\nkaio.apply(socket.socket())\n"
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
+def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
+    """A FIFO would be waited on for ever. The other files are read, whether it was named or found."""
+    special = tmp_path / "a.py"
+    with contextlib.ExitStack() as stack:
+        if kind == "FIFO":
+            os.mkfifo(special)
+        elif kind == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(special))
+        else:
+            special.symlink_to("/dev/zero")
+        (tmp_path / "b.py").write_text(KEPT)
+        for result in (run(tmp_path), run(special, tmp_path / "b.py")):
+            lines = result.output.splitlines()
+            assert lines[0] == f"! {special}:1: cannot be read: it is a {kind}, not a regular file"
+            assert lines[1].startswith(f"  {tmp_path}/b.py:2: socket.socket: ")
+            assert lines[2:] == ["files: 1, unreadable: 1, places: 1, uncovered: 0"]
+            assert result.exit_code == 1
+        assert run(special).exit_code == 3
+
+
+def test_a_file_is_not_read_beyond_a_limit(tmp_path: Path) -> None:
+    large, small = tmp_path / "large.py", tmp_path / "small.py"
+    with large.open("wb") as file:
+        file.truncate(LARGEST + 1)
+    small.write_text(KEPT)
+    result = run(large, small)
+    assert f"! {large}:1: cannot be read: it has more than 16 MiB\n" in result.output
+    assert result.output.endswith("files: 1, unreadable: 1, places: 1, uncovered: 0\n")
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = tmp_path / "a.py"
+    growing.write_text("")
+    monkeypatch.setattr(os, "read", lambda descriptor, size: b"#" * size)
+    (finding,) = audit([growing])
+    assert finding.why == "cannot be read: it has more than 16 MiB"
+
+
+def test_a_directory_that_vanishes_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or cannot be listed; the others are read."""
+    write_files(tmp_path, {"a/a.py": KEPT, "b/b.py": KEPT, "c.py": KEPT})
+    scandir = os.scandir
+
+    def vanishing(path: str) -> Iterator[os.DirEntry[str]]:
+        if path == str(tmp_path / "a"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    found = audit([tmp_path])
+    assert [(each.path, each.why) for each in found if not each.call] == [
+        (str(tmp_path / "a"), "cannot be read: No such file or directory")
+    ]
+    assert [each.path for each in found if each.call] == [str(tmp_path / "c.py"), str(tmp_path / "b" / "b.py")]
+
+
+def test_directories_of_any_depth_are_walked(tmp_path: Path) -> None:
+    """Deeper than Python's stack; a path that is too long for the kernel is reported."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(2100):
+            os.mkdir("d", dir_fd=here)
+            inner = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
+    finally:
+        os.close(here)
+    (tmp_path / "a.py").write_text(KEPT)
+    try:
+        covered, deep = audit([tmp_path])
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # shutil.rmtree() calls itself for each level
+    assert covered.covered
+    assert deep.why == "cannot be read: File name too long"
+
+
+def test_loops_of_links_end(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "a.py").symlink_to(tmp_path / "a.py")
+    (tmp_path / "b.py").write_text(KEPT)
+    loop, covered = audit([tmp_path])
+    assert loop.why == "cannot be read: Too many levels of symbolic links"
+    assert covered.covered
+    result = run(tmp_path / "a.py")
+    assert (result.exit_code, "Too many levels" in result.stdout) == (3, True)
+
+
+COOKIES = [
+    *("utf-16", "utf-32", "utf-7", "rot13", "hex", "zip", "bz2", "base64", "uu", "idna", "punycode", "undefined"),
+    *("unicode_escape", "raw_unicode_escape", "mbcs", "oem", "ascii", "nonsense", "charmap", "quopri", "utf_8_sig"),
+]
+
+
+@pytest.mark.parametrize("cookie", COOKIES)
+def test_a_coding_cookie_that_lies_is_no_traceback(cookie: str, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_bytes(b"# coding: " + cookie.encode() + b"\nx = '\xc3\xa9\\ud800'\n" + BARE.encode())
+    (tmp_path / "b.py").write_text(BARE)
+    *_, good = audit([tmp_path])
+    assert (good.path, good.call) == (str(tmp_path / "b.py"), "socket.socket")
+    assert run(tmp_path).exit_code == 1
+
+
+def test_which_files_are_python(tmp_path: Path) -> None:
+    """With a byte order mark, in another encoding, without a console; stubs are not audited."""
+    (tmp_path / "bom.py").write_bytes(b"\xef\xbb\xbf" + BARE.encode())
+    (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\nx = '\xe9'\n" + BARE.encode())
+    write_files(tmp_path, {"window.pyw": BARE, "stub.pyi": BARE, "data.py.txt": BARE})
+    named = ["bom.py", "latin.py", "window.pyw"]
+    assert [each.path for each in audit([tmp_path])] == [str(tmp_path / name) for name in named]
+    assert audit([tmp_path / "stub.pyi"]) == []
+    result = run(tmp_path / "stub.pyi")
+    assert (result.exit_code, result.stderr) == (3, f"kaio: nothing to audit in {tmp_path}/stub.pyi\n")
+
+
+NESTED = {
+    "brackets": "[" * 150 + "socket.socket()" + "]" * 150,
+    "minus": "-" * 3000 + "1",
+    "attributes": "x" + ".a" * 3000,
+    "calls": "x" + "()" * 900,
+    "lambdas": "lambda: " * 90 + "1",
+    "ternaries": "1 if x else " * 300 + "2",
+    "text": "f'" + "{x}" * 3000 + "'",
+    "no end": "(" * 10_000,
+}
+
+
+@pytest.mark.parametrize("expression", NESTED)
+def test_deeply_nested_expressions_end_with_an_answer(expression: str, tmp_path: Path) -> None:
+    """Passed as an argument too, and shown: in one line, and not at any length."""
+    write_files(
+        tmp_path,
+        {
+            "a.py": f"import socket\nx = {NESTED[expression]}\n",
+            "b.py": f"import redis\nredis.Redis(socket_keepalive={NESTED[expression]})\n",
+            "c.py": BARE,
+        },
+    )
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert f"! {tmp_path}/c.py:2: socket.socket: " in result.output
+    assert all(len(line) < len(str(tmp_path)) + 300 for line in result.output.splitlines())
+
+
+HOSTILE = [
+    (b"\xff\xfe.py", r"\xff\xfe.py"),
+    (b"a\n! forged.py:1: b.py", r"a\n! forged.py:1: b.py"),
+    (b"\x1b[2J\x1b]0;owned\x07.py", r"\x1b[2J\x1b]0;owned\x07.py"),
+    ("\u202egnp.py".encode(), r"\u202egnp.py"),
+    (b"\xed\xa0\x80.py", r"\xed\xa0\x80.py"),
+    (b"a\rb\x0bc\x85d.py", r"a\rb\x0bc\x85d.py"),
+]
+
+
+@pytest.mark.parametrize(("name", "shown"), HOSTILE, ids=[shown for _, shown in HOSTILE])
+@pytest.mark.parametrize("source", [BARE, "socket.(\n"], ids=["place", "unreadable"])
+def test_names_of_files_are_shown_and_not_obeyed(name: bytes, shown: str, source: str, tmp_path: Path) -> None:
+    """Through a pipe, in one line each; in JSON as text, and as bytes where the text is not the whole truth."""
+    path = os.path.join(os.fsencode(tmp_path), name)
+    with open(path, "w") as file:
+        file.write(source)
+    for words in ([b"audit", os.fsencode(tmp_path)], [b"audit", path]):
+        done = subprocess.run([sys.executable, "-m", "kaio", *words], capture_output=True, check=False, timeout=60)
+        assert done.stderr == b""
+        line, summary = done.stdout.decode("ascii").splitlines()
+        assert line.startswith(f"! {tmp_path}/{shown}:")
+        assert summary.startswith("files: ")
+        done = subprocess.run([sys.executable, "-m", "kaio", *words, b"--json"], capture_output=True, check=False)
+        (finding,) = json.loads(done.stdout.decode("utf-8"))["findings"]
+        finding["path"].encode("utf-8")  # no half characters, which strict parsers refuse
+        exact = finding["path"].encode() if finding["path_bytes"] is None else bytes.fromhex(finding["path_bytes"])
+        assert exact == path
+
+
+@pytest.mark.parametrize("path", ["{}", "{}/notes", "{}/data.txt/", "{}/nowhere/../notes"])
+def test_nothing_to_audit_is_not_a_success(path: str, tmp_path: Path) -> None:
+    """An empty directory, one without Python, and one that was meant to be another."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "nowhere").mkdir()
+    given = path.format(tmp_path)
+    result = run(given)
+    if "data.txt" in given:
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"kaio: {given}: neither a process nor an existing path\n"
+    else:
+        assert result.exit_code == 3
+        assert result.stdout == "files: 0, unreadable: 0, places: 0, uncovered: 0\n"
+        assert result.stderr == f"kaio: nothing to audit in {given}\n"
+        assert json.loads(run(given, "--json").stdout)["empty"] == [given]
+
+
+def test_an_empty_directory_beside_others_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path, {"full/a.py": KEPT})
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "full", tmp_path / "empty")
+    assert (result.exit_code, result.stderr) == (0, f"kaio: nothing to audit in {tmp_path}/empty\n")
+
+
+@pytest.mark.parametrize(
+    ("tree", "code", "summary"),
+    [
+        ({"a.py": KEPT}, 0, "files: 1, unreadable: 0, places: 1, uncovered: 0"),
+        ({"a.py": ""}, 0, "files: 1, unreadable: 0, places: 0, uncovered: 0"),
+        ({"a.py": KEPT, "b.py": BARE}, 1, "files: 2, unreadable: 0, places: 2, uncovered: 1"),
+        ({"a.py": KEPT, "b.py": "x ="}, 1, "files: 1, unreadable: 1, places: 1, uncovered: 0"),
+        ({"a.py": "(", "b.py": "x ="}, 3, "files: 0, unreadable: 2, places: 0, uncovered: 0"),
+    ],
+)
+def test_the_summary_says_how_much_was_read(tree: dict[str, str], code: int, summary: str, tmp_path: Path) -> None:
+    """And the exit code: an unreadable file may hold anything, so it is no success."""
+    write_files(tmp_path, tree)
+    result = run(tmp_path)
+    assert (result.exit_code, result.stderr) == (code, "")
+    assert result.output.splitlines()[-1] == summary
+    document = json.loads(run(tmp_path, "--json").stdout)
+    assert summary == ", ".join(f"{key}: {document[key]}" for key in ("files", "unreadable", "places", "uncovered"))
+
+
+@pytest.mark.parametrize("gone", ["gone.py", "gone/", "x" * 5000 + ".py", "a\0b.py", "a.py/b.py"])
+def test_a_missing_path_does_not_hide_the_others(gone: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.py": BARE})
+    for words in ((tmp_path / "a.py", f"{tmp_path}/{gone}"), (f"{tmp_path}/{gone}", tmp_path / "a.py")):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert result.stdout.startswith(f"! {tmp_path}/a.py:2: socket.socket: ")
+        assert result.stdout.endswith("files: 1, unreadable: 0, places: 1, uncovered: 1\n")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"kaio: {tmp_path}/")
+        assert line.endswith(": neither a process nor an existing path")
+        assert len(line) < 1100
+
+
+# -- notebooks
+
+
+def notebook(*cells: object, **metadata: object) -> str:
+    """A notebook with these cells: text of code, or a cell as it is."""
+    made = [{"cell_type": "code", "source": cell} if isinstance(cell, (str, list)) else cell for cell in cells]
+    return json.dumps({"cells": made, "metadata": metadata, "nbformat": 4})
+
+
+def test_the_code_of_notebooks_is_audited(tmp_path: Path) -> None:
+    """Names are known in later cells, and IPython's lines are skipped."""
+    cells = [
+        {"cell_type": "markdown", "source": ["socket.socket()"]},
+        ["import socket\n", "%matplotlib inline\n", "a = socket.socket()"],
+        "!pip install x \\\n  socket.socket()\nfiles = !ls\nhelp?\n?help\nif files:\n    !ls\nb = socket.socket()",
+        "%%bash\nsocket.socket(",
+        "%%time\nawait asyncio.sleep(1)\nc = socket.socket()",
+        "def broken(:",
+        f"a{_ON}\nx = (5\n  % 3)",
+        {"cell_type": "raw", "source": "socket.socket()"},
+    ]
+    path = tmp_path / "a.ipynb"
+    path.write_text(notebook(*cells))
+    found = [(each.cell, each.line, each.call, each.covered) for each in audit([tmp_path])]
+    assert found == [
+        (2, 3, "socket.socket", True),
+        (3, 8, "socket.socket", False),
+        (5, 3, "socket.socket", False),
+        (6, 1, "", False),
+    ]
+    result = run(path)
+    assert f"  {path}:cell 2:3: socket.socket: SO_KEEPALIVE is set on line 1 of cell 7\n" in result.output
+    assert f"! {path}:cell 6:1: cannot be read: syntax error: " in result.output
+    assert result.output.endswith("files: 1, unreadable: 1, places: 3, uncovered: 2\n")
+    assert [row["cell"] for row in json.loads(run(path, "--json").stdout)["findings"]] == [2, 3, 5, 6]
+
+
+def test_old_and_foreign_notebooks(tmp_path: Path) -> None:
+    """Version 3 of the format keeps its cells in worksheets; a notebook in R has nothing to audit."""
+    old = {"worksheets": [{"cells": [{"cell_type": "code", "input": [BARE]}]}], "nbformat": 3}
+    (tmp_path / "a.ipynb").write_text(json.dumps(old), encoding="utf-8-sig")
+    (finding,) = audit([tmp_path])
+    assert (finding.cell, finding.line) == (1, 2)
+    (tmp_path / "a.ipynb").write_text(notebook("x <- 1", kernelspec={"language": "R"}))
+    assert run(tmp_path).exit_code == 3
+    (tmp_path / "a.ipynb").write_text(notebook())
+    assert run(tmp_path).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"cells": 1}', "[" * 100_000, "\xff", '{"worksheets": [1]}', "9" * 5000],
+    ids=range(10),
+)
+def test_what_is_not_a_notebook_is_unreadable(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").write_bytes(text.encode("latin-1"))
+    result = run(tmp_path)
+    assert result.exit_code == 3
+    if text != '{"worksheets": [1]}':
+        assert "cannot be read: it is not a notebook: " in result.stdout
+
+
+def test_strange_cells_are_no_traceback(tmp_path: Path) -> None:
+    cells = [1, None, {}, {"cell_type": "code"}, {"cell_type": "code", "source": [1, "x = 1"]}, "\ud800", "\0", "?", ""]
+    (tmp_path / "a.ipynb").write_text(notebook(*cells, kernelspec=1, language_info={"name": 5}))
+    result = run(tmp_path, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["unreadable"] == 2
 
 
 def test_a_missing_path_is_an_error(tmp_path: Path) -> None:

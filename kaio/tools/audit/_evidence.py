@@ -6,7 +6,7 @@ Rules kept here: evidence belongs to the call that made the connection. Of sever
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ._calls import argument, mentions, shown, values
@@ -28,7 +28,14 @@ class Verdict(NamedTuple):
 class Evidence:
     """What the calls of a file say about the connections that other calls make."""
 
-    def __init__(self, calls: Iterable[tuple[ast.Call, Where]], names: Names, values: Values) -> None:
+    def __init__(
+        self,
+        calls: Iterable[tuple[ast.Call, Where]],
+        names: Names,
+        values: Values,
+        line_name: Callable[[int], str],
+    ) -> None:
+        self._line_name = line_name
         self._names = names
         self._values = values
         self._verdicts: dict[ast.Call, Verdict] = {}
@@ -84,13 +91,13 @@ class Evidence:
         if name == "setsockopt":
             return self._setsockopt(call, where)
         if name == "ioctl" and "SIO_KEEPALIVE_VALS" in self._values.words(argument(call, 0), where):
-            return Verdict(True, f"SIO_KEEPALIVE_VALS is set on line {call.lineno}")
+            return Verdict(True, f"SIO_KEEPALIVE_VALS is set on {self._line_name(call.lineno)}")
         if name == "mount" and self._adapter_sets_it(argument(call, 1), where):
-            return Verdict(True, f"the adapter on line {call.lineno} sets it")
+            return Verdict(True, f"the adapter on {self._line_name(call.lineno)} sets it")
         return None
 
     def _setsockopt(self, call: ast.Call, where: Where) -> Verdict | None:
-        on = f"SO_KEEPALIVE is set on line {call.lineno}"
+        on = f"SO_KEEPALIVE is set on {self._line_name(call.lineno)}"
         if len(call.args) == 1 and isinstance(call.args[0], ast.Starred):  # setsockopt(*option)
             return Verdict(True, on) if "SO_KEEPALIVE" in self._values.words(call.args[0].value, where) else None
         if len(call.args) != 3 or "SO_KEEPALIVE" not in self._values.words(call.args[1], where):
@@ -101,7 +108,7 @@ class Evidence:
         value = self._values.is_on(call.args[2], where)
         if value is None:
             return Verdict(True, f"{on}, to the value of `{shown(call.args[2])}`")
-        return Verdict(value, on if value else f"SO_KEEPALIVE is turned off on line {call.lineno}")
+        return Verdict(value, on if value else f"SO_KEEPALIVE is turned off on {self._line_name(call.lineno)}")
 
     def _adapter_sets_it(self, node: ast.expr | None, where: Where) -> bool:
         for origin in self._names.kinds(node, where) if node is not None else ():
@@ -116,7 +123,7 @@ class Evidence:
         if policy is not None and self._values.is_on(policy, where) is False:
             return
         for value in values(call):
-            self._add(value, where, Verdict(True, f"it is passed to {path} on line {call.lineno}"))
+            self._add(value, where, Verdict(True, f"it is passed to {path} on {self._line_name(call.lineno)}"))
 
 
 def _better(verdict: Verdict, known: Verdict | None) -> Verdict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from ._calls import argument, callbacks, existing_connection, last_name, shown, values
@@ -47,12 +47,14 @@ class Place(NamedTuple):
 class Judge:
     """Judges the places of one file."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, line_name: Callable[[int], str] = "line {}".format) -> None:
+        """Read a tree; `line_name` says in the reasons where a line is."""
+        self._line_name = line_name
         reader = Reader(tree)
         self._calls = reader.calls if _may_have_places(reader) else []
         self._names = Names(self._calls, reader.indirect, reader.scopes)
         self._values = Values(self._names)
-        self._evidence = Evidence(self._calls, self._names, self._values)
+        self._evidence = Evidence(self._calls, self._names, self._values, line_name)
         self._kaio_loop = self._line_of_kaio_loop(reader)
 
     def places(self) -> Iterator[Place]:
@@ -100,7 +102,7 @@ class Judge:
         if rule.on_loop and self._has_kaio_protocol(call, where):
             return Verdict(True, "its protocol is a subclass of kaio's, which sets a policy")
         if self._kaio_loop and (rule.on_loop or call in self._evidence.passed_to_asyncio):
-            return Verdict(True, f"runs on kaio's loop, see line {self._kaio_loop}")
+            return Verdict(True, f"runs on kaio's loop, see {self._line_name(self._kaio_loop)}")
         if by_argument is None and rule.itself is not None:
             return Verdict(True, rule.itself)
         return found or Verdict(False, rule.advice)
