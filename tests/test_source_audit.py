@@ -156,7 +156,7 @@ COVERED = {
             sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, on)
         f = socket.socket()  #+ socket.socket: the value of `on`
         keep(f)
-        g = socket.socket()  #+ socket.socket: SIO_KEEPALIVE_VALS
+        g = socket.socket()  #! socket.socket: SIO_KEEPALIVE_VALS on line 21 is for Windows only
         g.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 20000, 10000))
         def accepting():
             listener = socket.create_server(("", 0))  #+ socket.create_server: SO_KEEPALIVE
@@ -316,6 +316,171 @@ COVERED = {
         aiokafka.AIOKafkaProducer()  #! aiokafka.AIOKafkaProducer: no keepalive option
         mqtt.Client()  #+ paho.mqtt.client.Client: every 60 s
     """,
+    "systems": """
+        import os, platform, socket, sys
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        a = socket.socket()  #! socket.socket: for Windows only
+        if sys.platform == "win32":
+            a.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 10000, 3000))
+        b = socket.socket()  #+ socket.socket: SO_KEEPALIVE is set on line 10
+        if os.name == "nt":
+            b.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 10000, 3000))
+        else:
+            b.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        c = socket.socket()  #! socket.socket: but not on Linux
+        if platform.system() in ("Windows", "Darwin"):
+            c.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        d = socket.socket()  #! socket.socket: but not on Linux
+        if sys.platform.startswith("linux"):
+            pass
+        elif sys.platform == "darwin":
+            d.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        e = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        if not sys.platform.startswith(("win", "cygwin")) and FAST:
+            e.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        f = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        if sys.platform != "win32" or FAST:
+            f.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        g = socket.socket()  #! socket.socket: but not on Linux
+        if hasattr(socket, "SIO_KEEPALIVE_VALS"):
+            g.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        h = socket.socket()  #! socket.socket: but not on Linux
+        while not h:
+            if "linux" == FAST: pass
+            elif sys.platform not in ["linux", "darwin"] and FAST:
+                h.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    """,
+    "standard library": r"""
+        import ftplib, imaplib, kaio, logging.handlers, poplib, smtplib, urllib.request, wsgiref.simple_server
+        import xmlrpc.client, xmlrpc.server
+        from multiprocessing.connection import Client, Listener
+        from multiprocessing.managers import BaseManager
+        smtplib.SMTP("a")  #! smtplib.SMTP: kaio.apply on its .sock
+        with smtplib.SMTP_SSL("a") as mail:  #+ smtplib.SMTP_SSL: kaio.apply
+            kaio.apply(mail.sock)
+        smtplib.LMTP("/run/lmtp"), smtplib.LMTP("a")  #! smtplib.LMTP
+        ftplib.FTP_TLS("a")  #! ftplib.FTP_TLS
+        imap = imaplib.IMAP4_SSL("a")  #+ imaplib.IMAP4_SSL: kaio.apply
+        kaio.apply(imap.socket())
+        poplib.POP3("a")  #! poplib.POP3
+        logging.handlers.SocketHandler("a", 1)  #! logging.handlers.SocketHandler
+        xmlrpc.client.ServerProxy("http://a")  #! xmlrpc.client.ServerProxy
+        xmlrpc.client.ServerProxy("http://a", transport=mine)
+        xmlrpc.server.SimpleXMLRPCServer(("a", 1))  #! xmlrpc.server.SimpleXMLRPCServer
+        server = wsgiref.simple_server.make_server("a", 1, app)  #+ wsgiref.simple_server.make_server: kaio.apply
+        kaio.apply(server.socket)
+        opener = urllib.request.build_opener()  #! urllib.request.build_opener
+        Client(("a", 1))  #! multiprocessing.connection.Client
+        Client("/run/a"), Client(r"\\.\pipe\a"), Client(("a", 1), family="AF_UNIX")
+        Client(elsewhere)  #! multiprocessing.connection.Client
+        PATH, PAIR = "/run/b", ("b", 1)
+        Client(PATH), Listener(PATH), Listener(), Listener(None), Listener(family="AF_UNIX"), BaseManager()
+        Listener(PAIR)  #! multiprocessing.connection.Listener
+        Listener(family="AF_INET")  #! multiprocessing.connection.Listener
+        class Manager(BaseManager): pass
+        Manager(address=("", 1), authkey=b"a")  #! multiprocessing.managers.BaseManager
+    """,
+    "more clients": """
+        import aiohappyeyeballs, amqp, boto3, botocore.session, celery, httpcore, httpcore2, httpx2, kafka, kombu
+        import mysql.connector, mysql.connector.aio, paramiko, pika, socket, trio, urllib3, valkey
+        from botocore.config import Config
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        ON, OFF = [(SOL_SOCKET, SO_KEEPALIVE, 1)], [(SOL_SOCKET, SO_KEEPALIVE, 0)]
+        boto3.client("s3")  #! boto3.client: tcp_keepalive
+        boto3.client("s3", config=Config(tcp_keepalive=True))  #+ boto3.client: tcp_keepalive is in
+        boto3.resource("s3", config=Config(tcp_keepalive=False))  #! boto3.resource: tcp_keepalive
+        boto3.Session().client("s3", config=Config(region_name="a"))  #! boto3.Session().client: tcp_keepalive
+        ours = Config(tcp_keepalive=True)
+        session = botocore.session.get_session()
+        session.create_client("s3", config=ours)  #+ botocore.session.get_session().create_client: tcp_keepalive
+        ssh = paramiko.SSHClient()  #+ paramiko.SSHClient: set_keepalive() is called on line 14
+        ssh.get_transport().set_keepalive(30)
+        paramiko.SSHClient()  #! paramiko.SSHClient: paramiko leaves it off
+        zero = paramiko.Transport(("a", 22))  #! paramiko.Transport: turns it off
+        zero.set_keepalive(0)
+        wrapped = socket.create_connection(("a", 22))  #+ socket.create_connection: set_keepalive
+        over = paramiko.Transport(wrapped)
+        over.set_keepalive(30)
+        parameters = pika.ConnectionParameters("a", heartbeat=0)  #! pika.ConnectionParameters: turned off
+        pika.BlockingConnection(parameters)
+        pika.ConnectionParameters("a")  #+ pika.ConnectionParameters: heartbeats that the broker proposes
+        by_tcp = {"TCP_KEEPIDLE": 60}
+        pika.ConnectionParameters("a", heartbeat=0, tcp_options=by_tcp)  #+ pika.ConnectionParameters: TCP_KEEP
+        pika.BlockingConnection(pika.URLParameters("amqp://a?heartbeat=0"))  #! pika.URLParameters: turned off
+        amqp.Connection("a")  #+ amqp.Connection: by py-amqp
+        kombu.Connection("amqp://a")  #+ kombu.Connection: by py-amqp
+        kombu.Connection()  #+ kombu.Connection: by py-amqp
+        kombu.Connection("redis://a")  #! kombu.Connection: transport_options
+        kombu.Connection(elsewhere)  #! kombu.Connection: transport_options
+        on, off = {"socket_keepalive": True}, {"socket_keepalive": False}
+        kombu.Connection("redis://a", transport_options=on)  #+ kombu.Connection: socket_keepalive
+        kombu.Connection("redis://a", transport_options=off)  #! kombu.Connection: transport_options
+        kombu.Connection("memory://")
+        celery.Celery("a", broker="pyamqp://a")  #+ celery.Celery: by py-amqp
+        celery.Celery("a", broker="redis://a")  #! celery.Celery: redis_socket_keepalive
+        celery.Celery("a")  #! celery.Celery: redis_socket_keepalive
+        kafka.KafkaConsumer("a")  #! kafka.KafkaConsumer: socket_options
+        kafka.KafkaProducer(socket_options=ON)  #+ kafka.KafkaProducer: SO_KEEPALIVE
+        kafka.KafkaProducer(socket_options=OFF)  #! kafka.KafkaProducer: socket_options
+        mysql.connector.connect(host="a")  #! mysql.connector.connect: not in 26.10
+        mysql.connector.connect(unix_socket="/run/a")
+        mysql.connector.aio.connect(host="a")  #! mysql.connector.aio.connect: no keepalive option
+        httpcore.ConnectionPool()  #! httpcore.ConnectionPool: socket_options
+        httpcore2.AsyncConnectionPool(socket_options=ON)  #+ httpcore2.AsyncConnectionPool: SO_KEEPALIVE
+        httpcore.request("GET", "a")  #! httpcore.request: ConnectionPool
+        httpx2.Client()  #! httpx2.Client: transport=
+        httpx2.HTTPTransport(socket_options=ON)  #+ httpx2.HTTPTransport: SO_KEEPALIVE
+        urllib3.request("GET", "a")  #! urllib3.request: PoolManager
+        valkey.Valkey("a")  #! valkey.Valkey: valkey leaves it off
+        async def main():
+            stream = await trio.open_tcp_stream("a", 1)  #+ trio.open_tcp_stream: SO_KEEPALIVE
+            stream.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            await trio.serve_tcp(print, 1)  #! trio.serve_tcp
+            trio.socket.socket()  #! trio.socket.socket
+            trio.socket.socket(trio.socket.AF_UNIX), trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+            sock = await aiohappyeyeballs.start_connection(infos)  #+ aiohappyeyeballs.start_connection: SO_KEEPALIVE
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            await aiohappyeyeballs.start_connection(infos)  #! aiohappyeyeballs.start_connection
+            await aiohappyeyeballs.start_connection(infos, socket_factory=make)
+    """,
+    "pymongo": """
+        import motor, pymongo
+        from motor.motor_asyncio import AsyncIOMotorClient
+        pymongo.MongoClient("a")  #+ pymongo.MongoClient: since 3.5, to at most 120 s
+        pymongo.AsyncMongoClient("a")  #+ pymongo.AsyncMongoClient: since 3.5
+        pymongo.MongoClient("a", socketKeepAlive=False)  #! pymongo.MongoClient: before 4.0
+        pymongo.MongoClient("mongodb://a/?socketKeepAlive=false")  #! pymongo.MongoClient: before 4.0
+        pymongo.MongoClient("mongodb://%2Frun%2Fmongodb-27017.sock"), pymongo.MongoClient("/run/mongodb-27017.sock")
+        pymongo.MongoClient("mongodb://user@%2Frun%2Fa.sock/db?w=1")
+        motor.MotorClient("a")  #+ motor.MotorClient: set by pymongo
+        AsyncIOMotorClient("a")  #+ motor.motor_asyncio.AsyncIOMotorClient: set by pymongo
+    """,
+    "web servers": """
+        import flask, quart, sanic, tornado.httpserver, tornado.tcpserver, tornado.web, tornado.websocket
+        import waitress, gunicorn.app.base
+        from tornado.httpclient import AsyncHTTPClient
+        from werkzeug.serving import run_simple
+        app = flask.Flask(__name__)
+        app.run()  #! flask.Flask().run
+        quart.Quart(__name__).run()  #! quart.Quart().run
+        sanic.Sanic("a").run()  #! sanic.Sanic().run
+        run_simple("a", 1, app)  #! werkzeug.serving.run_simple
+        waitress.serve(app)  #! waitress.serve
+        class Standalone(gunicorn.app.base.BaseApplication):
+            def load(self): return app
+        Standalone().run()  #! gunicorn.app.base.BaseApplication
+        web = tornado.web.Application([])
+        web.listen(1)  #! tornado.web.Application().listen
+        tornado.httpserver.HTTPServer(web)  #! tornado.httpserver.HTTPServer
+        AsyncHTTPClient()  #! tornado.httpclient.AsyncHTTPClient
+        tornado.websocket.websocket_connect("a")  #! tornado.websocket.websocket_connect
+        tornado.websocket.websocket_connect("a", ping_interval=9)  #+ tornado.websocket.websocket_connect: ping_interval
+        class Echo(tornado.tcpserver.TCPServer): pass
+        Echo()  #! tornado.tcpserver.TCPServer
+        class Page(tornado.web.Application): pass
+        Page([]).listen(1)  #! tornado.web.Application().listen
+        def other(app): app.run(), app.listen(1)
+    """,
     "star": """
         from socket import *
         a = socket(AF_INET)  #! socket.socket
@@ -379,7 +544,7 @@ def marked(top: Path, name: str) -> list[tuple[str, int, str, bool, str]]:
     """The places that a sample's comments mark: path, line, call, covered, words of the reason."""
     found = []
     for number, line in enumerate((top / name).read_text().splitlines(), 1):
-        comment = re.search(r"#([!+]) ([\w., ]+)(?:: (.*))?$", line)
+        comment = re.search(r"#([!+]) ([\w.(), ]+)(?:: (.*))?$", line)
         for call in comment[2].split(", ") if comment else ():
             assert comment is not None
             found.append((str(top / name), number, call, comment[1] == "+", comment[3] or ""))

@@ -14,6 +14,7 @@ the file counts as uncovered; a setting that comes from a variable counts as on.
     _names        what the expressions of a file refer to
     _values       the values of arguments
     _evidence     what is done with each connection
+    _platform     conditions that exclude Linux
     _judge        the verdict on each place
 """
 

@@ -33,12 +33,26 @@ def last_name(node: ast.expr) -> str:
 
 
 def mentions(node: ast.AST, word: str) -> bool:
-    """Whether a word occurs in the names and texts of a piece of source."""
-    for each in ast.walk(node):
+    """Whether a word occurs in the names and texts of a piece of source, unless it is that of a value that is off."""
+    off: set[ast.expr | None] = set()
+    for each in ast.walk(node):  # outer ones first
         match each:
-            case ast.Name(id=text) | ast.Attribute(attr=text) | ast.Constant(value=str(text)) if word in text:
+            case ast.keyword(arg=str(text), value=value) if word in text and not _is_off(value):
                 return True
+            case ast.Dict(keys=keys, values=found):
+                off.update(key for key, value in zip(keys, found, strict=True) if _is_off(value))
+            case ast.Tuple(elts=[*names, last]) if _is_off(last):
+                off.update(names)
+            case ast.Attribute(value=owner) if each in off:
+                off.add(owner)
+            case ast.Name(id=text) | ast.Attribute(attr=text) | ast.Constant(value=str(text)) if word in text:
+                if each not in off:
+                    return True
     return False
+
+
+def _is_off(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and not node.value
 
 
 def shown(node: ast.expr) -> str:

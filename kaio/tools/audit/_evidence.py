@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ._calls import argument, mentions, shown, values
 from ._kaio import TAKES_SOCKETS
 from ._names import Names
+from ._platform import may_be_linux
 from ._scopes import Where
 from ._values import Values
 
 __all__ = ["Evidence", "Verdict"]
+
+
+_HOW: Final = "set SO_KEEPALIVE"
+_METHODS: Final = frozenset({"set_keepalive", "setTcpKeepAlive"})  # paramiko's and Twisted's
 
 
 class Verdict(NamedTuple):
@@ -90,13 +95,23 @@ class Evidence:
         """What a method does for the object that it is called on."""
         if name == "setsockopt":
             return self._setsockopt(call, where)
+        line = self._line_name(call.lineno)
         if name == "ioctl" and "SIO_KEEPALIVE_VALS" in self._values.words(argument(call, 0), where):
-            return Verdict(True, f"SIO_KEEPALIVE_VALS is set on {self._line_name(call.lineno)}")
+            return Verdict(False, f"SIO_KEEPALIVE_VALS on {line} is for Windows only: elsewhere, {_HOW}")
+        if name in _METHODS and call.args and len(call.args) == 1:
+            on = self._values.is_on(call.args[0], where) is not False
+            return Verdict(on, f"{name}() is called on {line}" if on else f"{name}() turns it off on {line}")
         if name == "mount" and self._adapter_sets_it(argument(call, 1), where):
             return Verdict(True, f"the adapter on {self._line_name(call.lineno)} sets it")
         return None
 
     def _setsockopt(self, call: ast.Call, where: Where) -> Verdict | None:
+        verdict = self._option(call, where)
+        if verdict is not None and verdict.covered and not may_be_linux(where):
+            return Verdict(False, f"{verdict.why}, but not on Linux: there, {_HOW}")
+        return verdict
+
+    def _option(self, call: ast.Call, where: Where) -> Verdict | None:
         on = f"SO_KEEPALIVE is set on {self._line_name(call.lineno)}"
         if len(call.args) == 1 and isinstance(call.args[0], ast.Starred):  # setsockopt(*option)
             return Verdict(True, on) if "SO_KEEPALIVE" in self._values.words(call.args[0].value, where) else None

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ._calls import callbacks, existing_connection, last_name, match_parameters
 from ._kaio import canonical
-from ._libraries import TABLE
+from ._libraries import TABLE, Rule
 from ._scopes import MOST, Binding, Definition, Function, Scope, Where, bindings, dotted, is_certain, parameters
 
 __all__ = ["Names", "Origin"]
@@ -39,7 +39,7 @@ _PASSING: Final = frozenset(
     {"wait_for", "shield", "ensure_future", "create_task", "gather", "run", "run_until_complete"}
     | {"closing", "aclosing", "enter_context", "enter_async_context", "wrap_socket"}
 )
-_TAKING: Final = frozenset({"get_extra_info", "extra", "accept", "dup", "__enter__", "__aenter__"})
+_TAKING: Final = frozenset({"get_extra_info", "extra", "accept", "dup", "get_transport", "__enter__", "__aenter__"})
 _PARTS: Final = frozenset({"sock", "socket", "sockets", "transport"})
 _LOOP_MAKERS: Final = re.compile(r"(^|\.)(get_running_loop|get_event_loop|new_event_loop|get_loop)\(\)$")
 _LOOP_CLASSES: Final = re.compile(
@@ -186,6 +186,9 @@ class Names:
             own = self._scopes[origin.definition].bindings.get(name)
             if own is not None:
                 return self._meanings(own)
+            methods = {f"{base}().{name}" for base in self.bases(origin.definition)} & TABLE.keys()
+            if methods and origin.path.endswith("()"):
+                return frozenset(Origin(method, origin.made) for method in methods)
         if origin.made is not None and name in _PARTS:
             return frozenset({origin})
         return frozenset({Origin(canonical(f"{origin.path}.{name}"), origin.made)})
@@ -230,7 +233,7 @@ class Names:
     def _call(self, node: ast.Call, where: Where) -> Origins:
         place = self.place(node, where)
         if place is not None:
-            existing = existing_connection(node, TABLE[place])
+            existing = self.existing(node, TABLE[place], where)
             if existing is not None:
                 return self.of(existing, where)
             definition = next((each.definition for each in self.kinds(node.func, where)), None)
@@ -241,6 +244,8 @@ class Names:
         names = {each.path.rpartition(".")[2] for each in origins}
         if (last_name(node.func) in _PASSING and not names) or names & _PASSING:
             return self._any(node.args, where)
+        if last_name(node.func) in _PARTS and origins and all(each.made for each in origins):
+            return self.of(node.func, where)  # a method that returns the socket
         if "functools.partial" in {each.path for each in origins} and node.args:
             return self.of(node.args[0], where)
         if names & _TAKING:  # each connection of its own listener
@@ -251,6 +256,11 @@ class Names:
             else Origin(f"{each.path}()", node, each.definition)
             for each in origins
         )
+
+    def existing(self, call: ast.Call, rule: Rule, where: Where) -> ast.expr | None:
+        """The argument that passes an existing connection, pool or transport, which is a place of its own."""
+        first = call.args[0] if call.args and rule.wraps else None
+        return first if first is not None and self.made(first, where) else existing_connection(call, rule)
 
     # -- the arguments that parameters receive
 

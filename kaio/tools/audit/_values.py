@@ -54,6 +54,8 @@ class Values:
         if any(self._mentions(part, word) for part in parts):
             return True
         known = isinstance(node, (ast.Constant, ast.List, ast.Tuple, ast.Dict)) or len(parts) > 1
+        if isinstance(node, ast.Call):  # of a class such as Config, all of whose arguments are there
+            known = bool(node.keywords) and all(each.arg for each in node.keywords)
         return False if known else None
 
     def _mentions(self, node: ast.expr, word: str) -> bool:
@@ -61,6 +63,12 @@ class Values:
         if key not in self._mentioned:  # a long list may be passed in many places
             self._mentioned[key] = mentions(node, word)
         return self._mentioned[key]
+
+    def texts(self, node: ast.expr | None, where: Where) -> list[str] | None:
+        """The texts that a value may be; None unless it is known to be a text."""
+        found = [node] if not isinstance(node, (ast.Name, ast.Attribute)) else self._names.values(node, where)
+        texts = [each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        return texts if texts and len(texts) == len(found) else None
 
     def words(self, node: ast.expr | None, where: Where) -> set[str]:
         """The last parts of all names in an expression, as they were imported or assigned."""
