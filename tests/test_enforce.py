@@ -624,13 +624,11 @@ def test_the_status_is_whole_while_others_enforce_and_lift(group: str, bpffs: st
 
     def change() -> None:
         while not stop.is_set():
-            for step in (
-                lambda: enforce(target, POLICY, bpffs=bpffs),
-                lambda: enforce(target, "30s:10s:4", bpffs=bpffs),
-                lambda: lift(target, bpffs=bpffs),
-            ):
-                step()
+            for policy in (POLICY, Keepalive(30, 10, 4)):
+                enforce(target, policy, bpffs=bpffs)
                 time.sleep(0.03)  # longer than between two attempts to lock, so that the others have it, too
+            lift(target, bpffs=bpffs)
+            time.sleep(0.03)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         changing = pool.submit(change)

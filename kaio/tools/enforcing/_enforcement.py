@@ -311,7 +311,7 @@ def _replace(pins: str, wanted: _Wanted, directory: str | None) -> None:
         for name in made:
             os.rename(os.path.join(pins, _NEW + name), os.path.join(pins, name))
         if directory is not None:
-            _detach_others(descriptor, {name: program.program_id for name, program in programs.items()})
+            _detach_others_in(directory, {name: program.program_id for name, program in programs.items()})
 
 
 def _attach(
@@ -332,6 +332,11 @@ def _attach(
     return stack.enter_context(program.link(hook, cgroup))
 
 
+def _detach_others_in(directory: str, numbers: Mapping[str, int]) -> None:
+    with contextlib.suppress(FileNotFoundError), _opened(directory) as descriptor:  # else it is gone
+        _detach_others(descriptor, numbers)
+
+
 def _detach_others(cgroup: int, numbers: Mapping[str, int]) -> None:
     """Detach what systemd attached earlier, which may be another policy's programs; the links have the new ones."""
     for name, hook in _HOOKS.items():
@@ -345,8 +350,7 @@ def _detach_all(target: Target, pins: str) -> None:
         with contextlib.suppress(BpfError), Bpf.pinned(os.path.join(pins, name + _LINK)) as link:
             link.detach()
     for directory in target.directories():
-        with _opened(directory) as descriptor:
-            _detach_others(descriptor, {})
+        _detach_others_in(directory, {})
 
 
 def _refuse_two(target: Target, directory: str | None, top: str) -> None:
