@@ -176,6 +176,19 @@ def test_the_policy_of_a_cgroup_that_is_gone_can_be_lifted(shell: Shell) -> None
     assert shell.kaio("enforce", "status") == (1, "No policy is enforced.\n")
 
 
+def test_the_sysctls_are_needed_for_a_policy_that_leaves_times_to_them(shell: Shell, group: str) -> None:
+    """Only for such a one; a program is started all the same."""
+    assert shell("mount -t tmpfs none /proc/sys") == (0, "")
+    code, text = shell.kaio("enforce", "--cgroup", group, "20s:10s:4", "--dry-run", ">/dev/null")
+    assert (code, text) == (0, "")
+    code, text = shell.kaio("enforce", "--cgroup", group, "20s::4", "--dry-run")
+    assert (code, text.count("\n")) == (3, 1), text
+    assert "tcp_keepalive_time: the kernel does not provide it, or procfs is not mounted" in text
+    code, text = shell.kaio("exec", "--keepalive", "20s::4", "sh", "-c", "'exit 7'")
+    assert code == 7, text
+    assert "looks for new sockets; the kernel cannot set the policy by itself: /proc/sys" in text
+
+
 def test_files_that_cannot_be_written_are_a_failure(shell: Shell) -> None:
     """The policy is enforced until the next boot, and that is said."""
     unit = f"kaio-test-unwritten-{os.getpid()}.service"

@@ -23,6 +23,7 @@ from ...errors import KaioError, PolicyError
 from ...policy import Keepalive, KeepaliveArg, as_policy
 from ..bpf import SETSOCKOPT, SOCK_OPS, Assembler, Bpf, BpfError, Hook, attached, detach, field_offsets, is_bpffs, mount
 from ..kernel_policy import in_kernel
+from ..sysctls import SysctlError
 from ..sysctls import read as read_sysctls
 from ._program import FIELDS, Counters, Ports, giver, guard
 from ._targets import Kind, Target
@@ -219,7 +220,13 @@ def _complete(policy: Keepalive) -> Keepalive:
     """The policy with all times, as the kernel alone enforces it."""
     if not policy.enabled:
         raise PolicyError("keepalive", str(policy), "cannot be enforced: there is nothing to set")
-    return in_kernel(policy, read_sysctls())
+    if None not in (policy.idle, policy.interval, policy.count):
+        return in_kernel(policy)
+    try:
+        return in_kernel(policy, read_sysctls())
+    except SysctlError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        raise EnforceError(exc.errno, f"{where}{exc.strerror}") from None
 
 
 def _assembled(policy: Keepalive, ports: Sequence[Ports], counters: int) -> dict[str, Assembler]:
