@@ -825,7 +825,8 @@ def test_invalid_ports(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a b", "../x.service", "x.mount", "a/b.service", "x\n.service", ".service", "a" * 300]
+    "name",
+    ["", "a b", "../x.service", "x.mount", "a/b.service", "x\n.service", ".service", "a" * 300, "x@", "x@.socket"],
 )
 def test_names_that_no_unit_has(name: str) -> None:
     with pytest.raises(CgroupError, match="must be the name of"):

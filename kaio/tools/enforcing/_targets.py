@@ -52,8 +52,9 @@ class Target(NamedTuple):
         if name == _ROOT_SLICE:
             return cls.machine()
         name = name if "." in name else f"{name}.service"
-        if not _UNIT.fullmatch(name):
-            limit = "must be the name of a service, scope, slice or socket, such as nginx.service"
+        # A template's files apply to all its instances, whose cgroups bear other names: they would not be found again.
+        if not _UNIT.fullmatch(name) or name.rpartition(".")[0].endswith("@"):
+            limit = "must be the name of a service, scope, slice or socket, such as nginx.service, and no template's"
             raise CgroupError(errno.EINVAL, f"unit {name!r}: {limit}")
         return cls(Kind.UNIT, name)
 
