@@ -375,9 +375,12 @@ def test_what_a_listening_socket_accepts_has_all_of_the_policy_at_once() -> None
         socket.create_server(("127.0.0.1", 0)) as inherited,
         running("--by", "kernel", "--quiet", pass_fds=[inherited.fileno()]) as inside,
     ):
-        inside("listener = socket.create_server(('127.0.0.1', 0))")
-        number = inside("it = listener.fileno()")
-        # The inherited one is not of the program's cgroup: that it has been set shows that all sockets were looked at.
+        number = inside("listener = socket.create_server(('127.0.0.1', 0)); it = listener.fileno()")
+        # The inherited one is not of the program's cgroup. What it has accepted is set by a look at all sockets.
+        inside(f"inherited = socket.socket(fileno={inherited.fileno()})")
+        with socket.create_connection(inherited.getsockname()):
+            fd = inside("it = inherited.accept()[0].detach()")
+            until(lambda: states(inside.pid)[fd] == HAS_QUICK)
         until(lambda: states(inside.pid)[inherited.fileno()].enabled)
         assert not states(inside.pid)[number].enabled
         accepted = inside("""
