@@ -307,6 +307,8 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (_WAITRESS, "waitress", "serve"),
     (_WAITRESS, "waitress.server", "create_server"),
     (_WSGI, "daphne.server", "Server"),
+    (_WSGI, "granian", "Granian"),
+    (_WSGI, "granian.server granian.server.embed", "Server"),
 )
 
 TABLE: Final = {
