@@ -382,7 +382,7 @@ COVERED = {
     """,
     "more clients": """
         import aiohappyeyeballs, amqp, boto3, botocore.session, celery, httpcore, httpcore2, httpx2, kafka, kombu
-        import mysql.connector, mysql.connector.aio, paramiko, pika, socket, trio, urllib3, valkey
+        import clickhouse_connect, mysql.connector, mysql.connector.aio, paramiko, pika, socket, trio, urllib3, valkey
         from botocore.config import Config
         from socket import SOL_SOCKET, SO_KEEPALIVE
         ON, OFF = [(SOL_SOCKET, SO_KEEPALIVE, 1)], [(SOL_SOCKET, SO_KEEPALIVE, 0)]
@@ -432,6 +432,10 @@ COVERED = {
         httpcore.request("GET", "a")  #! httpcore.request: ConnectionPool
         httpx2.Client()  #! httpx2.Client: transport=
         httpx2.HTTPTransport(socket_options=ON)  #+ httpx2.HTTPTransport: SO_KEEPALIVE
+        clickhouse_connect.get_client(host="a")  #+ clickhouse_connect.get_client: 30 s and 3 probes
+        urllib3.connection_from_url("http://a")  #! urllib3.connection_from_url: socket_options
+        class More(valkey.Valkey): pass
+        More.from_url("a")  #! valkey.Valkey.from_url: valkey leaves it off
         urllib3.request("GET", "a")  #! urllib3.request: PoolManager
         valkey.Valkey("a")  #! valkey.Valkey: valkey leaves it off
         async def main():
@@ -482,6 +486,10 @@ COVERED = {
         tornado.websocket.websocket_connect("a", ping_interval=9)  #+ tornado.websocket.websocket_connect: ping_interval
         class Echo(tornado.tcpserver.TCPServer): pass
         Echo()  #! tornado.tcpserver.TCPServer
+        from twisted.internet import reactor
+        from twisted.internet.endpoints import HostnameEndpoint
+        reactor.listenTCP(1, factory)  #! twisted.internet.reactor.listenTCP: setTcpKeepAlive
+        HostnameEndpoint(reactor, "a", 1)  #! twisted.internet.endpoints.HostnameEndpoint: setTcpKeepAlive
         class Page(tornado.web.Application): pass
         Page([]).listen(1)  #! tornado.web.Application().listen
         def other(app): app.run(), app.listen(1)
