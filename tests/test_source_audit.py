@@ -382,7 +382,7 @@ COVERED = {
     """,
     "more clients": """
         import aiohappyeyeballs, amqp, boto3, botocore.session, celery, httpcore, httpcore2, httpx2, kafka, kombu
-        import mysql.connector, mysql.connector.aio, paramiko, pika, socket, trio, urllib3, valkey
+        import clickhouse_connect, mysql.connector, mysql.connector.aio, paramiko, pika, socket, trio, urllib3, valkey
         from botocore.config import Config
         from socket import SOL_SOCKET, SO_KEEPALIVE
         ON, OFF = [(SOL_SOCKET, SO_KEEPALIVE, 1)], [(SOL_SOCKET, SO_KEEPALIVE, 0)]
@@ -390,10 +390,12 @@ COVERED = {
         boto3.client("s3", config=Config(tcp_keepalive=True))  #+ boto3.client: tcp_keepalive is in
         boto3.resource("s3", config=Config(tcp_keepalive=False))  #! boto3.resource: tcp_keepalive
         boto3.Session().client("s3", config=Config(region_name="a"))  #! boto3.Session().client: tcp_keepalive
+        boto3.client("s3", config=Config(retries={}) if FAST else None)  #! boto3.client: tcp_keepalive
+        boto3.client("s3", config=make_config())  #+ boto3.client: the value of `make_config()`
         ours = Config(tcp_keepalive=True)
         session = botocore.session.get_session()
         session.create_client("s3", config=ours)  #+ botocore.session.get_session().create_client: tcp_keepalive
-        ssh = paramiko.SSHClient()  #+ paramiko.SSHClient: set_keepalive() is called on line 14
+        ssh = paramiko.SSHClient()  #+ paramiko.SSHClient: set_keepalive() is called on line 16
         ssh.get_transport().set_keepalive(30)
         paramiko.SSHClient()  #! paramiko.SSHClient: paramiko leaves it off
         zero = paramiko.Transport(("a", 22))  #! paramiko.Transport: turns it off
@@ -430,6 +432,10 @@ COVERED = {
         httpcore.request("GET", "a")  #! httpcore.request: ConnectionPool
         httpx2.Client()  #! httpx2.Client: transport=
         httpx2.HTTPTransport(socket_options=ON)  #+ httpx2.HTTPTransport: SO_KEEPALIVE
+        clickhouse_connect.get_client(host="a")  #+ clickhouse_connect.get_client: 30 s and 3 probes
+        urllib3.connection_from_url("http://a")  #! urllib3.connection_from_url: socket_options
+        class More(valkey.Valkey): pass
+        More.from_url("a")  #! valkey.Valkey.from_url: valkey leaves it off
         urllib3.request("GET", "a")  #! urllib3.request: PoolManager
         valkey.Valkey("a")  #! valkey.Valkey: valkey leaves it off
         async def main():
@@ -458,6 +464,7 @@ COVERED = {
     "web servers": """
         import flask, quart, sanic, tornado.httpserver, tornado.tcpserver, tornado.web, tornado.websocket
         import waitress, gunicorn.app.base
+        from granian import Granian
         from tornado.httpclient import AsyncHTTPClient
         from werkzeug.serving import run_simple
         app = flask.Flask(__name__)
@@ -466,6 +473,8 @@ COVERED = {
         sanic.Sanic("a").run()  #! sanic.Sanic().run
         run_simple("a", 1, app)  #! werkzeug.serving.run_simple
         waitress.serve(app)  #! waitress.serve
+        Granian("a:app", port=1).serve()  #! granian.Granian
+        Granian("a:app", uds="/run/a").serve()
         class Standalone(gunicorn.app.base.BaseApplication):
             def load(self): return app
         Standalone().run()  #! gunicorn.app.base.BaseApplication
@@ -477,6 +486,10 @@ COVERED = {
         tornado.websocket.websocket_connect("a", ping_interval=9)  #+ tornado.websocket.websocket_connect: ping_interval
         class Echo(tornado.tcpserver.TCPServer): pass
         Echo()  #! tornado.tcpserver.TCPServer
+        from twisted.internet import reactor
+        from twisted.internet.endpoints import HostnameEndpoint
+        reactor.listenTCP(1, factory)  #! twisted.internet.reactor.listenTCP: setTcpKeepAlive
+        HostnameEndpoint(reactor, "a", 1)  #! twisted.internet.endpoints.HostnameEndpoint: setTcpKeepAlive
         class Page(tornado.web.Application): pass
         Page([]).listen(1)  #! tornado.web.Application().listen
         def other(app): app.run(), app.listen(1)
@@ -672,8 +685,14 @@ def test_a_file_is_not_read_beyond_a_limit(tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(LARGEST + 1)
     small.write_text(KEPT)
+    notebooks = {"output.ipynb": notebook(BARE, output="x" * LARGEST), "code.ipynb": notebook("#" * LARGEST, BARE)}
+    write_files(tmp_path, {name: text + "\n" for name, text in notebooks.items()})
+    assert [(each.call, each.why) for each in audit([tmp_path / "code.ipynb", tmp_path / "output.ipynb"])] == [
+        ("", "cannot be read: it has more than 4 MiB"),
+        ("socket.socket", "call kaio.apply on the socket"),
+    ]
     result = run(large, small)
-    assert f"! {large}:1: cannot be read: it has more than 16 MiB\n" in result.output
+    assert f"! {large}:1: cannot be read: it has more than 4 MiB\n" in result.output
     assert result.output.endswith("files: 1, unreadable: 1, places: 1, uncovered: 0\n")
 
 
@@ -682,7 +701,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypat
     growing.write_text("")
     monkeypatch.setattr(os, "read", lambda descriptor, size: b"#" * size)
     (finding,) = audit([growing])
-    assert finding.why == "cannot be read: it has more than 16 MiB"
+    assert finding.why == "cannot be read: it has more than 4 MiB"
 
 
 def test_a_directory_that_vanishes_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

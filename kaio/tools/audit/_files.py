@@ -11,11 +11,13 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["LARGEST", "NOTEBOOK", "UnreadableError", "find", "read"]
+__all__ = ["LARGEST", "LARGEST_NOTEBOOK", "NOTEBOOK", "UnreadableError", "check_size", "find", "read"]
 
-LARGEST: Final = 16 * 1024 * 1024
-"""Bytes of the largest file that is read; its tree takes about a hundred times as much memory."""
 NOTEBOOK: Final = ".ipynb"
+LARGEST: Final = 4 * 1024 * 1024
+"""Bytes of the largest source that is read: its tree takes up to 500 times as much memory, 2 GiB."""
+LARGEST_NOTEBOOK: Final = 4 * LARGEST
+"""Bytes of the largest notebook, most of which is output."""
 
 _SUFFIXES: Final = (".py", ".pyw", NOTEBOOK)
 _STUB: Final = ".pyi"  # declares names, and makes no connections
@@ -85,41 +87,42 @@ def _is_walked(entry: os.DirEntry[str]) -> bool:
 
 def read(path: str) -> bytes:
     """Read a regular file. Raises `UnreadableError`."""
+    largest = LARGEST_NOTEBOOK if path.endswith(NOTEBOOK) else LARGEST
     try:
-        _check(os.stat(path))  # opening a device may do something
+        _check(os.stat(path), largest)  # opening a device may do something
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as exc:
         raise UnreadableError(_words(exc)) from exc
     try:
-        _check(os.fstat(descriptor))
-        return _read(descriptor)
+        _check(os.fstat(descriptor), largest)
+        return _read(descriptor, largest)
     except OSError as exc:
         raise UnreadableError(_words(exc)) from exc
     finally:
         os.close(descriptor)
 
 
-def _check(status: os.stat_result) -> None:
+def check_size(size: int, largest: int = LARGEST) -> None:
+    """Raise `UnreadableError` for a size over the limit."""
+    if size > largest:
+        raise UnreadableError(f"it has more than {largest // (1024 * 1024)} MiB")
+
+
+def _check(status: os.stat_result, largest: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "something else")
         raise UnreadableError(f"it is {kind}, not a regular file")
-    if status.st_size > LARGEST:
-        raise UnreadableError(_too_large())
+    check_size(status.st_size, largest)
 
 
-def _read(descriptor: int) -> bytes:
+def _read(descriptor: int, largest: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while part := os.read(descriptor, _CHUNK):
         parts.append(part)
         size += len(part)
-        if size > LARGEST:  # grown since, or of a file system that gives no sizes
-            raise UnreadableError(_too_large())
+        check_size(size, largest)  # grown since, or of a file system that gives no sizes
     return b"".join(parts)
-
-
-def _too_large() -> str:
-    return f"it has more than {LARGEST // (1024 * 1024)} MiB"
 
 
 def _words(error: OSError | ValueError) -> str:

@@ -150,6 +150,10 @@ _BOTO: Final = Rule(
 _MYSQL: Final = Rule(  # seen in both releases, with the C extension; its Python code has no option
     advice=f"mysql.connector has no keepalive option (its C extension had it on in 8.4, not in 26.10): {_SWEEP}"
 )
+_TWISTED: Final = Rule(advice="call transport.setTcpKeepAlive(True) in connectionMade()")
+_CLICKHOUSE: Final = Rule(
+    itself="turned on by clickhouse-connect: 30 s, 30 s and 3 probes", elsewhere=frozenset({"pool_mgr"})
+)
 _TORNADO: Final = Rule(advice=_RUN, on_loop=True)
 _TORNADO_PINGS: Final = replace(_TORNADO, advice=f"pass ping_interval=; or {_RUN}", argument="ping_interval")
 _TRIO: Final = Rule(advice="call its setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)")
@@ -224,6 +228,7 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (_on_loop(_LIBPQ), "psycopg_pool", "AsyncConnectionPool"),
     (_BY_ITSELF, "pymysql", "connect"),
     (_on_loop(_BY_ITSELF), "aiomysql", "connect create_pool"),
+    (_CLICKHOUSE, "clickhouse_connect clickhouse_connect.driver", "get_client create_client"),
     (_MYSQL, "mysql.connector mysql.connector.pooling", "connect Connect MySQLConnectionPool MySQLConnection"),
     (_without("mysql.connector.aio"), "mysql.connector.aio", "connect MySQLConnection MySQLConnectionPool"),
     (_MONGO, "pymongo pymongo.mongo_client pymongo.synchronous.mongo_client", "MongoClient"),
@@ -245,7 +250,8 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (_on_loop(_POOL), "httpcore httpcore2", "AsyncSOCKSProxy"),
     (_REQUESTS, "requests requests.sessions", f"Session session {_VERBS}"),
     (_OPTIONS, "urllib3 urllib3.poolmanager", "PoolManager ProxyManager"),
-    (_OPTIONS, "urllib3 urllib3.connectionpool", "HTTPConnectionPool HTTPSConnectionPool"),
+    (_OPTIONS, "urllib3 urllib3.poolmanager", "proxy_from_url"),
+    (_OPTIONS, "urllib3 urllib3.connectionpool", "HTTPConnectionPool HTTPSConnectionPool connection_from_url"),
     (_URLLIB3, "urllib3", "request"),
     (_BOTO, "boto3", "client resource"),
     (_BOTO, "boto3.Session() boto3.session.Session()", "client resource"),
@@ -290,6 +296,9 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (_without("hypercorn"), "hypercorn.asyncio", "serve"),
     (_WSGI, "hypercorn.run", "run"),
     (_WSGI, "hypercorn.trio", "serve"),
+    (_TWISTED, "twisted.internet.reactor", "connectTCP connectSSL listenTCP listenSSL"),
+    (_TWISTED, "twisted.internet.endpoints", "TCP4ClientEndpoint TCP6ClientEndpoint HostnameEndpoint"),
+    (_TWISTED, "twisted.internet.endpoints", "TCP4ServerEndpoint TCP6ServerEndpoint SSL4ServerEndpoint"),
     (_TORNADO, "tornado.httpserver", "HTTPServer"),
     (_TORNADO, "tornado.tcpserver", "TCPServer"),
     (_TORNADO, "tornado.web.Application()", "listen"),
@@ -307,6 +316,8 @@ _ROWS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (_WAITRESS, "waitress", "serve"),
     (_WAITRESS, "waitress.server", "create_server"),
     (_WSGI, "daphne.server", "Server"),
+    (_WSGI, "granian", "Granian"),
+    (_WSGI, "granian.server granian.server.embed", "Server"),
 )
 
 TABLE: Final = {

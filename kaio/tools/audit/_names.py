@@ -186,9 +186,10 @@ class Names:
             own = self._scopes[origin.definition].bindings.get(name)
             if own is not None:
                 return self._meanings(own)
-            methods = {f"{base}().{name}" for base in self.bases(origin.definition)} & TABLE.keys()
-            if methods and origin.path.endswith("()"):
-                return frozenset(Origin(method, origin.made) for method in methods)
+            instance = "()" if origin.path.endswith("()") else ""
+            inherited = {f"{base}{instance}.{name}" for base in self.bases(origin.definition)} & TABLE.keys()
+            if inherited:
+                return frozenset(Origin(method, origin.made) for method in inherited)
         if origin.made is not None and name in _PARTS:
             return frozenset({origin})
         return frozenset({Origin(canonical(f"{origin.path}.{name}"), origin.made)})

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ._files import UnreadableError
+from ._files import UnreadableError, check_size
 
 __all__ = ["Notebook"]
 
@@ -32,8 +32,10 @@ class Notebook:
         self._starts: list[int] = []  # the line before each readable cell
         self._numbers: list[int] = []
         body: list[ast.stmt] = []
-        line = 0
+        line = size = 0
         for number, text in _code_cells(source):
+            size += len(text)
+            check_size(size)
             try:
                 tree = _parse(text, parse)
             except UnreadableError as exc:

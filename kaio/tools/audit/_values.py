@@ -28,6 +28,15 @@ def truth(node: ast.expr | None) -> bool | None:
     return None
 
 
+def _is_spelt_out(node: ast.expr) -> bool:
+    """Whether all of a value is in the source; a class such as Config, if all of its arguments are."""
+    if isinstance(node, ast.IfExp):
+        return _is_spelt_out(node.body) and _is_spelt_out(node.orelse)
+    if isinstance(node, ast.Call):
+        return bool(node.keywords) and all(each.arg for each in node.keywords)
+    return isinstance(node, (ast.Constant, ast.List, ast.Tuple, ast.Dict))
+
+
 class Values:
     """Reads the values of expressions, following the names in them to their assignments."""
 
@@ -53,9 +62,7 @@ class Values:
                 parts += self._names.values(each, where)
         if any(self._mentions(part, word) for part in parts):
             return True
-        known = isinstance(node, (ast.Constant, ast.List, ast.Tuple, ast.Dict)) or len(parts) > 1
-        if isinstance(node, ast.Call):  # of a class such as Config, all of whose arguments are there
-            known = bool(node.keywords) and all(each.arg for each in node.keywords)
+        known = len(parts) > 1 or _is_spelt_out(node)
         return False if known else None
 
     def _mentions(self, node: ast.expr, word: str) -> bool:
