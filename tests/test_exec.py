@@ -72,7 +72,6 @@ def execute(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
         (["--", "sh", "-c", "kill -SEGV $$"], -signal.SIGSEGV, ""),
         (["--", "sh", "-c", "kill -KILL $$"], -signal.SIGKILL, ""),
         (["--", "sh", "-c", "kill -34 $$"], -34, ""),
-        (["--", "sh", "-c", "kill -32 $$"], -32, ""),
         (["--", "no such program", "--version"], 127, "kaio: no such program: No such file or directory\n"),
         (["--", ""], 127, "kaio: '': No such file or directory\n"),
         (["--", "/dev/null"], 126, "kaio: /dev/null: Permission denied\n"),

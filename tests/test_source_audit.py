@@ -819,6 +819,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "shown"), HOSTILE, ids=[shown for _, shown in HOSTILE])
 @pytest.mark.parametrize("source", [BARE, "socket.(\n"], ids=["place", "unreadable"])
 def test_names_of_files_are_shown_and_not_obeyed(name: bytes, shown: str, source: str, tmp_path: Path) -> None:
@@ -1001,6 +1002,7 @@ REPEATED = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("shape", REPEATED)
 def test_the_work_grows_as_the_source(shape: str, tmp_path: Path) -> None:
     """Eight times as many sockets are eight times the work and no more, counted in calls of functions."""
