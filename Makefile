@@ -13,7 +13,8 @@ demo: $(VENV)/.demo
 test: system lint
 	$(BIN)/python -m pytest -n 12 --dist worksteal -m "not heavy" $(T)
 
-# Loads of thousands of connections, a day of a client, the pool under fire, the benchmarks in little, the command line in every shell: fourteen minutes.
+# Loads of thousands of connections, a day of a client, the pool under fire, the benchmarks in little, the command line
+# in every way: fourteen minutes.
 load: system $(VENV)/.dev
 	$(BIN)/python -m pytest -m heavy -s $(T)
 
