@@ -20,7 +20,7 @@ from ...errors import KaioError
 from ...kernel.descriptors import Descriptor, libc
 from ..procfs import socket_inodes, threads, user_name
 
-__all__ = ["Process", "ProcessError", "lacking", "wait_for_end"]
+__all__ = ["Process", "ProcessError", "has_exited", "lacking", "wait_for_end"]
 
 _PIDFD_GETFD: Final = 438  # the same on every architecture that came after it (asm-generic/unistd.h)
 _PIDFD_THREAD: Final = os.O_EXCL if hasattr(os, "O_EXCL") else 0  # Linux 6.9: the id may be any thread's
@@ -132,6 +132,8 @@ class Process:
                 raise ProcessError(self.pid, exc.errno or errno.EINVAL, reason) from None
             self._close_thread()
             self._thread, self._thread_pidfd = thread, pidfd
+            if self.ended:  # so that the thread may be one of another process with the same pid
+                raise _refused(self.pid, errno.ESRCH)
             return True
         return False
 
@@ -215,7 +217,8 @@ def _refused(pid: int, number: int) -> ProcessError:
     if number == errno.ENOSYS:
         return ProcessError(pid, number, _cannot(number))
     if number in (errno.ESRCH, errno.ENOENT, errno.EINVAL):  # the last two: the id of a thread (pidfd_open(2))
-        return ProcessError(pid, errno.ESRCH, _missing(pid))
+        reason = _missing(pid)
+        return ProcessError(pid, errno.ESRCH, reason if pid >= 0 else f"process {pid}: {reason}")
     return ProcessError(pid, number, os.strerror(number))
 
 
@@ -287,6 +290,14 @@ def _status(pid: int | str) -> dict[str, str]:
 def _has_ended(task: str) -> bool:
     """Whether a thread, by its path in /proc, has ended: a zombie, or gone."""
     return _status(task).get("State", "Z").startswith(("Z", "X"))
+
+
+def has_exited(pid: int) -> bool:
+    """Whether a process is gone or a zombie. One whose first thread alone has ended looks like it, but has more."""
+    try:
+        return _has_ended(str(pid)) and len(threads(pid)) <= 1
+    except OSError:
+        return True
 
 
 def _ids(status: dict[str, str], kind: str) -> set[int]:
