@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from kaio import SocketState
 from kaio.cli import cli
 from kaio.tools.processes import Attachment, Change, Outcome, attach, find, lacking, program_name, sockets, uncovered
+from kaio.tools.processes._access import Process
 from kaio.tools.processes._records import Record, Records, start_of
 
 from . import namespaces, programs
@@ -271,6 +273,48 @@ def test_a_process_that_does_not_exist_costs_itself_only(other: Puppet) -> None:
     assert states(other.pid)[fd].enabled
     done = kaio("attach", str(2**22 + 1), str(2**22 + 2))
     assert (done.exit_code, done.stderr) == (3, f"kaio: process {2**22 + 1}: there is no such process\n")
+
+
+LINGERING: Final = """
+import struct
+listener = socket.create_server(("127.0.0.1", 0))
+s = socket.create_connection(listener.getsockname()); peer, _ = listener.accept()
+s.setblocking(False)
+try:
+    while True: s.send(bytes(1 << 20))
+except BlockingIOError: pass
+s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+it = s.fileno()
+"""
+
+
+def test_a_process_cannot_make_others_wait_at_close(other: Puppet) -> None:
+    """It may leave it to the duplicate of its socket to wait until all data is acknowledged (SO_LINGER)."""
+    fd = other(LINGERING)
+    inode = os.stat(f"/proc/{other.pid}/fd/{fd}").st_ino
+    before = set(os.listdir("/proc/self/fd"))
+    with Process(other.pid) as process:
+        sock = process.duplicate(fd, inode)
+        assert sock is not None
+        other("s.close()")
+        began = time.monotonic()
+        with sock:
+            pass
+        assert sock.fileno() == -1
+        assert time.monotonic() - began < 60
+    other("peer.close()")  # with unread data: the connection is reset
+    until(lambda: not any(thread.name == "kaio-close" for thread in threading.enumerate()))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_number_that_is_used_for_a_file_is_no_socket(other: Puppet, tmp_path: pathlib.Path) -> None:
+    """Closing some files asks a process that serves them, so this is not waited for."""
+    fd = other("s = socket.socket(); it = s.fileno()")
+    inode = os.stat(f"/proc/{other.pid}/fd/{fd}").st_ino
+    with Process(other.pid) as process:
+        other(f"file = open({str(tmp_path / 'file')!r}, 'w'); os.dup2(file.fileno(), {fd})")
+        assert process.duplicate(fd, inode) is None
+    until(lambda: not any(thread.name == "kaio-close" for thread in threading.enumerate()))
 
 
 CHILDREN: Final = """

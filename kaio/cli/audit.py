@@ -60,7 +60,7 @@ def audit(subjects: tuple[str, ...], everything: bool, children: bool, as_json: 
     except (KaioError, OSError) as exc:
         fail(str(exc))
     code = _show(result, as_json)
-    if more and not children:
+    if more and not children and result.processes:
         tell_of_children(named or [], more)
     sys.exit(code)
 

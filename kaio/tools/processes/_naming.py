@@ -38,7 +38,7 @@ def find(word: str) -> list[int]:
     found = [pid for pid in all_pids() if pid != os.getpid() and matches(pid, word) and not has_exited(pid)]
     if not found:
         what = "in a unit of that name" if is_unit else "of that name"
-        raise ProcessError(-1, errno.ESRCH, f"{word}: there is no process {what}")
+        raise ProcessError(-1, errno.ESRCH, f"{word or repr(word)}: there is no process {what}")
     return found
 
 

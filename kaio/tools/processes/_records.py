@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -57,6 +56,7 @@ class Records:
         self._directory = directory if directory is not None else _directory()
         self._earlier = self._load()
         self._records = dict(self._earlier)
+        self._listeners = {cookie: record for cookie, record in self._records.items() if record.port}
         self._saved = set(self._earlier)
         self._changed: dict[int, Record | None] = {}
 
@@ -70,16 +70,19 @@ class Records:
         Also what an earlier command has set, even if it is replaced by now: connections that were accepted before that
         have it.
         """
-        for record in itertools.chain(self._records.values(), self._earlier.values()):
-            listens = record.port == port and record.network == network
-            if listens and record.given.enabled and record.given.times == times:
-                return record
+        for cookie, record in self._listeners.items():
+            if (record.network, record.port) == (network, port):
+                for each in (record, self._earlier.get(cookie)):
+                    if each is not None and each.given.enabled and each.given.times == times:
+                        return each
         return None
 
     def put(self, cookie: int, record: Record) -> None:
         """Remember what was set on a socket."""
         if cookie:
             self._records[cookie] = self._changed[cookie] = record
+            if record.port:
+                self._listeners[cookie] = record
 
     def drop(self, cookie: int) -> None:
         """Leave a socket out of the file. It is found until then: accepted connections may have its options."""
@@ -93,11 +96,12 @@ class Records:
 
         But the last listening socket of each port, because the connections that it accepted have its options.
         """
-        last = {(each.network, each.port): cookie for cookie, each in self._records.items() if each.port}
+        last = {(each.network, each.port): cookie for cookie, each in self._listeners.items()}
         for cookie, record in list(self._records.items()):
             if record.pid in pids and cookie not in cookies and last.get((record.network, record.port)) != cookie:
                 del self._records[cookie]
                 self._earlier.pop(cookie, None)
+                self._listeners.pop(cookie, None)
                 self.drop(cookie)
 
     def save(self) -> None:
