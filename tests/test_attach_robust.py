@@ -264,6 +264,15 @@ def test_a_zombie_of_that_name_is_no_obstacle(tmp_path: pathlib.Path, command: s
             lives.kill()
 
 
+def test_zombies_among_the_children_are_not_told_of(other: Puppet) -> None:
+    """They have no sockets, and are nobody's fault but their parent's."""
+    child = other(f"{LISTENER}\nit = os.fork()\nif not it: os._exit(0)")
+    until(lambda: "\nState:\tZ" in pathlib.Path(f"/proc/{child}/status").read_text())
+    for command in ("audit", "attach"):
+        assert kaio(command, str(other.pid), "--children").stderr == ""
+    other(f"os.waitpid({child}, 0)")
+
+
 def test_a_process_that_does_not_exist_costs_itself_only(other: Puppet) -> None:
     """It is told, and the exit code says that something could not be done."""
     fd = other(LISTENER)

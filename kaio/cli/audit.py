@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import math
 import sys
@@ -57,6 +58,10 @@ def audit(subjects: tuple[str, ...], everything: bool, children: bool, as_json: 
         named = None if everything else find_all(words)
         more = [] if named is None else descendants(named)
         result = survey(named if named is None or not children else [*named, *more])
+        # Children come and go, and some have exited without being waited for.
+        below = frozenset(more)
+        seen = [error for error in result.refused if error.pid not in below or error.errno != errno.ESRCH]
+        result = result._replace(refused=seen)
     except (KaioError, OSError) as exc:
         fail(str(exc))
     code = _show(result, as_json)

@@ -217,7 +217,7 @@ class Attachment:
         try:
             yield
         except OSError as exc:
-            if not process.ended:
+            if exc.errno != errno.ESRCH and not process.ended:  # a process loses its files first, then it has ended
                 self.refused[process.pid] = _as_process_error(process.pid, exc)
 
     def _look_at(self, process: Process, seen: dict[int, int]) -> list[Change]:
