@@ -217,6 +217,26 @@ def test_the_defaults_of_another_namespace_cost_its_sockets_only(
             assert attachment.look() == []
 
 
+@pytest.mark.parametrize(("time", "interval"), [(0, 0), (-1, 75), (20, -1), (20, 0), (2**31 - 1, 2**31 - 1)])
+def test_no_defaults_of_another_namespace_end_the_audit(
+    other: Puppet, elsewhere: namespaces.Namespace, time: int, interval: int
+) -> None:
+    """The kernel takes what no socket can have, up to what its timers can count: 0 and negative times."""
+    for name, value in (("time", time), ("intvl", interval)):
+        with contextlib.suppress(OSError):
+            elsewhere.sysctl(f"net.ipv4.tcp_keepalive_{name}", value)
+    with elsewhere.entered(), puppet() as there:
+        there(f"{PAIR}\nfor s in (client, accepted): s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)")
+        there("client.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 60_000)")
+        other(LISTENER)
+        for command in ("audit", "attach"):
+            done = kaio(command, str(there.pid), str(other.pid), "--json")
+            assert isinstance(done.exception, SystemExit | None), done.exception
+            rows = json.loads(done.stdout)["sockets"]
+            assert len(rows) == 4
+            assert all((row.get("found_after", {}).get("idle") or 0) >= 0 for row in rows)
+
+
 def test_an_environment_counts_from_when_the_program_is_executed() -> None:
     """A shell that becomes the program has another environment, with the same pid."""
     script = f"import sys, socket\n{LISTENER}\nprint(flush=True)\nsys.stdin.read()"

@@ -91,8 +91,12 @@ class ProcessSocket:
         state = self.state
         if not state.enabled or state.idle is None or state.interval is None or state.count is None:
             return math.inf
+        if state.idle < 0 or state.interval < 0:  # a namespace's defaults may be; the kernel takes them for years
+            return math.inf
         intervals = state.count
         if state.user_timeout is not None:
+            if not state.interval:
+                return max(state.idle, state.user_timeout)
             intervals = max(1, math.ceil((state.user_timeout - state.idle) / state.interval))
         return state.idle + state.interval * intervals
 
