@@ -172,6 +172,40 @@ def test_undo_gives_back_the_programs_own_choice(other: Puppet, directory: pathl
     assert states(other.pid)[fd] == chosen
 
 
+@pytest.mark.parametrize(("time", "nearest"), [(0, 1), (-1, 1), (86400, 32767)])
+def test_times_that_only_the_system_can_have_are_no_obstacle_to_undoing(
+    other: Puppet, elsewhere: namespaces.Namespace, directory: pathlib.Path, time: int, nearest: int
+) -> None:
+    """The system's limits are wider than a socket's. Nor do they cost the records of other sockets."""
+    elsewhere.sysctl("net.ipv4.tcp_keepalive_time", time)
+    other(LISTENER)
+    attach(other.pid)
+    with elsewhere.entered(), puppet() as there:
+        fd = there(LISTENER)
+        attach(there.pid)
+        (change,) = json.loads(kaio("attach", str(there.pid), "--undo", "--json").stdout)["sockets"]
+        assert (change["outcome"], change["why"]) == (
+            "undone",
+            "the nearest to the system's times that a socket can have",
+        )
+        assert states(there.pid)[fd] == SocketState(enabled=False, idle=nearest, interval=75, count=9)
+    assert kaio("attach", str(other.pid), "--undo").exit_code == 0
+    assert set(states(other.pid).values()) == {OFF}
+
+
+def test_a_record_without_sense_costs_itself_only(tmp_path: pathlib.Path) -> None:
+    """Its file is kaio's own, but a newer kaio's may have been here."""
+    written = Records(str(tmp_path))
+    for cookie in (1, 2):
+        written.put(cookie, Record(os.getpid(), start_of(os.getpid()), 0, OFF, POLICY))
+    written.save()
+    document = json.loads((tmp_path / "attached.json").read_text())
+    document["sockets"]["1"]["before"]["new"] = 1
+    (tmp_path / "attached.json").write_text(json.dumps(document))
+    found = Records(str(tmp_path))
+    assert [found.find(cookie) is not None for cookie in (1, 2)] == [False, True]
+
+
 def test_containers_do_not_share_their_ports(
     other: Puppet, elsewhere: namespaces.Namespace, directory: pathlib.Path
 ) -> None:

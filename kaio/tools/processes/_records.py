@@ -135,7 +135,7 @@ class Records:
                 document = json.load(file)
             if document["boot"] != _boot():
                 return {}
-            return {int(cookie): _record(values) for cookie, values in document["sockets"].items()}
+            return _records(document["sockets"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
@@ -188,6 +188,15 @@ def _boot() -> str:
         return file.read().strip()
 
 
+def _records(sockets: dict[str, dict[str, object]]) -> dict[int, Record]:
+    """Those that make sense: one that does not costs the others nothing."""
+    found = {}
+    for cookie, values in sockets.items():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            found[int(cookie)] = _record(values)
+    return found
+
+
 def _record(values: dict[str, object]) -> Record:
     pid, started, port = (int(str(values[name])) for name in ("pid", "started", "port"))
     network = int(str(values.get("network", 0)))
@@ -204,14 +213,15 @@ def _state(values: object) -> SocketState:
         raise TypeError("keepalive must be on or off")
     state = SocketState(**values)
     if not all(map(_is_option, (*state.times, state.user_timeout))):
-        raise ValueError("options must be numbers above 0")
+        raise ValueError("options must be numbers")
     return state
 
 
 def _is_option(value: object) -> bool:
     if value is None:
         return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    # The defaults of a network namespace may be 0 and negative, too.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _write(path: str, records: dict[int, Record]) -> None:

@@ -25,6 +25,7 @@ from ...liveness.limits import Limits
 from ...liveness.watch import Watch
 from ...monitor.deadline import cap_backoff
 from ...policy import Keepalive, SocketState
+from ...policy.fields import MAX_COUNT, MAX_SECONDS
 from ..kernel_policy import in_kernel
 from ._access import Process
 from ._records import Record, Records, start_of
@@ -307,7 +308,8 @@ class Setter:
             changed = self._records.find(found.cookie) is not None
             why = "the program has changed its options since" if changed else "attach has set none here"
             return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
-        after = earlier.before
+        after = _settable(earlier.before)
+        why = "" if after == earlier.before else "the nearest to the system's times that a socket can have"
         if not self._dry_run:
             sock = process.duplicate(found.fd, found.inode)
             if sock is None:
@@ -320,7 +322,7 @@ class Setter:
                     return Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=str(exc.strerror))
             self._records.drop(found.cookie)
         self._known.setdefault(found.inode, _Known()).undone = True
-        return Change(socket=found, outcome=Outcome.UNDONE, after=after)
+        return Change(socket=found, outcome=Outcome.UNDONE, after=after, why=why)
 
     # -- known sockets
 
@@ -434,6 +436,16 @@ def _state(policy: Keepalive) -> SocketState:
         count=policy.count,
         user_timeout=policy.effective_user_timeout,
     )
+
+
+def _settable(state: SocketState) -> SocketState:
+    """The options that a socket can have, nearest to some that it had from the system, whose limits are wider."""
+
+    def near(value: float | None) -> float | None:
+        return None if value is None else min(max(value, 1), MAX_SECONDS)
+
+    count = None if state.count is None else min(max(state.count, 1), MAX_COUNT)
+    return dataclasses.replace(state, idle=near(state.idle), interval=near(state.interval), count=count)
 
 
 def _still_has(state: SocketState, given: SocketState) -> bool:
