@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: system lint
 	$(BIN)/python -m pytest -n 12 --dist worksteal -m "not heavy" $(T)
 
-# Loads of thousands of connections, a day of a client, the pool under fire, the benchmarks in little: twelve minutes.
+# Loads of thousands of connections, a day of a client, the pool under fire, the benchmarks in little, the command line in every shell: fourteen minutes.
 load: system $(VENV)/.dev
 	$(BIN)/python -m pytest -m heavy -s $(T)
 

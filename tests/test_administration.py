@@ -12,6 +12,7 @@ from scripts.administration import PAGE, lacking, normalised
 _reason = lacking()
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.skipif(_reason is not None, reason=str(_reason))
 def test_the_page_is_what_the_commands_print() -> None:

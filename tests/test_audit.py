@@ -351,3 +351,14 @@ def test_a_path_is_audited_as_source(tmp_path: Path) -> None:
     result = audit(str(covered))
     assert result.exit_code == 0
     assert result.output.endswith("places: 1, uncovered: 0\n")
+
+
+def test_the_findings_of_one_path_are_shown_when_another_is_gone(tmp_path: Path) -> None:
+    """Also when that is a bare word, which alone would be the name of a process."""
+    good = tmp_path / "good.py"
+    good.write_text("import socket\nsocket.socket()\n")
+    for gone in ("gone", f"{tmp_path}/gone", "gone.py"):
+        result = audit(str(good), gone)
+        assert result.exit_code == 2
+        assert "good.py:2: socket.socket" in result.stdout
+        assert result.stderr == f"kaio: {gone}: neither a process nor an existing path\n"

@@ -59,6 +59,7 @@ def run(way: str, words: str, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("words", ANSWERS)
 def test_each_command_answers_whatever_its_streams(words: str, tmp_path: os.PathLike[str]) -> None:
     """The exit code is the answer's, and standard error is empty."""
@@ -73,6 +74,7 @@ def test_each_command_answers_whatever_its_streams(words: str, tmp_path: os.Path
             json.loads(text)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("words", ANSWERS)
 def test_output_that_cannot_be_written_is_a_failure(words: str) -> None:
     """One line, and 3: 1 would mean that something is uncovered. Without a reader it ends as other programs do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -11,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
@@ -19,7 +21,18 @@ import pytest
 
 from kaio import Keepalive, PolicyError, SocketState, TcpState
 from kaio.testing import blackhole
-from kaio.tools.bpf import SETSOCKOPT, SOCK_OPS, Assembler, Bpf, BpfError, Register, attached, field_offsets
+from kaio.tools import cgroups
+from kaio.tools.bpf import (
+    SETSOCKOPT,
+    SOCK_OPS,
+    Assembler,
+    Bpf,
+    BpfError,
+    Register,
+    attached,
+    field_offsets,
+    is_bpffs,
+)
 from kaio.tools.cgroups import CgroupError
 from kaio.tools.enforcing import (
     EnforceError,
@@ -29,6 +42,7 @@ from kaio.tools.enforcing import (
     Target,
     boot_files,
     enforce,
+    enforced_on,
     enforcements,
     kept_at_boot,
     lift,
@@ -604,6 +618,91 @@ def test_a_unit_that_is_started_again_gets_its_policy_again(bpffs: str) -> None:
     assert lift(unit, bpffs=bpffs)
 
 
+def test_the_status_is_whole_while_others_enforce_and_lift(group: str, bpffs: str) -> None:
+    """No enforcement is seen half made, half replaced or half removed."""
+    target, stop = Target.cgroup(group), threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for policy in (POLICY, Keepalive(30, 10, 4)):
+                enforce(target, policy, bpffs=bpffs)
+                time.sleep(0.03)  # longer than between two attempts to lock, so that the others have it, too
+            lift(target, bpffs=bpffs)
+            time.sleep(0.03)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        changing = pool.submit(change)
+        try:
+            end, seen = time.monotonic() + 30, 0
+            while seen < 10 and time.monotonic() < end and not changing.done():
+                found = enforcements(bpffs=bpffs)
+                assert all(each.attached for each in found)
+                seen += bool(found)
+                time.sleep(0.03)
+        finally:
+            stop.set()
+        changing.result()
+    assert seen == 10
+
+
+def test_a_file_system_is_mounted_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first of several commands: the pins in one below another could not be found."""
+    directory = tmp_path / "bpf"
+    directory.mkdir()
+    both = threading.Barrier(2)
+
+    def meeting(path: str, real: Callable[[str], bool] = is_bpffs) -> bool:
+        found = real(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return found
+
+    monkeypatch.setattr("kaio.tools.enforcing._enforcement.is_bpffs", meeting)
+    with own_cgroup.cgroup() as one, own_cgroup.cgroup() as two, concurrent.futures.ThreadPoolExecutor() as pool:
+        targets = [Target.cgroup(one), Target.cgroup(two)]
+        try:
+            list(pool.map(lambda target: enforce(target, POLICY, bpffs=str(directory)), targets))
+            mounts = pathlib.Path("/proc/self/mountinfo").read_text()
+            assert mounts.count(f" {directory} ") == 1
+            assert len(enforcements(bpffs=str(directory))) == 2
+            assert all(lift(target, bpffs=str(directory)) for target in targets)
+        finally:
+            while is_bpffs(str(directory)):
+                subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"kind": [], "name": 1}',
+        b'{"kind": "unit", "name": "x.service", "policy": 1, "except": [1]}',
+    ],
+)
+def test_pins_that_kaio_has_not_made(group: str, bpffs: str, settings: bytes) -> None:
+    """Or another version of it: an error that names them; lifting and enforcing work."""
+    target = Target.cgroup(group)
+    path = pathlib.Path(enforce(target, POLICY, bpffs=bpffs).pins) / "settings"
+
+    def spoil(size: int) -> None:
+        path.unlink()
+        with Bpf.array("foreign", size) as foreign:
+            foreign.write(settings.ljust(size, b"\0"))
+            foreign.pin(str(path))
+
+    spoil(4096)
+    with pytest.raises(EnforceError, match=f"{target.key}: pins that kaio has not made, or another version of it"):
+        enforcements(bpffs=bpffs)
+    assert enforce(target, POLICY, bpffs=bpffs).attached
+    spoil(1 << 20)  # which the kernel would write over whatever is behind a shorter buffer
+    with pytest.raises(EnforceError, match="not one whose value has 4096 bytes"):
+        enforcements(bpffs=bpffs)
+    assert lift(target, bpffs=bpffs)
+    assert enforcements(bpffs=bpffs) == []
+
+
 def test_what_a_killed_command_has_left_is_no_obstacle(group: str, bpffs: str) -> None:
     """Directories without pins, pins under their first names, a lock that nobody holds any more."""
     target = Target.cgroup(group)
@@ -726,7 +825,8 @@ def test_invalid_ports(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a b", "../x.service", "x.mount", "a/b.service", "x\n.service", ".service", "a" * 300]
+    "name",
+    ["", "a b", "../x.service", "x.mount", "a/b.service", "x\n.service", ".service", "a" * 300, "x@", "x@.socket"],
 )
 def test_names_that_no_unit_has(name: str) -> None:
     with pytest.raises(CgroupError, match="must be the name of"):
@@ -742,6 +842,63 @@ def test_paths_that_are_no_cgroups(path: str) -> None:
         Target.cgroup(path)
 
 
+def test_units_of_the_same_name(bpffs: str) -> None:
+    """The system's own comes first, a user's next, a container's last; each can be given by its path."""
+    name = f"kaio-test-same-{os.getpid()}.service"
+    with (
+        own_cgroup.cgroup() as group,
+        own_cgroup.cgroup("user.slice", group) as user,
+        own_cgroup.cgroup("user@1.service", user) as manager,
+        own_cgroup.cgroup(name, group) as container,
+    ):
+        assert Target.cgroup(container) == Target.unit(name)
+        with own_cgroup.cgroup(name, manager) as another:
+            with pytest.raises(CgroupError, match="several cgroups bear the name"):
+                cgroups.of_unit(name)
+            for path in (container, another):
+                assert Target.cgroup(path) == Target(Kind.CGROUP, path)
+                assert enforce(Target.cgroup(path), POLICY, bpffs=bpffs).attached
+                assert len(ids(path)) == 2
+            assert enforced_on(another, bpffs=bpffs) == Target(Kind.CGROUP, another)
+            assert lift(Target(Kind.CGROUP, another), bpffs=bpffs)
+            with own_cgroup.cgroup(name) as system:
+                assert cgroups.of_unit(name) == system
+                assert enforced_on(system, bpffs=bpffs) is None
+        assert lift(Target(Kind.CGROUP, container), bpffs=bpffs)
+
+
+def test_a_unit_that_several_run_by_now(bpffs: str) -> None:
+    """Its policy is still shown, and can be lifted."""
+    name = f"kaio-test-several-{os.getpid()}.service"
+    with own_cgroup.cgroup() as group, own_cgroup.cgroup(name, group) as first:
+        enforce(Target.unit(name), POLICY, bpffs=bpffs)
+        with own_cgroup.cgroup("second.scope", group) as scope, own_cgroup.cgroup(name, scope):
+            (found,) = enforcements(bpffs=bpffs)
+            assert (found.directory, found.attached) == (None, True)
+            with pytest.raises(EnforceError, match="several cgroups bear the name"):
+                enforce(Target.unit(name), POLICY, bpffs=bpffs)
+            assert lift(Target.unit(name), bpffs=bpffs)
+            assert ids(first) == []
+
+
+def test_the_policy_of_a_cgroup_that_is_gone(bpffs: str) -> None:
+    """It is found by its path, as a unit's is."""
+    name = f"kaio-test-gone-{os.getpid()}.scope"
+    with own_cgroup.cgroup() as group, own_cgroup.cgroup(name) as unit:
+        enforce(Target.cgroup(group), POLICY, bpffs=bpffs)
+        enforce(Target.cgroup(unit), POLICY, bpffs=bpffs)
+    assert enforced_on(group, bpffs=bpffs) == Target(Kind.CGROUP, group)
+    assert enforced_on(unit, bpffs=bpffs) == Target.unit(name)
+    assert enforced_on(f"{group}-other", bpffs=bpffs) is None
+    assert lift(Target(Kind.CGROUP, group), bpffs=bpffs)
+    assert lift(Target.unit(name), bpffs=bpffs)
+
+
+def test_the_slice_above_all_others_is_the_machine() -> None:
+    """Nothing else is in its cgroup's place."""
+    assert Target.unit("-.slice") == Target.machine()
+
+
 def test_keys_differ_and_have_no_dots() -> None:
     """A BPF file system refuses names with dots; long names are no obstacle."""
     names = ["a-b.service", "a_b.service", "a.b.service", "a_2eb.service", "a@b.service"]
@@ -755,9 +912,9 @@ def test_keys_differ_and_have_no_dots() -> None:
 # -- systemd
 
 
-def _verified(root: pathlib.Path, *units: str) -> str:
+def _verified(root: pathlib.Path, *units: str, recursive: str = "no") -> str:
     """What systemd-analyze complains about."""
-    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"--root={root}", *units]
+    command = ["systemd-analyze", "verify", "--man=no", f"--recursive-errors={recursive}", f"--root={root}", *units]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
@@ -797,6 +954,44 @@ def test_systemd_reads_the_files_for_a_unit(
     assert len(remove_files(target, str(tmp_path))) == 2
     assert list(units.iterdir()) == []
     assert remove_files(target, str(tmp_path)) == []
+
+
+BOOT: Final = {
+    "sysinit.target": "[Unit]\nWants=local-fs.target\nAfter=local-fs.target\n",
+    "local-fs.target": "[Unit]\nWants=boot.mount\nAfter=boot.mount\n",
+    "boot.mount": "[Mount]\nWhat=none\nWhere=/boot\n",
+}
+
+
+@pytest.mark.parametrize("name", ["system.slice", "init.scope", "user.slice", "web.slice", "web.service", "-.slice"])
+def test_the_order_at_boot_has_no_cycle(tmp_path: pathlib.Path, name: str) -> None:
+    """Mounts and services are in system.slice themselves, the service that enforces the policy as well."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here: run scripts/install-system-packages")
+    target = Target.unit(name)
+    write_files(boot_files(target, ["--unit", name, "20s:10s:4"]), str(tmp_path))
+    units = tmp_path / "etc/systemd/system"
+    for file, content in {**BOOT, "web.service": "[Service]\nExecStart=/bin/true\n"}.items():
+        (units / file).write_text(content)
+    for program in ("/bin/true", sys.executable):
+        copy = tmp_path / program.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.touch(0o755)
+    assert "cycl" not in _verified(
+        tmp_path, *(path.name for path in units.iterdir() if path.is_file()), recursive="yes"
+    )
+    wanted = os.path.lexists(units / "sysinit.target.wants")
+    assert wanted or (units / f"{name}.d").is_dir()
+    remove_files(target, str(tmp_path))
+    assert not [path for path in units.rglob("*") if "kaio" in path.name]
+
+
+def test_files_that_cannot_be_written_leave_nothing_half(tmp_path: pathlib.Path) -> None:
+    """A directory is in the place of a file: the error names it, and what was written beside it is gone."""
+    (tmp_path / "etc/x.conf/y").mkdir(parents=True)
+    with pytest.raises(EnforceError, match=r"^/etc/x\.conf: Is a directory$"):
+        write_files({"etc/x.conf": "content"}, str(tmp_path))
+    assert os.listdir(tmp_path / "etc") == ["x.conf"]
 
 
 def test_files_for_a_running_systemd(tmp_path: pathlib.Path) -> None:

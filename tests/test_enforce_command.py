@@ -21,7 +21,7 @@ from kaio.tools.processes import sockets
 from . import own_cgroup
 from .own_cgroup import inside
 from .programs import Puppet, puppet
-from .test_enforce import HAS_POLICY, PAIR, connections, ids, made
+from .test_enforce import HAS_POLICY, PAIR, connections, ids, made, until
 
 _lacking = own_cgroup.lacking()
 pytestmark = pytest.mark.skipif(_lacking is not None, reason=str(_lacking))
@@ -117,6 +117,95 @@ def test_from_the_policy_to_the_end(shell: Shell, group: str, member: Puppet) ->
     assert shell.kaio("enforce", "--cgroup", group, "off") == (0, f"Nothing was enforced on cgroup {group}.\n")
     assert shell.kaio("enforce", "status") == (1, "No policy is enforced.\n")
     assert shell("ls -A /sys/fs/bpf | grep -v debug") == (1, "")
+
+
+def options(member: Puppet, port: int) -> list[tuple[int, bool, float | None, float | None]]:
+    """Both ends of the connections of a service: descriptor, and what matters of their options."""
+    return [
+        (found.fd, found.state.enabled, found.state.idle, found.state.user_timeout)
+        for found in connections(member.pid)
+        if found.peer is not None and port in (found.local[1], found.peer[1])
+    ]
+
+
+def test_sockets_that_exist(shell: Shell, group: str, member: Puppet) -> None:
+    """Connections get the policy, also in place of an earlier one; services that are excepted do not.
+
+    A listening socket is left alone: what it accepts has the policy from the kernel, and none when that is lifted.
+    """
+    member("""
+web, ssh = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+kept = []
+def connect(listener):
+    kept.append(socket.create_connection(listener.getsockname()))
+    kept.append(listener.accept()[0])
+connect(web); connect(ssh)
+""")
+    web, ssh = member("it = web.getsockname()[1], ssh.getsockname()[1]")
+    for idle in (20, 30):
+        code, text = shell.kaio("enforce", "--cgroup", group, f"{idle}s:10s:4", "--except", str(ssh))
+        assert (code, f"{'4' if idle == 30 else '2'} set" in text) == (0, True), text
+        member("connect(web); connect(ssh)")
+        assert {each[1:] for each in options(member, web)} == {(True, idle, idle + 40)}
+        assert {each[1:] for each in options(member, ssh)} == {(False, 7200, None)}
+    assert shell.kaio("enforce", "--cgroup", group, "OFF")[0] == 0
+    before = options(member, web)
+    member("connect(web)")
+    assert {each[1:] for each in options(member, web) if each not in before} == {(False, 7200, None)}
+
+
+@pytest.mark.slow
+def test_watching_ends_when_the_policy_is_lifted(shell: Shell, group: str) -> None:
+    """Nothing is left to be looked after."""
+    words = ["enforce", "--cgroup", group, "1s:1s:2", "--watch", "100ms", ">/dev/null", "2>&1", "&", "watch=$!"]
+    assert shell.kaio(*words)[0] == 0
+    until(lambda: len(ids(group)) == 2)
+    assert shell.kaio("enforce", "--cgroup", group, "off")[0] == 0
+    assert shell("wait $watch") == (0, "")
+
+
+def test_the_policy_of_a_cgroup_that_is_gone_can_be_lifted(shell: Shell) -> None:
+    """By the same words as before."""
+    with own_cgroup.cgroup() as gone:
+        assert shell.kaio("enforce", "--cgroup", gone, "--new-only", "20s:10s:4")[0] == 0
+    code, text = shell.kaio("enforce", "--cgroup", gone, "status")
+    assert (code, "not running" in text) == (0, True), text
+    code, text = shell.kaio("enforce", "--cgroup", gone, "off")
+    assert (code, "any more" in text) == (0, True), text
+    assert shell.kaio("enforce", "--cgroup", gone, "off")[0] == 2
+    assert shell.kaio("enforce", "status") == (1, "No policy is enforced.\n")
+
+
+def test_the_sysctls_are_needed_for_a_policy_that_leaves_times_to_them(shell: Shell, group: str) -> None:
+    """Only for such a one; a program is started all the same."""
+    assert shell("mount -t tmpfs none /proc/sys") == (0, "")
+    code, text = shell.kaio("enforce", "--cgroup", group, "20s:10s:4", "--dry-run", ">/dev/null")
+    assert (code, text) == (0, "")
+    code, text = shell.kaio("enforce", "--cgroup", group, "20s::4", "--dry-run")
+    assert (code, text.count("\n")) == (3, 1), text
+    assert "tcp_keepalive_time: the kernel does not provide it, or procfs is not mounted" in text
+    code, text = shell.kaio("exec", "--keepalive", "20s::4", "sh", "-c", "'exit 7'")
+    assert code == 7, text
+    assert "looks for new sockets; the kernel cannot set the policy by itself: /proc/sys" in text
+
+
+def test_files_that_cannot_be_written_are_a_failure(shell: Shell) -> None:
+    """The policy is enforced until the next boot, and that is said."""
+    unit = f"kaio-test-unwritten-{os.getpid()}.service"
+    with own_cgroup.cgroup(unit) as path:
+        assert shell("mount -o remount,ro,bind /etc/systemd") == (0, "")
+        code, text = shell.kaio("enforce", "--unit", unit, "--boot", "20s:10s:4", ">/dev/null")
+        assert (code, text.count("\n")) == (3, 1), text
+        assert "Read-only file system: 20s:10s:4 is enforced on unit" in text
+        assert len(ids(path)) == 2
+        assert shell.kaio("enforce", "--unit", unit, "off")[0] == 0
+        assert shell("mount -o remount,rw,bind /etc/systemd") == (0, "")
+        assert shell.kaio("enforce", "--unit", unit, "--boot", "20s:10s:4")[0] == 0
+        assert shell("mount -o remount,ro,bind /etc/systemd") == (0, "")
+        code, text = shell.kaio("enforce", "--unit", unit, "off")
+        assert (code, text.count("\n")) == (3, 1), text
+        assert f"Read-only file system: nothing is enforced on unit {unit} now, but will be again" in text
+        assert ids(path) == []
 
 
 def test_after_a_reboot_the_unit_does_it_again(shell: Shell) -> None:
@@ -219,6 +308,8 @@ def test_a_user_with_the_capabilities_may(shell: Shell, group: str) -> None:
     with puppet(*inside(group)) as member:
         assert made(member)[1:] == (HAS_POLICY, HAS_POLICY)
         assert processes(group) == [member.pid]
+    code, text = shell(f"{start} {' '.join(KAIO)} enforce status")
+    assert (code, "  enforced  " in text) == (0, True), text
     code, text = shell(f"{start} {' '.join(KAIO)} enforce --cgroup {group} off")
     assert (code, ids(group)) == (0, []), text
 

@@ -72,7 +72,6 @@ def execute(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
         (["--", "sh", "-c", "kill -SEGV $$"], -signal.SIGSEGV, ""),
         (["--", "sh", "-c", "kill -KILL $$"], -signal.SIGKILL, ""),
         (["--", "sh", "-c", "kill -34 $$"], -34, ""),
-        (["--", "sh", "-c", "kill -32 $$"], -32, ""),
         (["--", "no such program", "--version"], 127, "kaio: no such program: No such file or directory\n"),
         (["--", ""], 127, "kaio: '': No such file or directory\n"),
         (["--", "/dev/null"], 126, "kaio: /dev/null: Permission denied\n"),
@@ -364,6 +363,31 @@ def test_in_the_kernel_s_cgroup_there_is_no_gap() -> None:
         for _ in range(20):
             fds = inside("it = pair()")
             assert {states(inside.pid)[fd] for fd in fds} == {HAS_QUICK}
+
+
+def test_what_a_listening_socket_accepts_has_all_of_the_policy_at_once() -> None:
+    """Times set on it from outside would come without the user timeout, and count as the program's choice."""
+    reason = own_cgroup.lacking()
+    if reason is not None:
+        pytest.skip(reason)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as inherited,
+        running("--by", "kernel", "--quiet", pass_fds=[inherited.fileno()]) as inside,
+    ):
+        number = inside("listener = socket.create_server(('127.0.0.1', 0)); it = listener.fileno()")
+        # The inherited one is not of the program's cgroup. What it has accepted is set by a look at all sockets.
+        inside(f"inherited = socket.socket(fileno={inherited.fileno()})")
+        with socket.create_connection(inherited.getsockname()):
+            fd = inside("it = inherited.accept()[0].detach()")
+            until(lambda: states(inside.pid)[fd] == HAS_QUICK)
+        until(lambda: states(inside.pid)[inherited.fileno()].enabled)
+        assert not states(inside.pid)[number].enabled
+        accepted = inside("""
+client = socket.create_connection(listener.getsockname())
+accepted, _ = listener.accept()
+it = [accepted.getsockopt(socket.SOL_SOCKET, 9), *(accepted.getsockopt(TCP, n) for n in (4, 5, 6, 18))]
+""")
+        assert accepted == [1, 1, 1, 2, 3000]
 
 
 @pytest.mark.parametrize("environment", ["KEEPALIVE=off", "KEEPIDLE=30"])

@@ -6,14 +6,24 @@ In the samples, a comment marks each line that makes a connection: `#!` and the 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
+import shutil
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 import kaio
+from kaio.cli import cli
 from kaio.tools.audit import Finding, audit
+from kaio.tools.audit._files import LARGEST
 from kaio.tools.audit._kaio import LOOPS, PROTOCOLS, TAKES_SOCKETS
 from kaio.tools.audit._libraries import TABLE
 
@@ -146,7 +156,7 @@ COVERED = {
             sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, on)
         f = socket.socket()  #+ socket.socket: the value of `on`
         keep(f)
-        g = socket.socket()  #! socket.socket
+        g = socket.socket()  #! socket.socket: SIO_KEEPALIVE_VALS on line 21 is for Windows only
         g.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 20000, 10000))
         def accepting():
             listener = socket.create_server(("", 0))  #+ socket.create_server: SO_KEEPALIVE
@@ -306,6 +316,184 @@ COVERED = {
         aiokafka.AIOKafkaProducer()  #! aiokafka.AIOKafkaProducer: no keepalive option
         mqtt.Client()  #+ paho.mqtt.client.Client: every 60 s
     """,
+    "systems": """
+        import os, platform, socket, sys
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        a = socket.socket()  #! socket.socket: for Windows only
+        if sys.platform == "win32":
+            a.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 10000, 3000))
+        b = socket.socket()  #+ socket.socket: SO_KEEPALIVE is set on line 10
+        if os.name == "nt":
+            b.ioctl(socket.SIO_KEEPALIVE_VALS, (1, 10000, 3000))
+        else:
+            b.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        c = socket.socket()  #! socket.socket: but not on Linux
+        if platform.system() in ("Windows", "Darwin"):
+            c.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        d = socket.socket()  #! socket.socket: but not on Linux
+        if sys.platform.startswith("linux"):
+            pass
+        elif sys.platform == "darwin":
+            d.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        e = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        if not sys.platform.startswith(("win", "cygwin")) and FAST:
+            e.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        f = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        if sys.platform != "win32" or FAST:
+            f.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        g = socket.socket()  #! socket.socket: but not on Linux
+        if hasattr(socket, "SIO_KEEPALIVE_VALS"):
+            g.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        h = socket.socket()  #! socket.socket: but not on Linux
+        while not h:
+            if "linux" == FAST: pass
+            elif sys.platform not in ["linux", "darwin"] and FAST:
+                h.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    """,
+    "standard library": r"""
+        import ftplib, imaplib, kaio, logging.handlers, poplib, smtplib, urllib.request, wsgiref.simple_server
+        import xmlrpc.client, xmlrpc.server
+        from multiprocessing.connection import Client, Listener
+        from multiprocessing.managers import BaseManager
+        smtplib.SMTP("a")  #! smtplib.SMTP: kaio.apply on its .sock
+        with smtplib.SMTP_SSL("a") as mail:  #+ smtplib.SMTP_SSL: kaio.apply
+            kaio.apply(mail.sock)
+        smtplib.LMTP("/run/lmtp"), smtplib.LMTP("a")  #! smtplib.LMTP
+        ftplib.FTP_TLS("a")  #! ftplib.FTP_TLS
+        imap = imaplib.IMAP4_SSL("a")  #+ imaplib.IMAP4_SSL: kaio.apply
+        kaio.apply(imap.socket())
+        poplib.POP3("a")  #! poplib.POP3
+        logging.handlers.SocketHandler("a", 1)  #! logging.handlers.SocketHandler
+        xmlrpc.client.ServerProxy("http://a")  #! xmlrpc.client.ServerProxy
+        xmlrpc.client.ServerProxy("http://a", transport=mine)
+        xmlrpc.server.SimpleXMLRPCServer(("a", 1))  #! xmlrpc.server.SimpleXMLRPCServer
+        server = wsgiref.simple_server.make_server("a", 1, app)  #+ wsgiref.simple_server.make_server: kaio.apply
+        kaio.apply(server.socket)
+        opener = urllib.request.build_opener()  #! urllib.request.build_opener
+        Client(("a", 1))  #! multiprocessing.connection.Client
+        Client("/run/a"), Client(r"\\.\pipe\a"), Client(("a", 1), family="AF_UNIX")
+        Client(elsewhere)  #! multiprocessing.connection.Client
+        PATH, PAIR = "/run/b", ("b", 1)
+        Client(PATH), Listener(PATH), Listener(), Listener(None), Listener(family="AF_UNIX"), BaseManager()
+        Listener(PAIR)  #! multiprocessing.connection.Listener
+        Listener(family="AF_INET")  #! multiprocessing.connection.Listener
+        class Manager(BaseManager): pass
+        Manager(address=("", 1), authkey=b"a")  #! multiprocessing.managers.BaseManager
+    """,
+    "more clients": """
+        import aiohappyeyeballs, amqp, boto3, botocore.session, celery, httpcore, httpcore2, httpx2, kafka, kombu
+        import clickhouse_connect, mysql.connector, mysql.connector.aio, paramiko, pika, socket, trio, urllib3, valkey
+        from botocore.config import Config
+        from socket import SOL_SOCKET, SO_KEEPALIVE
+        ON, OFF = [(SOL_SOCKET, SO_KEEPALIVE, 1)], [(SOL_SOCKET, SO_KEEPALIVE, 0)]
+        boto3.client("s3")  #! boto3.client: tcp_keepalive
+        boto3.client("s3", config=Config(tcp_keepalive=True))  #+ boto3.client: tcp_keepalive is in
+        boto3.resource("s3", config=Config(tcp_keepalive=False))  #! boto3.resource: tcp_keepalive
+        boto3.Session().client("s3", config=Config(region_name="a"))  #! boto3.Session().client: tcp_keepalive
+        boto3.client("s3", config=Config(retries={}) if FAST else None)  #! boto3.client: tcp_keepalive
+        boto3.client("s3", config=make_config())  #+ boto3.client: the value of `make_config()`
+        ours = Config(tcp_keepalive=True)
+        session = botocore.session.get_session()
+        session.create_client("s3", config=ours)  #+ botocore.session.get_session().create_client: tcp_keepalive
+        ssh = paramiko.SSHClient()  #+ paramiko.SSHClient: set_keepalive() is called on line 16
+        ssh.get_transport().set_keepalive(30)
+        paramiko.SSHClient()  #! paramiko.SSHClient: paramiko leaves it off
+        zero = paramiko.Transport(("a", 22))  #! paramiko.Transport: turns it off
+        zero.set_keepalive(0)
+        wrapped = socket.create_connection(("a", 22))  #+ socket.create_connection: set_keepalive
+        over = paramiko.Transport(wrapped)
+        over.set_keepalive(30)
+        parameters = pika.ConnectionParameters("a", heartbeat=0)  #! pika.ConnectionParameters: turned off
+        pika.BlockingConnection(parameters)
+        pika.ConnectionParameters("a")  #+ pika.ConnectionParameters: heartbeats that the broker proposes
+        by_tcp = {"TCP_KEEPIDLE": 60}
+        pika.ConnectionParameters("a", heartbeat=0, tcp_options=by_tcp)  #+ pika.ConnectionParameters: TCP_KEEP
+        pika.BlockingConnection(pika.URLParameters("amqp://a?heartbeat=0"))  #! pika.URLParameters: turned off
+        amqp.Connection("a")  #+ amqp.Connection: by py-amqp
+        kombu.Connection("amqp://a")  #+ kombu.Connection: by py-amqp
+        kombu.Connection()  #+ kombu.Connection: by py-amqp
+        kombu.Connection("redis://a")  #! kombu.Connection: transport_options
+        kombu.Connection(elsewhere)  #! kombu.Connection: transport_options
+        on, off = {"socket_keepalive": True}, {"socket_keepalive": False}
+        kombu.Connection("redis://a", transport_options=on)  #+ kombu.Connection: socket_keepalive
+        kombu.Connection("redis://a", transport_options=off)  #! kombu.Connection: transport_options
+        kombu.Connection("memory://")
+        celery.Celery("a", broker="pyamqp://a")  #+ celery.Celery: by py-amqp
+        celery.Celery("a", broker="redis://a")  #! celery.Celery: redis_socket_keepalive
+        celery.Celery("a")  #! celery.Celery: redis_socket_keepalive
+        kafka.KafkaConsumer("a")  #! kafka.KafkaConsumer: socket_options
+        kafka.KafkaProducer(socket_options=ON)  #+ kafka.KafkaProducer: SO_KEEPALIVE
+        kafka.KafkaProducer(socket_options=OFF)  #! kafka.KafkaProducer: socket_options
+        mysql.connector.connect(host="a")  #! mysql.connector.connect: not in 26.10
+        mysql.connector.connect(unix_socket="/run/a")
+        mysql.connector.aio.connect(host="a")  #! mysql.connector.aio.connect: no keepalive option
+        httpcore.ConnectionPool()  #! httpcore.ConnectionPool: socket_options
+        httpcore2.AsyncConnectionPool(socket_options=ON)  #+ httpcore2.AsyncConnectionPool: SO_KEEPALIVE
+        httpcore.request("GET", "a")  #! httpcore.request: ConnectionPool
+        httpx2.Client()  #! httpx2.Client: transport=
+        httpx2.HTTPTransport(socket_options=ON)  #+ httpx2.HTTPTransport: SO_KEEPALIVE
+        clickhouse_connect.get_client(host="a")  #+ clickhouse_connect.get_client: 30 s and 3 probes
+        urllib3.connection_from_url("http://a")  #! urllib3.connection_from_url: socket_options
+        class More(valkey.Valkey): pass
+        More.from_url("a")  #! valkey.Valkey.from_url: valkey leaves it off
+        urllib3.request("GET", "a")  #! urllib3.request: PoolManager
+        valkey.Valkey("a")  #! valkey.Valkey: valkey leaves it off
+        async def main():
+            stream = await trio.open_tcp_stream("a", 1)  #+ trio.open_tcp_stream: SO_KEEPALIVE
+            stream.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            await trio.serve_tcp(print, 1)  #! trio.serve_tcp
+            trio.socket.socket()  #! trio.socket.socket
+            trio.socket.socket(trio.socket.AF_UNIX), trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+            sock = await aiohappyeyeballs.start_connection(infos)  #+ aiohappyeyeballs.start_connection: SO_KEEPALIVE
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            await aiohappyeyeballs.start_connection(infos)  #! aiohappyeyeballs.start_connection
+            await aiohappyeyeballs.start_connection(infos, socket_factory=make)
+    """,
+    "pymongo": """
+        import motor, pymongo
+        from motor.motor_asyncio import AsyncIOMotorClient
+        pymongo.MongoClient("a")  #+ pymongo.MongoClient: since 3.5, to at most 120 s
+        pymongo.AsyncMongoClient("a")  #+ pymongo.AsyncMongoClient: since 3.5
+        pymongo.MongoClient("a", socketKeepAlive=False)  #! pymongo.MongoClient: before 4.0
+        pymongo.MongoClient("mongodb://a/?socketKeepAlive=false")  #! pymongo.MongoClient: before 4.0
+        pymongo.MongoClient("mongodb://%2Frun%2Fmongodb-27017.sock"), pymongo.MongoClient("/run/mongodb-27017.sock")
+        pymongo.MongoClient("mongodb://user@%2Frun%2Fa.sock/db?w=1")
+        motor.MotorClient("a")  #+ motor.MotorClient: set by pymongo
+        AsyncIOMotorClient("a")  #+ motor.motor_asyncio.AsyncIOMotorClient: set by pymongo
+    """,
+    "web servers": """
+        import flask, quart, sanic, tornado.httpserver, tornado.tcpserver, tornado.web, tornado.websocket
+        import waitress, gunicorn.app.base
+        from granian import Granian
+        from tornado.httpclient import AsyncHTTPClient
+        from werkzeug.serving import run_simple
+        app = flask.Flask(__name__)
+        app.run()  #! flask.Flask().run
+        quart.Quart(__name__).run()  #! quart.Quart().run
+        sanic.Sanic("a").run()  #! sanic.Sanic().run
+        run_simple("a", 1, app)  #! werkzeug.serving.run_simple
+        waitress.serve(app)  #! waitress.serve
+        Granian("a:app", port=1).serve()  #! granian.Granian
+        Granian("a:app", uds="/run/a").serve()
+        class Standalone(gunicorn.app.base.BaseApplication):
+            def load(self): return app
+        Standalone().run()  #! gunicorn.app.base.BaseApplication
+        web = tornado.web.Application([])
+        web.listen(1)  #! tornado.web.Application().listen
+        tornado.httpserver.HTTPServer(web)  #! tornado.httpserver.HTTPServer
+        AsyncHTTPClient()  #! tornado.httpclient.AsyncHTTPClient
+        tornado.websocket.websocket_connect("a")  #! tornado.websocket.websocket_connect
+        tornado.websocket.websocket_connect("a", ping_interval=9)  #+ tornado.websocket.websocket_connect: ping_interval
+        class Echo(tornado.tcpserver.TCPServer): pass
+        Echo()  #! tornado.tcpserver.TCPServer
+        from twisted.internet import reactor
+        from twisted.internet.endpoints import HostnameEndpoint
+        reactor.listenTCP(1, factory)  #! twisted.internet.reactor.listenTCP: setTcpKeepAlive
+        HostnameEndpoint(reactor, "a", 1)  #! twisted.internet.endpoints.HostnameEndpoint: setTcpKeepAlive
+        class Page(tornado.web.Application): pass
+        Page([]).listen(1)  #! tornado.web.Application().listen
+        def other(app): app.run(), app.listen(1)
+    """,
     "star": """
         from socket import *
         a = socket(AF_INET)  #! socket.socket
@@ -369,7 +557,7 @@ def marked(top: Path, name: str) -> list[tuple[str, int, str, bool, str]]:
     """The places that a sample's comments mark: path, line, call, covered, words of the reason."""
     found = []
     for number, line in enumerate((top / name).read_text().splitlines(), 1):
-        comment = re.search(r"#([!+]) ([\w., ]+)(?:: (.*))?$", line)
+        comment = re.search(r"#([!+]) ([\w.(), ]+)(?:: (.*))?$", line)
         for call in comment[2].split(", ") if comment else ():
             assert comment is not None
             found.append((str(top / name), number, call, comment[1] == "+", comment[3] or ""))
@@ -459,6 +647,327 @@ def test_each_file_is_audited_once_however_it_is_named(tmp_path: Path) -> None:
     ]
 
 
+# -- files
+
+
+def run(*arguments: str | Path) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli, ["audit", *map(str, arguments)], prog_name="kaio")
+
+
+BARE = "import socket\nsocket.socket()\n"
+KEPT = "import kaio, socket\nkaio.apply(socket.socket())\n"
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
+def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
+    """A FIFO would be waited on for ever. The other files are read, whether it was named or found."""
+    special = tmp_path / "a.py"
+    with contextlib.ExitStack() as stack:
+        if kind == "FIFO":
+            os.mkfifo(special)
+        elif kind == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(special))
+        else:
+            special.symlink_to("/dev/zero")
+        (tmp_path / "b.py").write_text(KEPT)
+        for result in (run(tmp_path), run(special, tmp_path / "b.py")):
+            lines = result.output.splitlines()
+            assert lines[0] == f"! {special}:1: cannot be read: it is a {kind}, not a regular file"
+            assert lines[1].startswith(f"  {tmp_path}/b.py:2: socket.socket: ")
+            assert lines[2:] == ["files: 1, unreadable: 1, places: 1, uncovered: 0"]
+            assert result.exit_code == 1
+        assert run(special).exit_code == 3
+
+
+def test_a_file_is_not_read_beyond_a_limit(tmp_path: Path) -> None:
+    large, small = tmp_path / "large.py", tmp_path / "small.py"
+    with large.open("wb") as file:
+        file.truncate(LARGEST + 1)
+    small.write_text(KEPT)
+    notebooks = {"output.ipynb": notebook(BARE, output="x" * LARGEST), "code.ipynb": notebook("#" * LARGEST, BARE)}
+    write_files(tmp_path, {name: text + "\n" for name, text in notebooks.items()})
+    assert [(each.call, each.why) for each in audit([tmp_path / "code.ipynb", tmp_path / "output.ipynb"])] == [
+        ("", "cannot be read: it has more than 4 MiB"),
+        ("socket.socket", "call kaio.apply on the socket"),
+    ]
+    result = run(large, small)
+    assert f"! {large}:1: cannot be read: it has more than 4 MiB\n" in result.output
+    assert result.output.endswith("files: 1, unreadable: 1, places: 1, uncovered: 0\n")
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = tmp_path / "a.py"
+    growing.write_text("")
+    monkeypatch.setattr(os, "read", lambda descriptor, size: b"#" * size)
+    (finding,) = audit([growing])
+    assert finding.why == "cannot be read: it has more than 4 MiB"
+
+
+def test_a_directory_that_vanishes_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or cannot be listed; the others are read."""
+    write_files(tmp_path, {"a/a.py": KEPT, "b/b.py": KEPT, "c.py": KEPT})
+    scandir = os.scandir
+
+    def vanishing(path: str) -> Iterator[os.DirEntry[str]]:
+        if path == str(tmp_path / "a"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    found = audit([tmp_path])
+    assert [(each.path, each.why) for each in found if not each.call] == [
+        (str(tmp_path / "a"), "cannot be read: No such file or directory")
+    ]
+    assert [each.path for each in found if each.call] == [str(tmp_path / "c.py"), str(tmp_path / "b" / "b.py")]
+
+
+def test_directories_of_any_depth_are_walked(tmp_path: Path) -> None:
+    """Deeper than Python's stack; a path that is too long for the kernel is reported."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(2100):
+            os.mkdir("d", dir_fd=here)
+            inner = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
+    finally:
+        os.close(here)
+    (tmp_path / "a.py").write_text(KEPT)
+    try:
+        covered, deep = audit([tmp_path])
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # shutil.rmtree() calls itself for each level
+    assert covered.covered
+    assert deep.why == "cannot be read: File name too long"
+
+
+def test_loops_of_links_end(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "a.py").symlink_to(tmp_path / "a.py")
+    (tmp_path / "b.py").write_text(KEPT)
+    loop, covered = audit([tmp_path])
+    assert loop.why == "cannot be read: Too many levels of symbolic links"
+    assert covered.covered
+    result = run(tmp_path / "a.py")
+    assert (result.exit_code, "Too many levels" in result.stdout) == (3, True)
+
+
+COOKIES = [
+    *("utf-16", "utf-32", "utf-7", "rot13", "hex", "zip", "bz2", "base64", "uu", "idna", "punycode", "undefined"),
+    *("unicode_escape", "raw_unicode_escape", "mbcs", "oem", "ascii", "nonsense", "charmap", "quopri", "utf_8_sig"),
+]
+
+
+@pytest.mark.parametrize("cookie", COOKIES)
+def test_a_coding_cookie_that_lies_is_no_traceback(cookie: str, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_bytes(b"# coding: " + cookie.encode() + b"\nx = '\xc3\xa9\\ud800'\n" + BARE.encode())
+    (tmp_path / "b.py").write_text(BARE)
+    *_, good = audit([tmp_path])
+    assert (good.path, good.call) == (str(tmp_path / "b.py"), "socket.socket")
+    assert run(tmp_path).exit_code == 1
+
+
+def test_which_files_are_python(tmp_path: Path) -> None:
+    """With a byte order mark, in another encoding, without a console; stubs are not audited."""
+    (tmp_path / "bom.py").write_bytes(b"\xef\xbb\xbf" + BARE.encode())
+    (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\nx = '\xe9'\n" + BARE.encode())
+    write_files(tmp_path, {"window.pyw": BARE, "stub.pyi": BARE, "data.py.txt": BARE})
+    named = ["bom.py", "latin.py", "window.pyw"]
+    assert [each.path for each in audit([tmp_path])] == [str(tmp_path / name) for name in named]
+    assert audit([tmp_path / "stub.pyi"]) == []
+    result = run(tmp_path / "stub.pyi")
+    assert (result.exit_code, result.stderr) == (3, f"kaio: nothing to audit in {tmp_path}/stub.pyi\n")
+
+
+NESTED = {
+    "brackets": "[" * 150 + "socket.socket()" + "]" * 150,
+    "minus": "-" * 3000 + "1",
+    "attributes": "x" + ".a" * 3000,
+    "calls": "x" + "()" * 900,
+    "lambdas": "lambda: " * 90 + "1",
+    "ternaries": "1 if x else " * 300 + "2",
+    "text": "f'" + "{x}" * 3000 + "'",
+    "no end": "(" * 10_000,
+}
+
+
+@pytest.mark.parametrize("expression", NESTED)
+def test_deeply_nested_expressions_end_with_an_answer(expression: str, tmp_path: Path) -> None:
+    """Passed as an argument too, and shown: in one line, and not at any length."""
+    write_files(
+        tmp_path,
+        {
+            "a.py": f"import socket\nx = {NESTED[expression]}\n",
+            "b.py": f"import redis\nredis.Redis(socket_keepalive={NESTED[expression]})\n",
+            "c.py": BARE,
+        },
+    )
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert f"! {tmp_path}/c.py:2: socket.socket: " in result.output
+    assert all(len(line) < len(str(tmp_path)) + 300 for line in result.output.splitlines())
+
+
+HOSTILE = [
+    (b"\xff\xfe.py", r"\xff\xfe.py"),
+    (b"a\n! forged.py:1: b.py", r"a\n! forged.py:1: b.py"),
+    (b"\x1b[2J\x1b]0;owned\x07.py", r"\x1b[2J\x1b]0;owned\x07.py"),
+    ("\u202egnp.py".encode(), r"\u202egnp.py"),
+    (b"\xed\xa0\x80.py", r"\xed\xa0\x80.py"),
+    (b"a\rb\x0bc\x85d.py", r"a\rb\x0bc\x85d.py"),
+]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "shown"), HOSTILE, ids=[shown for _, shown in HOSTILE])
+@pytest.mark.parametrize("source", [BARE, "socket.(\n"], ids=["place", "unreadable"])
+def test_names_of_files_are_shown_and_not_obeyed(name: bytes, shown: str, source: str, tmp_path: Path) -> None:
+    """Through a pipe, in one line each; in JSON as text, and as bytes where the text is not the whole truth."""
+    path = os.path.join(os.fsencode(tmp_path), name)
+    with open(path, "w") as file:
+        file.write(source)
+    for words in ([b"audit", os.fsencode(tmp_path)], [b"audit", path]):
+        done = subprocess.run([sys.executable, "-m", "kaio", *words], capture_output=True, check=False, timeout=60)
+        assert done.stderr == b""
+        line, summary = done.stdout.decode("ascii").splitlines()
+        assert line.startswith(f"! {tmp_path}/{shown}:")
+        assert summary.startswith("files: ")
+        done = subprocess.run([sys.executable, "-m", "kaio", *words, b"--json"], capture_output=True, check=False)
+        (finding,) = json.loads(done.stdout.decode("utf-8"))["findings"]
+        finding["path"].encode("utf-8")  # no half characters, which strict parsers refuse
+        exact = finding["path"].encode() if finding["path_bytes"] is None else bytes.fromhex(finding["path_bytes"])
+        assert exact == path
+
+
+@pytest.mark.parametrize("path", ["{}", "{}/notes", "{}/data.txt/", "{}/nowhere/../notes"])
+def test_nothing_to_audit_is_not_a_success(path: str, tmp_path: Path) -> None:
+    """An empty directory, one without Python, and one that was meant to be another."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "nowhere").mkdir()
+    given = path.format(tmp_path)
+    result = run(given)
+    if "data.txt" in given:
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"kaio: {given}: neither a process nor an existing path\n"
+    else:
+        assert result.exit_code == 3
+        assert result.stdout == "files: 0, unreadable: 0, places: 0, uncovered: 0\n"
+        assert result.stderr == f"kaio: nothing to audit in {given}\n"
+        assert json.loads(run(given, "--json").stdout)["empty"] == [given]
+
+
+def test_an_empty_directory_beside_others_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path, {"full/a.py": KEPT})
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "full", tmp_path / "empty")
+    assert (result.exit_code, result.stderr) == (0, f"kaio: nothing to audit in {tmp_path}/empty\n")
+
+
+@pytest.mark.parametrize(
+    ("tree", "code", "summary"),
+    [
+        ({"a.py": KEPT}, 0, "files: 1, unreadable: 0, places: 1, uncovered: 0"),
+        ({"a.py": ""}, 0, "files: 1, unreadable: 0, places: 0, uncovered: 0"),
+        ({"a.py": KEPT, "b.py": BARE}, 1, "files: 2, unreadable: 0, places: 2, uncovered: 1"),
+        ({"a.py": KEPT, "b.py": "x ="}, 1, "files: 1, unreadable: 1, places: 1, uncovered: 0"),
+        ({"a.py": "(", "b.py": "x ="}, 3, "files: 0, unreadable: 2, places: 0, uncovered: 0"),
+    ],
+)
+def test_the_summary_says_how_much_was_read(tree: dict[str, str], code: int, summary: str, tmp_path: Path) -> None:
+    """And the exit code: an unreadable file may hold anything, so it is no success."""
+    write_files(tmp_path, tree)
+    result = run(tmp_path)
+    assert (result.exit_code, result.stderr) == (code, "")
+    assert result.output.splitlines()[-1] == summary
+    document = json.loads(run(tmp_path, "--json").stdout)
+    assert summary == ", ".join(f"{key}: {document[key]}" for key in ("files", "unreadable", "places", "uncovered"))
+
+
+@pytest.mark.parametrize("gone", ["gone.py", "gone/", "x" * 5000 + ".py", "a\0b.py", "a.py/b.py"])
+def test_a_missing_path_does_not_hide_the_others(gone: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.py": BARE})
+    for words in ((tmp_path / "a.py", f"{tmp_path}/{gone}"), (f"{tmp_path}/{gone}", tmp_path / "a.py")):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert result.stdout.startswith(f"! {tmp_path}/a.py:2: socket.socket: ")
+        assert result.stdout.endswith("files: 1, unreadable: 0, places: 1, uncovered: 1\n")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"kaio: {tmp_path}/")
+        assert line.endswith(": neither a process nor an existing path")
+        assert len(line) < 1100
+
+
+# -- notebooks
+
+
+def notebook(*cells: object, **metadata: object) -> str:
+    """A notebook with these cells: text of code, or a cell as it is."""
+    made = [{"cell_type": "code", "source": cell} if isinstance(cell, (str, list)) else cell for cell in cells]
+    return json.dumps({"cells": made, "metadata": metadata, "nbformat": 4})
+
+
+def test_the_code_of_notebooks_is_audited(tmp_path: Path) -> None:
+    """Names are known in later cells, and IPython's lines are skipped."""
+    cells = [
+        {"cell_type": "markdown", "source": ["socket.socket()"]},
+        ["import socket\n", "%matplotlib inline\n", "a = socket.socket()"],
+        "!pip install x \\\n  socket.socket()\nfiles = !ls\nhelp?\n?help\nif files:\n    !ls\nb = socket.socket()",
+        "%%bash\nsocket.socket(",
+        "%%time\nawait asyncio.sleep(1)\nc = socket.socket()",
+        "def broken(:",
+        f"a{_ON}\nx = (5\n  % 3)",
+        {"cell_type": "raw", "source": "socket.socket()"},
+    ]
+    path = tmp_path / "a.ipynb"
+    path.write_text(notebook(*cells))
+    found = [(each.cell, each.line, each.call, each.covered) for each in audit([tmp_path])]
+    assert found == [
+        (2, 3, "socket.socket", True),
+        (3, 8, "socket.socket", False),
+        (5, 3, "socket.socket", False),
+        (6, 1, "", False),
+    ]
+    result = run(path)
+    assert f"  {path}:cell 2:3: socket.socket: SO_KEEPALIVE is set on line 1 of cell 7\n" in result.output
+    assert f"! {path}:cell 6:1: cannot be read: syntax error: " in result.output
+    assert result.output.endswith("files: 1, unreadable: 1, places: 3, uncovered: 2\n")
+    assert [row["cell"] for row in json.loads(run(path, "--json").stdout)["findings"]] == [2, 3, 5, 6]
+
+
+def test_old_and_foreign_notebooks(tmp_path: Path) -> None:
+    """Version 3 of the format keeps its cells in worksheets; a notebook in R has nothing to audit."""
+    old = {"worksheets": [{"cells": [{"cell_type": "code", "input": [BARE]}]}], "nbformat": 3}
+    (tmp_path / "a.ipynb").write_text(json.dumps(old), encoding="utf-8-sig")
+    (finding,) = audit([tmp_path])
+    assert (finding.cell, finding.line) == (1, 2)
+    (tmp_path / "a.ipynb").write_text(notebook("x <- 1", kernelspec={"language": "R"}))
+    assert run(tmp_path).exit_code == 3
+    (tmp_path / "a.ipynb").write_text(notebook())
+    assert run(tmp_path).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"cells": 1}', "[" * 100_000, "\xff", '{"worksheets": [1]}', "9" * 5000],
+    ids=range(10),
+)
+def test_what_is_not_a_notebook_is_unreadable(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").write_bytes(text.encode("latin-1"))
+    result = run(tmp_path)
+    assert result.exit_code == 3
+    if text != '{"worksheets": [1]}':
+        assert "cannot be read: it is not a notebook: " in result.stdout
+
+
+def test_strange_cells_are_no_traceback(tmp_path: Path) -> None:
+    cells = [1, None, {}, {"cell_type": "code"}, {"cell_type": "code", "source": [1, "x = 1"]}, "\ud800", "\0", "?", ""]
+    (tmp_path / "a.ipynb").write_text(notebook(*cells, kernelspec=1, language_info={"name": 5}))
+    result = run(tmp_path, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["unreadable"] == 2
+
+
 def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         audit([tmp_path / "nowhere"])
@@ -468,6 +977,97 @@ def test_deeply_nested_source_does_not_overflow_the_stack(tmp_path: Path) -> Non
     """Generated source has sums of thousands of terms, each of which is a level of the tree."""
     (tmp_path / "a.py").write_text(f"import socket\nx = {'+'.join(['y'] * 2500)}\nsocket.socket()\n")
     assert [each.line for each in audit([tmp_path])] == [3]
+
+
+_ON = ".setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)"
+
+# What is repeated, and what stands before it: shapes of generated source.
+REPEATED = {
+    "one name": ("import socket", f"s = socket.socket()\ns{_ON}"),
+    "in one function": ("import socket\ndef f():", f"    s = socket.socket()\n    s{_ON}"),
+    "in branches": ("import socket", f"if x:\n    s = socket.socket()\n    s{_ON}"),
+    "after branches": ("import socket", f"if x:\n    s = socket.socket()\ns{_ON}"),
+    "elif": ("import socket\nif x: pass", f"elif x:\n    s = socket.socket()\n    s{_ON}"),
+    "imports": ("", "import socket\nsocket.socket()"),
+    "guarded imports": ("", "try:\n    import socket\nexcept ImportError:\n    socket = None\nsocket.socket()"),
+    "stars": ("", "from a import *\nfrom socket import *\nsocket()"),
+    "globals": ("import socket", f"def f():\n    global s\n    s = socket.socket()\n    s{_ON}"),
+    "attributes": (
+        "import socket\nclass A:",
+        f"    def f(self): self.s = socket.socket()\n    def g(self): self.s{_ON}",
+    ),
+    "arguments": (f"import socket\ndef f(s):\n    s{_ON}", "s = socket.socket()\nf(s)"),
+    "one class": ("import socket\nclass A(socket.socket):\n    x = [MANY]", "A()"),
+    "one list": ("import grpc\nx = [MANY]", "grpc.insecure_channel('a', x)"),
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("shape", REPEATED)
+def test_the_work_grows_as_the_source(shape: str, tmp_path: Path) -> None:
+    """Eight times as many sockets are eight times the work and no more, counted in calls of functions."""
+    before, repeated = REPEATED[shape]
+    work = {}
+    for times in (100, 800):
+        path = tmp_path / f"{times}.py"
+        path.write_text("\n".join([before.replace("MANY", "1, " * times), *[repeated] * times]) + "\n")
+        calls = [0]
+
+        def count(frame: object, event: str, argument: object, calls: list[int] = calls) -> None:
+            calls[0] += 1
+
+        sys.setprofile(count)
+        try:
+            findings = audit([path])
+        finally:
+            sys.setprofile(None)
+        assert len(findings) == times
+        work[times] = calls[0]
+    assert work[800] < 12 * work[100]
+
+
+@pytest.mark.parametrize("names", ["s", "s{number}"])
+def test_all_of_many_sockets_are_followed(names: str, tmp_path: Path) -> None:
+    """Into a loop over a list, into a function that all are passed to, and through an attribute."""
+    lines = ["import socket", "def keep(sock):", f"    sock{_ON}", "class A:", "    def __init__(self):"]
+    lines += ["        self.s = socket.socket()"] * 300 + ["    def keep(self):", f"        self.s{_ON}"]
+    lines += ["some = [", *["socket.socket(),"] * 300, "]", "for each in some:", f"    each{_ON}"]
+    for number in range(300):
+        name = names.format(number=number)
+        lines += [f"{name} = socket.socket()", f"keep({name})"]
+    (tmp_path / "a.py").write_text("\n".join(lines) + "\n")
+    findings = audit([tmp_path])
+    assert len(findings) == 900
+    assert all(finding.covered for finding in findings)
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_an_elif_chain_is_one_choice(name: str, tmp_path: Path) -> None:
+    """What one arm sets is not set in another, and what an arm's condition made is known in its body."""
+    write_files(tmp_path, {"sample.py": ELIF.replace("NAME", name)})
+    check(audit([tmp_path]), marked(tmp_path, "sample.py"))
+
+
+ELIF = """
+    import socket
+    if NAME == 1:
+        s = socket.socket()  #! socket.socket
+    elif NAME == 2:
+        s = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    elif (t := socket.socket()):  #+ socket.socket: SO_KEEPALIVE
+        s = socket.socket()  #! socket.socket
+        t.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    else:
+        s = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    u = None
+    if NAME == 3:
+        u = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+    elif NAME == 4:
+        u = socket.socket()  #+ socket.socket: SO_KEEPALIVE
+    u.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+"""
 
 
 def test_source_is_not_imported_or_executed(tmp_path: Path) -> None:

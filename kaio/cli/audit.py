@@ -48,6 +48,8 @@ def audit(subjects: tuple[str, ...], everything: bool, children: bool, as_json: 
     """
     paths = [subject for subject in subjects if is_path(subject)]
     words = [subject for subject in subjects if not is_path(subject)]
+    if paths and not any(word.isdecimal() for word in words):
+        paths, words = list(subjects), []  # beside paths, a word is a path that is not there
     if everything + bool(words) + bool(paths) != 1:
         fail("give processes, or paths, or --all", MISTAKE)
     if paths:

@@ -23,6 +23,7 @@ from ..tools.enforcing import (
     Ports,
     Target,
     boot_files,
+    enforced_on,
     enforcements,
     kept_at_boot,
     lift,
@@ -85,7 +86,8 @@ def enforce(
 
     Exits with 0 when it is done; 3 without the rights (root), and on kernels without what it needs.
     """
-    target = _target(unit, cgroup, machine)
+    what = what.strip() if what.strip().lower() not in ("off", "status") else what.strip().lower()
+    target = _target(unit, cgroup, machine, what)
     if what == "status" or (target is None and not what):
         _status(target, as_json)
     if target is None:
@@ -103,16 +105,19 @@ def enforce(
 # -- what is given
 
 
-def _target(unit: str | None, cgroup: str | None, machine: bool) -> Target | None:
+def _target(unit: str | None, cgroup: str | None, machine: bool, what: str) -> Target | None:
     if (unit is not None) + (cgroup is not None) + machine > 1:
         fail(f"give one of --unit, --cgroup and --machine; such as `{_EXAMPLE}`", MISTAKE)
     try:
         if unit is not None:
             return Target.unit(unit)
         if cgroup is not None:
-            return Target.cgroup(cgroup)
+            earlier = enforced_on(cgroup) if what in ("off", "status") else None  # it may be gone
+            return earlier or Target.cgroup(cgroup)
+    except EnforceError as exc:
+        _fail(exc)
     except KaioError as exc:
-        fail(printable(str(exc)), MISTAKE)
+        fail(str(exc), MISTAKE)
     return Target.machine() if machine else None
 
 
@@ -143,11 +148,12 @@ class _Wanted:
         """Whether a socket that exists is left alone.
 
         A listening socket is: the kernel gives the policy to what it accepts, which otherwise would inherit it, and
-        keep it when another one is enforced. So is a socket one of whose ports is excepted; which end is the service
-        cannot be seen.
+        keep it when another one is enforced; only what `attach` has set on one is replaced. So is a socket one of
+        whose ports is excepted; which end is the service cannot be seen.
         """
         ports = {found.local[1], *(() if found.peer is None else (found.peer[1],))}
-        return found.listening or any(each.first <= port <= each.last for each in self.ports for port in ports)
+        left = found.listening and not found.chosen
+        return left or any(each.first <= port <= each.last for each in self.ports for port in ports)
 
     def files(self) -> dict[str, str]:
         """The files for systemd, by path relative to the root directory."""
@@ -166,55 +172,77 @@ def _enforce(wanted: _Wanted, new_only: bool, watch: float | None, as_json: bool
     try:
         problem = None if wanted.boot or target.directory() else missing_unit(target)
         if problem is not None:
-            fail(printable(f"{target}: {problem}"))
+            fail(f"{target}: {problem}")
+        earlier = next((each.policy for each in enforcements() if each.target == target), None)
         done = enforce_on(target, wanted.policy, ports=wanted.ports)
-        files = wanted.files()
-        write_files(files)
     except PolicyError as exc:
         fail(str(exc), MISTAKE)
     except EnforceError as exc:
         _fail(exc)
+    except cgroups.CgroupError as exc:
+        fail(str(exc))
+    files, unkept = wanted.files(), ""
+    try:
+        write_files(files)
+    except EnforceError as exc:
+        files, unkept = {}, f"{exc}: {wanted.policy} is enforced on {target} now, but will not be again"
     complaint = reload_systemd() if files else None
-    with Attachment((), wanted.policy, by_kernel=True, excepted=wanted.excepts) as attachment:
-        changes = [] if new_only else _look(attachment, target)
-        outcomes = collections.Counter(change.outcome.value for change in changes)
-        refused = [str(error) for error in attachment.refused.values()]
-        if as_json:
-            document = {**_document(done), "files": [f"/{path}" for path in files]}
-            print_json({**document, "existing": dict(outcomes), "refused": refused})
-        else:
-            _tell(wanted, done, files, outcomes)
-        sys.stdout.flush()
-        if refused:
-            complain(f"processes whose sockets stay as they are: {len(refused)}; the first: {refused[0]}")
-        if complaint:
-            complain(f"systemd: {complaint}")
-        if watch is not None:
-            _keep_looking(attachment, target, watch)
+    outcomes, refused = ({}, []) if new_only else _set_existing(wanted, earlier)
+    if as_json:
+        document = {**_document(done), "files": [f"/{path}" for path in files]}
+        print_json({**document, "existing": dict(outcomes), "refused": refused})
+    else:
+        _tell(wanted, done, files, outcomes)
+    sys.stdout.flush()
+    if refused:
+        complain(f"processes whose sockets stay as they are: {len(refused)}; the first: {refused[0]}")
+    if complaint:
+        complain(f"systemd: {complaint}")
+    if unkept:
+        fail(unkept)
+    if watch is not None:
+        _keep_looking(wanted, done.pins, watch)
     sys.exit(YES)
+
+
+def _set_existing(wanted: _Wanted, earlier: str | None) -> tuple[Mapping[str, int], list[str]]:
+    """Set the policy on the sockets that exist already, also in place of the `earlier` one that the kernel gave them.
+
+    Returns how many had which outcome, and what was refused.
+    """
+    given = True if earlier is None else Keepalive.parse(earlier)
+    with Attachment((), wanted.policy, by_kernel=given, excepted=wanted.excepts) as attachment:
+        try:
+            changes = _look(attachment, wanted.target)
+        except PolicyError as exc:  # the times that it leaves to the system are those of a socket's network namespace
+            return {}, [f"sockets that existed: {exc}"]
+        return (
+            collections.Counter(change.outcome.value for change in changes),
+            [str(error) for error in attachment.refused.values()],
+        )
 
 
 def _look(attachment: Attachment, target: Target) -> list[Change]:
     """Set the policy on the sockets that exist already, or look at them again."""
-    directory = target.directory()
-    if directory is None:
-        return []
-    for pid in cgroups.processes(directory):
-        if pid != os.getpid():
-            with contextlib.suppress(ProcessError):  # it has exited
-                attachment.add(pid)
+    with contextlib.suppress(cgroups.CgroupError):  # it is gone, or several run the unit by now
+        directory = target.directory()
+        for pid in cgroups.processes(directory) if directory is not None else ():
+            if pid != os.getpid():
+                with contextlib.suppress(ProcessError):  # it has exited
+                    attachment.add(pid)
     return attachment.look()
 
 
-def _keep_looking(attachment: Attachment, target: Target, every: float) -> NoReturn:
-    """Spare live peers that accept no data, until this command is ended."""
-    while True:
-        time.sleep(attachment.pace(every))
-        for change in _look(attachment, target):
-            if change.outcome in (Outcome.LIFTED, Outcome.RESTORED):
-                peer = describe_peer(change.socket)
-                click.echo(f"{change.socket.pid}  {peer}  user timeout {change.outcome.value}: {change.why}")
-                sys.stdout.flush()
+def _keep_looking(wanted: _Wanted, pins: str, every: float) -> None:
+    """Spare live peers that accept no data, until the policy is lifted or this command is ended."""
+    with Attachment((), wanted.policy, by_kernel=True, excepted=wanted.excepts) as attachment:
+        while os.path.isdir(pins):
+            for change in _look(attachment, wanted.target):
+                if change.outcome in (Outcome.LIFTED, Outcome.RESTORED):
+                    peer = describe_peer(change.socket)
+                    click.echo(f"{change.socket.pid}  {peer}  user timeout {change.outcome.value}: {change.why}")
+                    sys.stdout.flush()
+            time.sleep(attachment.pace(every))
 
 
 def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: Mapping[str, int]) -> None:
@@ -229,7 +257,7 @@ def _tell(wanted: _Wanted, done: Enforcement, files: dict[str, str], outcomes: M
     earlier = None if wanted.boot else kept_at_boot(done.target)
     if earlier is not None:
         click.echo(f"The next boot brings back the policy in {earlier}; --boot replaces it.")
-    elif not wanted.boot:
+    elif not wanted.boot or not files:
         click.echo("It lasts until the next boot; --boot makes it last.")
     bound = wanted.policy.effective_user_timeout
     if wanted.policy.stalled == "keep" and bound is not None:
@@ -244,9 +272,12 @@ def _off(target: Target, dry_run: bool, as_json: bool) -> NoReturn:
         fail("--dry-run goes with a policy, not with off", MISTAKE)
     try:
         lifted = lift(target)
-        removed = remove_files(target)
     except EnforceError as exc:
         _fail(exc)
+    try:
+        removed = remove_files(target)
+    except EnforceError as exc:
+        fail(f"{exc}: nothing is enforced on {target} now, but will be again at the next boot")
     complaint = reload_systemd() if removed else None
     if as_json:
         print_json({"target": _target_document(target), "lifted": lifted, "removed": removed})
@@ -257,7 +288,7 @@ def _off(target: Target, dry_run: bool, as_json: bool) -> NoReturn:
     else:
         click.echo(f"Nothing was enforced on {printable(str(target))}.")
     if complaint:
-        click.echo(f"kaio: systemd: {complaint}", err=True)
+        complain(f"systemd: {complaint}")
     sys.exit(YES)
 
 
@@ -265,7 +296,7 @@ def _fail(exc: EnforceError) -> NoReturn:
     """Exit with the reason, after the verifier's log if it has refused the program."""
     if exc.log:
         click.echo(exc.log, err=True)
-    fail(printable(str(exc)), CANNOT)
+    fail(str(exc), CANNOT)
 
 
 # -- showing it
@@ -277,7 +308,7 @@ def _explain(wanted: _Wanted, as_json: bool) -> NoReturn:
         programs = {name: each.listing() for name, each in plan(wanted.policy, wanted.ports).items()}
         directory = wanted.target.directory()
     except KaioError as exc:
-        fail(printable(str(exc)))
+        fail(str(exc))
     files = wanted.files()
     if as_json:
         print_json(

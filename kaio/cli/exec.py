@@ -10,7 +10,9 @@ import contextlib
 import errno
 import os
 import signal
+import stat
 import sys
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import click
@@ -18,7 +20,7 @@ import click
 from ..policy import Keepalive
 from ..tools.cgroups import CgroupError
 from ..tools.enforcing import EnforcedCgroup, EnforceError
-from ..tools.processes import Attachment, ProcessError, descendants, lacking
+from ..tools.processes import Attachment, ProcessError, ProcessSocket, descendants, lacking
 from ..tools.running import Program, Signals
 from ._exit import CANNOT, complain, fail
 from ._processes import keepalive_option, parse_interval, report_refused
@@ -62,6 +64,7 @@ def exec(  # noqa: A001 - the command's name
     Signals are passed on, each once. Exits with the program's exit code, or dies by the same signal; 127 if the program
     does not exist, 126 if it cannot be executed, 3 if sockets of other processes cannot be accessed at all.
     """
+    inherited = _open_sockets()
     cgroup = None if by == "looking" else _cgroup(policy, required=by == "kernel", quiet=quiet)
     reason = lacking()
     if cgroup is None and reason is not None:
@@ -70,7 +73,8 @@ def exec(  # noqa: A001 - the command's name
     started = _start([program, *arguments], signals, cgroup)
     try:
         if reason is None:
-            _watch(started, policy, watch, force, looking_only=cgroup is None)
+            excepted = None if cgroup is None else _given_by_kernel(inherited)
+            _watch(started, policy, watch, force, excepted)
         while started.code is None:
             started.wait(3600)
     finally:
@@ -111,13 +115,41 @@ def _start(command: list[str], signals: Signals, cgroup: EnforcedCgroup | None) 
         fail(f"{command[0] or repr('')}: {exc.strerror}", code)
 
 
-def _watch(program: Program, policy: Keepalive, every: float, force: bool, *, looking_only: bool) -> None:
-    """Set the policy on sockets until the program exits; if nobody else does, until what it left behind has ended."""
+def _open_sockets() -> frozenset[int]:
+    """The inodes of this process's sockets, which the program inherits."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the directory's own descriptor
+            described = os.fstat(int(name))
+            if stat.S_ISSOCK(described.st_mode):
+                found.add(described.st_ino)
+    return frozenset(found)
+
+
+def _given_by_kernel(inherited: frozenset[int]) -> Callable[[ProcessSocket], bool]:
+    """What is left to the kernel: listening sockets made in the cgroup, whose connections it gives the policy.
+
+    They would inherit times set on the listening socket, which the kernel then takes for the program's choice; and no
+    user timeout. An inherited socket belongs to the cgroup in which it was made.
+    """
+    return lambda found: found.listening and not found.chosen and not found.mptcp and found.inode not in inherited
+
+
+def _watch(
+    program: Program, policy: Keepalive, every: float, force: bool, excepted: Callable[[ProcessSocket], bool] | None
+) -> None:
+    """Set the policy on sockets until the program exits; if nobody else does, until what it left behind has ended.
+
+    `excepted` tells the sockets to which the kernel gives it; None: nobody else does.
+    """
+    looking_only = excepted is None
     told: set[int] = set()
     pause = FIRST_LOOKS
     said = False
     try:
-        with Attachment((), policy, force=force, children=True, by_kernel=not looking_only) as attachment:
+        with Attachment(
+            (), policy, force=force, children=True, by_kernel=not looking_only, excepted=excepted
+        ) as attachment:
             while program.code is None or (looking_only and program.left_behind):
                 for pid in (program.pid, *_own(program)):
                     with contextlib.suppress(ProcessError):  # it has ended

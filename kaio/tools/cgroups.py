@@ -15,7 +15,7 @@ from typing import Final
 
 from ..errors import KaioError
 
-__all__ = ["CgroupError", "hierarchy", "identifier", "of_process", "of_unit", "processes"]
+__all__ = ["CgroupError", "all_of_unit", "hierarchy", "identifier", "of_process", "of_unit", "processes"]
 
 _ESCAPE: Final = re.compile(r"\\([01][0-7]{2})")  # of spaces and the like in mountinfo (proc(5))
 _PID: Final = re.compile(rb"[0-9]{1,10}")
@@ -60,15 +60,34 @@ def of_process(pid: int | str = "self") -> str:
 def of_unit(unit: str) -> str | None:
     """The directory of a running systemd unit's cgroup, which bears its name; None if the unit does not run.
 
-    A unit of the system comes before one of a user's manager. Raises `CgroupError` if several users run it.
+    Raises `CgroupError` if several users or containers run it: see `all_of_unit`.
     """
-    found = [path for path in _directories(hierarchy()) if os.path.basename(path) == unit]
-    of_users = [path for path in found if "/user@" in path]
-    of_system = [path for path in found if path not in of_users]
-    candidates = of_system or of_users
-    if len(candidates) > 1:
-        raise CgroupError(errno.EINVAL, f"several cgroups bear the name {unit}; give one: {', '.join(candidates)}")
-    return candidates[0] if candidates else None
+    found = all_of_unit(unit)
+    if len(found) > 1:
+        raise CgroupError(errno.EINVAL, f"several cgroups bear the name {unit}; give one: {', '.join(found)}")
+    return found[0] if found else None
+
+
+def all_of_unit(unit: str) -> list[str]:
+    """The directories of the cgroups that may be a systemd unit's.
+
+    A unit of the system comes before all others, one of a user's manager before those of containers.
+    """
+    top = hierarchy()
+    found = [path for path in _directories(top) if os.path.basename(path) == unit]
+    distances = [_distance(os.path.relpath(path, top)) for path in found]
+    return [path for path, distance in zip(found, distances, strict=True) if distance == min(distances)]
+
+
+def _distance(path: str) -> int:
+    """Whose a unit's cgroup is, by its path from the top: 0 the system's, whose units are below slices alone; 1 a
+    user's; 2 that of a container or another process to which a cgroup is delegated."""
+    above = path.split("/")[:-1]
+    if all(name.endswith(".slice") for name in above):
+        return 0
+    manager = next(number for number, name in enumerate(above) if not name.endswith(".slice"))
+    of_user = above[manager].startswith("user@") and above[manager].endswith(".service")
+    return 1 if of_user and all(name.endswith(".slice") for name in above[manager + 1 :]) else 2
 
 
 def processes(path: str) -> list[int]:

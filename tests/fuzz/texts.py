@@ -78,7 +78,9 @@ def _policies(draw: st.DrawFn) -> Keepalive:
     count = draw(st.one_of(st.none(), st.integers(1, MAX_COUNT)))
     least = (idle or 0) + 2 * (interval or 0) + 3
     user_timeout = draw(st.one_of(st.just(AUTO), st.none(), st.floats(least, 2_147_483)))
-    return Keepalive(idle, interval, count, user_timeout=user_timeout, stalled=draw(st.sampled_from(["keep", "drop"])))
+    # The kernel cannot enforce a detection time of more than 24 days, and such a policy is refused.
+    ways = ["keep"] if user_timeout is AUTO and (interval or 0) * (count or 0) > 2_000_000 else ["keep", "drop"]
+    return Keepalive(idle, interval, count, user_timeout=user_timeout, stalled=draw(st.sampled_from(ways)))
 
 
 def _policy_is_written(policy: Keepalive) -> None:

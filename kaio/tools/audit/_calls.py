@@ -12,14 +12,56 @@ from typing import Final
 from ._libraries import Rule
 from ._scopes import Function, parameters
 
-__all__ = ["argument", "callbacks", "existing_connection", "last_name", "match_parameters", "method", "values"]
+__all__ = [
+    "argument",
+    "callbacks",
+    "existing_connection",
+    "last_name",
+    "match_parameters",
+    "mentions",
+    "shown",
+    "values",
+]
 
+_LONGEST: Final = 80  # characters of an expression that is shown
 _CALLBACKS: Final = frozenset({"protocol_factory", "client_connected_cb", "handler"})
 
 
 def last_name(node: ast.expr) -> str:
     """The name itself, or the name of an attribute without its owner."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def mentions(node: ast.AST, word: str) -> bool:
+    """Whether a word occurs in the names and texts of a piece of source, unless it is that of a value that is off."""
+    off: set[ast.expr | None] = set()
+    for each in ast.walk(node):  # outer ones first
+        match each:
+            case ast.keyword(arg=str(text), value=value) if word in text and not _is_off(value):
+                return True
+            case ast.Dict(keys=keys, values=found):
+                off.update(key for key, value in zip(keys, found, strict=True) if _is_off(value))
+            case ast.Tuple(elts=[*names, last]) if _is_off(last):
+                off.update(names)
+            case ast.Attribute(value=owner) if each in off:
+                off.add(owner)
+            case ast.Name(id=text) | ast.Attribute(attr=text) | ast.Constant(value=str(text)) if word in text:
+                if each not in off:
+                    return True
+    return False
+
+
+def _is_off(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and not node.value
+
+
+def shown(node: ast.expr) -> str:
+    """An expression as it is shown in a reason: in one line, and cut where it is long."""
+    try:
+        text = " ".join(ast.unparse(node).split())
+    except RecursionError:
+        return "..."
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def values(call: ast.Call) -> list[ast.expr]:
@@ -45,12 +87,6 @@ def existing_connection(call: ast.Call, rule: Rule) -> ast.expr | None:
         if each.arg in rule.elsewhere and not (isinstance(each.value, ast.Constant) and each.value.value is None):
             return each.value
     return None
-
-
-def method(definition: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    """A method that is defined in the class itself."""
-    found = (each for each in definition.body if isinstance(each, ast.FunctionDef) and each.name == name)
-    return next(found, None)
 
 
 def match_parameters(call: ast.Call, function: Function) -> Iterator[tuple[ast.arg, ast.expr]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import ast
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from ._calls import argument, callbacks, existing_connection, last_name, values
+from ._calls import argument, callbacks, last_name, shown, values
 from ._evidence import Evidence, Verdict
 from ._kaio import LOOPS, PROTOCOLS, canonical
 from ._libraries import TABLE, Rule
@@ -24,13 +24,14 @@ from ._values import OFF_WORDS, Values, truth
 
 __all__ = ["Judge", "Place"]
 
-_LOCAL: Final = re.compile(r"^(unix|unix-abstract|redis\+unix|http\+unix):|\bhost=/")
+_LOCAL: Final = re.compile(r"^((redis\+|http\+)?unix|unix-abstract|memory|filesystem):|\bhost=/")
 _TCP_WORDS: Final = {
     "AF_": frozenset({"AF_INET", "AF_INET6", "AF_UNSPEC"}),
     "SOCK_": frozenset({"SOCK_STREAM"}),
     "IPPROTO_": frozenset({"IPPROTO_IP", "IPPROTO_TCP", "IPPROTO_MPTCP"}),
 }
 _SOCK_FLAGS: Final = frozenset({"SOCK_NONBLOCK", "SOCK_CLOEXEC"})
+_ADDRESSES: Final = ("broker", "hostname")
 _MODULES: Final = frozenset(name.partition(".")[0] for name in TABLE)
 _LOOP_CALLS: Final = frozenset(name.partition(".")[2] for name in TABLE if name.startswith("loop."))
 
@@ -47,12 +48,14 @@ class Place(NamedTuple):
 class Judge:
     """Judges the places of one file."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, line_name: Callable[[int], str] = "line {}".format) -> None:
+        """Read a tree; `line_name` says in the reasons where a line is."""
+        self._line_name = line_name
         reader = Reader(tree)
         self._calls = reader.calls if _may_have_places(reader) else []
         self._names = Names(self._calls, reader.indirect, reader.scopes)
         self._values = Values(self._names)
-        self._evidence = Evidence(self._calls, self._names, self._values)
+        self._evidence = Evidence(self._calls, self._names, self._values, line_name)
         self._kaio_loop = self._line_of_kaio_loop(reader)
 
     def places(self) -> Iterator[Place]:
@@ -65,12 +68,10 @@ class Judge:
     # -- whether it is TCP
 
     def _makes_tcp(self, place: str, call: ast.Call, where: Where) -> bool:
-        if existing_connection(call, TABLE[place]) is not None or _is_local(call):
+        rule = TABLE[place]
+        if self._names.existing(call, rule, where) is not None or _is_local(call) or self._is_unix(rule, call, where):
             return False
-        if place.startswith("multiprocessing.connection."):
-            address = argument(call, 0, "address")  # a path, or by default a Unix socket or a pipe
-            return not (address is None or isinstance(address, (ast.Constant, ast.JoinedStr)))
-        if place not in ("socket.socket", "socket.SocketType"):
+        if place not in ("socket.socket", "socket.SocketType", "trio.socket.socket"):
             return True
         parts: dict[str, ast.expr] = dict(zip(("family", "type", "proto", "fileno"), call.args, strict=False))
         parts.update((each.arg, each.value) for each in call.keywords if each.arg)
@@ -80,6 +81,15 @@ class Judge:
             self._may_be_tcp(parts.get(name), where, prefix)
             for name, prefix in (("family", "AF_"), ("type", "SOCK_"), ("proto", "IPPROTO_"))
         )
+
+    def _is_unix(self, rule: Rule, call: ast.Call, where: Where) -> bool:
+        """Whether the address is one of a Unix socket or a pipe, as this library writes them."""
+        address = argument(call, 0, "address", "host")
+        texts = self._values.texts(address, where)
+        if rule.pair:
+            family = self._values.texts(argument(call, 1, "family"), where)
+            return family != ["AF_INET"] if family else texts is not None or truth(address) is False
+        return rule.local is not None and texts is not None and all(re.search(rule.local, text) for text in texts)
 
     def _may_be_tcp(self, node: ast.expr | None, where: Where, prefix: str) -> bool:
         """Whether an argument of socket.socket allows for TCP; one that cannot be resolved does."""
@@ -98,15 +108,28 @@ class Judge:
         if self._evidence.class_sets_it(call, where):
             return Verdict(True, "its class sets SO_KEEPALIVE")
         by_argument = self._by_argument(rule, call, where)
+        if rule.alternative is not None and (by_argument is None or not by_argument.covered):
+            other = self._by_argument(rule.alternative, call, where)
+            by_argument = other if other is not None and other.covered else by_argument
         if by_argument is not None and by_argument.covered:
             return by_argument
         if rule.on_loop and self._has_kaio_protocol(call, where):
             return Verdict(True, "its protocol is a subclass of kaio's, which sets a policy")
         if self._kaio_loop and (rule.on_loop or call in self._evidence.passed_to_asyncio):
-            return Verdict(True, f"runs on kaio's loop, see line {self._kaio_loop}")
-        if by_argument is None and rule.itself is not None:
+            return Verdict(True, f"runs on kaio's loop, see {self._line_name(self._kaio_loop)}")
+        if by_argument is None and rule.itself is not None and self._speaks(rule, call, where):
             return Verdict(True, rule.itself)
         return found or Verdict(False, rule.advice)
+
+    def _speaks(self, rule: Rule, call: ast.Call, where: Where) -> bool:
+        """Whether the address is one for which the library sets keepalive by itself."""
+        if rule.schemes is None:
+            return True
+        addresses = [each for each in (argument(call, 0), argument(call, len(call.args), *_ADDRESSES)) if each]
+        found = [text for each in addresses for text in self._values.texts(each, where) or ()]
+        if not addresses:
+            return re.search(rule.schemes, "") is not None
+        return any(re.search(rule.schemes, text) for text in found)
 
     def _by_argument(self, rule: Rule, call: ast.Call, where: Where) -> Verdict | None:
         """The verdict of the rule's argument; None when it is not passed."""
@@ -123,10 +146,10 @@ class Judge:
             text = f"{rule.mentions} is in {name}="
         else:
             known = self._values.is_on(value, where)
-            text = f"{name}={ast.unparse(value)}"
+            text = f"{name}={shown(value)}"
         if known is False:
             return Verdict(False, rule.advice)
-        return Verdict(True, text if known else f"{name}= is passed, with the value of `{ast.unparse(value)}`")
+        return Verdict(True, text if known else f"{name}= is passed, with the value of `{shown(value)}`")
 
     def _has_kaio_protocol(self, call: ast.Call, where: Where) -> bool:
         """Whether the protocol that is passed to asyncio is a subclass of kaio's."""
@@ -141,7 +164,7 @@ class Judge:
         lines = [
             node.lineno
             for node, where in (reader.names if "kaio" in reader.modules else ())
-            if any(origin.path in LOOPS for origin in self._names.of(node, where))
+            if any(origin.path in LOOPS for origin in self._names.kinds(node, where))
         ]
         for call, _ in self._calls:
             lines += [each.value.lineno for each in call.keywords if _names_kaio_loop(each.value)]
@@ -162,8 +185,6 @@ def _names_kaio_loop(node: ast.expr) -> bool:
 def _is_local(call: ast.Call) -> bool:
     """Whether an argument asks for a Unix socket."""
     for name, value in [("", each) for each in call.args] + [(each.arg, each.value) for each in call.keywords]:
-        if isinstance(value, ast.Constant) and value.value in ("AF_UNIX", "AF_PIPE"):
-            return True
         if name in ("uds", "unix_socket_path", "unix_socket") and truth(value) is not False:
             return True
         text = value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""

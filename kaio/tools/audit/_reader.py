@@ -39,7 +39,6 @@ class Reader:
             todo += visit(node, where) if visit else self._children(node, where)
         for scope in self.scopes.values():
             self._move_declared(scope)
-        for scope in self.scopes.values():
             for bindings in scope.bindings.values():
                 bindings.sort(key=lambda binding: binding.end)
         self.calls.sort(key=lambda call: start(call[0]))
@@ -156,10 +155,20 @@ class Reader:
     _asyncwith = _with
     _asyncfor = _for
 
-    def _if(self, node: ast.If | ast.While, where: Where) -> _Todo:
-        return self._blocks(node, where, node.body, node.orelse, otherwise=[node.test])
+    def _if(self, node: ast.If, where: Where) -> _Todo:
+        """Read all arms of an `elif` chain as blocks of one statement: nested, a long chain takes quadratic time."""
+        found = self._blocks(node, where, node.body, otherwise=[node.test])
+        last, number = node, 0
+        while len(last.orelse) == 1 and isinstance(last.orelse[0], ast.If):
+            last, number = last.orelse[0], number + 1
+            inside = where.within(node, number)
+            found += [(child, inside) for child in last.body]
+            found.append((last.test, where.within(last, 0)))
+        inside = where.within(node, number + 1)
+        return found + [(child, inside) for child in last.orelse]
 
-    _while = _if
+    def _while(self, node: ast.While, where: Where) -> _Todo:
+        return self._blocks(node, where, node.body, node.orelse, otherwise=[node.test])
 
     def _try(self, node: ast.Try, where: Where) -> _Todo:
         return self._blocks(node, where, node.body, node.handlers, node.orelse, otherwise=node.finalbody)

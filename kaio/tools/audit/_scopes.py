@@ -1,17 +1,20 @@
 """The scopes of a Python file: which name is bound where, and which bindings reach the place where it is used.
 
 Rules kept here: a binding is an assignment, an import, a parameter or a definition. One that may or may not have been
-executed before a use (in another branch, further down in a loop) reaches it beside the earlier ones.
+executed before a use (in another branch, further down in a loop) reaches it beside the earlier ones; of more than
+fifty, only the nearest do, so that the time for a file grows as its length.
 """
 
 from __future__ import annotations
 
 import ast
-import bisect
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
+    "MOST",
     "Arm",
     "Binding",
     "Definition",
@@ -32,10 +35,11 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Definition: TypeAlias = Function | ast.ClassDef
 Meaning: TypeAlias = str | ast.expr | ast.arg | Definition | None
 Position: TypeAlias = tuple[int, int]
-_MOST_LIVE: Final = 50
-_MOST_LOOKED_AT: Final = 500
-
 Arm: TypeAlias = tuple[ast.AST, int]  # a compound statement, and the number of one of its blocks
+
+MOST: Final = 50
+"""The number of bindings that may be in effect for one name at one place."""
+_SEARCHED: Final = 10 * MOST  # bindings that are looked at, with those that exclude the place
 
 
 class Where(NamedTuple):
@@ -69,9 +73,18 @@ class Scope:
         self.bindings: dict[str, list[Binding]] = {}  # by the name, or by the dotted text of an attribute
         self.declared: dict[str, type[ast.AST]] = {}  # names that are `global` or `nonlocal` here
         self.stars: list[str] = []  # modules from which `*` was imported
+        self._executed: dict[str, list[Binding]] = {}
 
     def add(self, name: str, binding: Binding) -> None:
         self.bindings.setdefault(name, []).append(binding)
+
+    def executed(self, name: str) -> list[Binding]:
+        """The bindings of a name that are in effect when all of this scope has been executed."""
+        if name not in self._executed:
+            found = self.bindings[name]
+            certain = (number for number in range(len(found) - 1, 0, -1) if not found[number].where.arms)
+            self._executed[name] = found[next(certain, 0) :]
+        return self._executed[name]
 
     def chain(self) -> Iterator[Scope]:
         """The scopes in which Python looks a name up: this one, and those around it that are not classes."""
@@ -80,6 +93,11 @@ class Scope:
             if scope is self or not isinstance(scope.node, ast.ClassDef):
                 yield scope
             scope = scope.parent
+
+    def method(self, name: str) -> ast.FunctionDef | None:
+        """A method that is defined in this class itself."""
+        found = (each.meaning for each in self.bindings.get(name, ()))
+        return next((each for each in found if isinstance(each, ast.FunctionDef)), None)
 
     def method_of(self, name: str) -> Scope | None:
         """The scope of the class, when the name is the first parameter of one of its methods."""
@@ -130,39 +148,30 @@ def bindings(node: ast.expr, where: Where) -> list[Binding]:
     text = dotted(node)
     for scope in where.scope.chain():
         if text in scope.bindings:
-            return _reaching(scope.bindings[text], where if scope is where.scope else None, start(node))
+            return scope.executed(text) if scope is not where.scope else _reaching(scope.bindings[text], where, node)
     return []
 
 
-def _reaching(candidates: Sequence[Binding], where: Where | None, position: Position) -> list[Binding]:
-    """The bindings in effect at a place of their own scope; without a place, when the scope has been executed.
-
-    The candidates are in the order of the source.
-    """
-    if where is None:
-        return _live(candidates, len(candidates), Where(candidates[0].where.scope))
-    before = bisect.bisect_right(candidates, position, key=_end_of)
-    # A name that is bound only further down was bound by an earlier turn of a loop.
-    return _live(candidates, before, where) or _live(candidates, len(candidates), where)
+def _reaching(candidates: Sequence[Binding], where: Where, node: ast.expr) -> list[Binding]:
+    """The bindings in effect at a place of their own scope."""
+    done = bisect_right(candidates, start(node), key=_end)
+    before = _live((candidates[number] for number in range(done - 1, -1, -1)), where)
+    # a name that is bound only further down was bound by an earlier turn of a loop
+    return before or _live((candidates[number] for number in range(len(candidates) - 1, done - 1, -1)), where)
 
 
-def _live(candidates: Sequence[Binding], before: int, where: Where) -> list[Binding]:
-    """Those of the first candidates that are in effect, from the last certain one on.
-
-    They are looked at from the last one backwards, and not all of them: a name that is bound in thousands of branches
-    would otherwise take the square of that time.
-    """
+def _live(latest_first: Iterable[Binding], where: Where) -> list[Binding]:
+    """The last binding that is certainly executed before a place, and those after it that may be."""
     found: list[Binding] = []
-    for number in range(before - 1, max(-1, before - 1 - _MOST_LOOKED_AT), -1):
-        binding = candidates[number]
+    for binding in islice(latest_first, _SEARCHED):
         if not _exclude_each_other(binding.where.arms, where.arms):
             found.append(binding)
-            if is_certain(binding, where) or len(found) == _MOST_LIVE:
+            if len(found) == MOST or is_certain(binding, where):
                 break
     return found[::-1]
 
 
-def _end_of(binding: Binding) -> Position:
+def _end(binding: Binding) -> Position:
     return binding.end
 
 

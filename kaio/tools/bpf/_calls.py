@@ -108,7 +108,11 @@ class Bpf:
                 raise
 
     def read(self, size: int) -> bytes:
-        """Read that many bytes, the whole value of a map of one value."""
+        """Read that many bytes, the whole value of a map of one value. Raises `BpfError` if it is another map."""
+        # struct bpf_map_info: type, id, key_size, value_size. The kernel writes the whole value, however long it is.
+        kind, _, key, length = struct.unpack_from("=IIII", self.info())
+        if (kind, key, length) != (_ARRAY, 4, size):
+            raise BpfError(errno.EINVAL, f"reading a map: not one whose value has {size} bytes")
         value = ctypes.create_string_buffer(size)
         _on_value(_MAP_LOOKUP, self, value, "reading a map")
         return value.raw
@@ -157,24 +161,27 @@ class Bpf:
         self.close()
 
 
-def attached(hook: Hook, cgroup: int, name: str) -> list[int]:
-    """The numbers of the programs of that name that are attached to a cgroup itself, by links or without."""
+def attached(hook: Hook, cgroup: int, name: str = "") -> list[int]:
+    """The numbers of the programs that are attached to a cgroup itself, by links or without.
+
+    With a name, those of that name, which needs CAP_SYS_ADMIN; without that right there are none.
+    """
     numbers = (ctypes.c_uint32 * 64)()
     attributes = struct.pack("=IIIIQI", cgroup, hook.attachment, 0, 0, ctypes.addressof(numbers), len(numbers))
     buffer = ctypes.create_string_buffer(attributes, len(attributes) + 4)
     _call_in(_PROG_QUERY, buffer, "listing the programs of the cgroup")
     count = struct.unpack_from("=I", buffer.raw, 24)[0]
-    return [number for number in numbers[:count] if _name_of(number) == name]
+    return [number for number in numbers[:count] if not name or _name_of(number) == name]
 
 
 def detach(hook: Hook, cgroup: int, number: int) -> None:
     """Detach a program that was attached without a link, as systemd does it. Does nothing if it is not attached so."""
-    with _by_id(number) as program:
-        try:
+    try:
+        with _by_id(number) as program:
             _call(_PROG_DETACH, struct.pack("=IIII", cgroup, program.fileno(), hook.attachment, 0), "detaching")
-        except BpfError as exc:
-            if exc.errno not in (errno.ENOENT, errno.EINVAL):
-                raise
+    except BpfError as exc:
+        if exc.errno not in (errno.ENOENT, errno.EINVAL):
+            raise
 
 
 def is_bpffs(path: str) -> bool:

@@ -15,7 +15,18 @@ from __future__ import annotations
 
 from ._boot import boot_files, kept_at_boot, missing_unit, reload_systemd, remove_files, runtime_files, write_files
 from ._cgroup import EnforcedCgroup
-from ._enforcement import BPFFS, EnforceError, Enforcement, enforce, enforce_for_good, enforcements, lift, linked, plan
+from ._enforcement import (
+    BPFFS,
+    EnforceError,
+    Enforcement,
+    enforce,
+    enforce_for_good,
+    enforced_on,
+    enforcements,
+    lift,
+    linked,
+    plan,
+)
 from ._program import Counters, Ports, parse_ports
 from ._targets import Kind, Target
 
@@ -31,6 +42,7 @@ __all__ = [
     "boot_files",
     "enforce",
     "enforce_for_good",
+    "enforced_on",
     "enforcements",
     "kept_at_boot",
     "lift",

@@ -1,8 +1,8 @@
 """The files with which systemd gives a target its policy again: at each start of a unit, and at each boot.
 
 For a unit, a drop-in with BPFProgram= lets systemd attach the pinned program whenever it makes the unit's cgroup
-(systemd.resource-control(5)); for `at_boot`, a service pins the program before the unit starts. For the machine that
-service is all there is.
+(systemd.resource-control(5)); at boot, a service pins the programs before the unit starts. For the machine, and for
+units that never start because they always run, that service is all there is.
 
 Rules kept here: files are written whole or not at all, and removing takes away exactly what writing makes. Nothing
 here needs a running systemd.
@@ -35,6 +35,8 @@ __all__ = [
 _ETC: Final = "etc/systemd/system"
 _RUN: Final = "run/systemd/system"
 _DROP_IN: Final = "60-kaio.conf"
+_PERMANENT: Final = frozenset({"system.slice", "init.scope"})
+"""Units that begin with systemd itself, before any service that could be ordered before them."""
 _SECTIONS: Final = {"service": "Service", "scope": "Scope", "slice": "Slice", "socket": "Socket"}
 
 
@@ -56,7 +58,7 @@ def boot_files(target: Target, arguments: Sequence[str], *, bpffs: str = BPFFS) 
     """
     service = _service(target)
     files = {f"{_ETC}/{service}": _service_text(target, arguments)}
-    if target.kind is Kind.UNIT:
+    if _starts(target):
         files[_drop_in(_ETC, target)] = _drop_in_text(target, bpffs, service)
     else:
         files[f"{_ETC}/sysinit.target.wants/{service}"] = f"->../{service}"
@@ -82,24 +84,31 @@ def missing_unit(target: Target) -> str | None:
 
 def write_files(files: Mapping[str, str], root: str = "/") -> None:
     """Write files, each whole or not at all. Raises `EnforceError`."""
-    try:
-        for path, content in files.items():
-            full = os.path.join(root, path)
+    for path, content in files.items():
+        full = os.path.join(root, path)
+        temporary = f"{full}.new"
+        try:
             os.makedirs(os.path.dirname(full), exist_ok=True)
-            temporary = f"{full}.new"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-            if content.startswith("->"):
-                os.symlink(content[2:], temporary)
-            else:
-                with open(temporary, "x", encoding="utf-8") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fchmod(file.fileno(), 0o644)
-                    os.fsync(file.fileno())
+            _write(temporary, content)
             os.replace(temporary, full)
-    except OSError as exc:
-        raise EnforceError(exc.errno, f"{exc.filename}: {exc.strerror}") from None
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise EnforceError(exc.errno, f"/{path}: {exc.strerror}") from None
+
+
+def _write(path: str, content: str) -> None:
+    """Make a file or a symbolic link."""
+    if content.startswith("->"):
+        os.symlink(content[2:], path)
+        return
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
 
 
 def remove_files(target: Target, root: str = "/") -> list[str]:
@@ -110,6 +119,8 @@ def remove_files(target: Target, root: str = "/") -> list[str]:
         paths += [_drop_in(_RUN, target), _drop_in(_ETC, target)]
     removed = []
     for path in (os.path.join(root, each) for each in paths):
+        if not os.path.lexists(path):  # unlink(2) of what does not exist fails otherwise on a read-only file system
+            continue
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -132,6 +143,11 @@ def reload_systemd() -> str | None:
 
 
 # -- texts
+
+
+def _starts(target: Target) -> bool:
+    """Whether it is started after a service that is ordered before it."""
+    return target.kind is Kind.UNIT and target.name not in _PERMANENT
 
 
 def _service(target: Target) -> str:
@@ -157,20 +173,20 @@ def _drop_in_text(target: Target, bpffs: str, service: str | None = None) -> str
 
 def _service_text(target: Target, arguments: Sequence[str]) -> str:
     command = [sys.executable, "-m", "kaio", "enforce", *arguments]
-    of_unit = target.kind is Kind.UNIT
+    starts = _starts(target)
     lines = [
         "[Unit]",
         f"Description=Keepalive policy for {target}",
         "DefaultDependencies=no",
         f"RequiresMountsFor={_quoted(os.path.dirname(sys.executable))} {BPFFS}",
-        "After=local-fs.target",
-        f"Before={target.name}" if of_unit else "Wants=network-pre.target\nBefore=network-pre.target",
+        "After=local-fs.target systemd-sysctl.service",  # a policy may leave times to the sysctls
+        f"Before={target.name}" if starts else "Wants=network-pre.target\nBefore=network-pre.target",
         "",
         "[Service]",
         "Type=oneshot",
         "RemainAfterExit=yes",
         f"ExecStart={' '.join(map(_quoted, command))}",
-        *(() if of_unit else ("", "[Install]", "WantedBy=sysinit.target")),
+        *(() if starts else ("", "[Install]", "WantedBy=sysinit.target")),
     ]
     return _head(target) + "\n".join(lines) + "\n"
 

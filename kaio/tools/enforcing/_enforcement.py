@@ -23,6 +23,7 @@ from ...errors import KaioError, PolicyError
 from ...policy import Keepalive, KeepaliveArg, as_policy
 from ..bpf import SETSOCKOPT, SOCK_OPS, Assembler, Bpf, BpfError, Hook, attached, detach, field_offsets, is_bpffs, mount
 from ..kernel_policy import in_kernel
+from ..sysctls import SysctlError
 from ..sysctls import read as read_sysctls
 from ._program import FIELDS, Counters, Ports, giver, guard
 from ._targets import Kind, Target
@@ -33,6 +34,7 @@ __all__ = [
     "Enforcement",
     "enforce",
     "enforce_for_good",
+    "enforced_on",
     "enforcements",
     "lift",
     "linked",
@@ -48,6 +50,7 @@ _LINK: Final = "-link"
 _NEW: Final = "new-"
 _SETTINGS_SIZE: Final = 4096
 _PATIENCE: Final = 10.0  # seconds to wait for another command
+_PATIENCE_WITH_OTHERS: Final = 2.0
 
 
 class EnforceError(KaioError, OSError):
@@ -106,7 +109,7 @@ def enforce(
     """
     given = as_policy(keepalive)
     policy = _complete(given)
-    directory = target.directory()
+    directory = _directory(target)
     with _locked(bpffs, make=True) as top:
         _refuse_two(target, directory, top)
         pins = os.path.join(top, target.key)
@@ -178,16 +181,30 @@ def enforcements(*, bpffs: str = BPFFS) -> list[Enforcement]:
     top = os.path.join(bpffs, _DIRECTORY)
     found = []
     try:
-        for key in sorted(os.listdir(top)):
-            pins = os.path.join(top, key)
-            if os.path.exists(os.path.join(pins, "settings")):  # not of a command that was killed
-                with contextlib.suppress(FileNotFoundError):  # lifted in the meantime
+        with _lock(top, make=False):  # so that none is half made or half removed
+            for key in sorted(os.listdir(top)):
+                pins = os.path.join(top, key)
+                if os.path.exists(os.path.join(pins, "settings")):  # not of a command that was killed
                     found.append(_read(_settings(pins)[0], pins))
     except FileNotFoundError:
-        return found
-    except (OSError, KeyError, ValueError) as exc:
+        return []
+    except OSError as exc:
         raise _error(exc) from None
     return found
+
+
+def enforced_on(path: str, *, bpffs: str = BPFFS) -> Target | None:
+    """The target that a cgroup's path was when a policy was enforced on it; the cgroup may be gone.
+
+    Raises `EnforceError`.
+    """
+    if "\0" in path:
+        return None
+    real = os.path.realpath(path)
+    named = {Target(Kind.CGROUP, real)}
+    if not os.path.isdir(real):  # else it may be another's, of the same name
+        named.add(Target(Kind.UNIT, os.path.basename(real)))
+    return next((each.target for each in enforcements(bpffs=bpffs) if each.target in named), None)
 
 
 def pinned_programs(target: Target, bpffs: str = BPFFS) -> dict[str, str]:
@@ -203,7 +220,13 @@ def _complete(policy: Keepalive) -> Keepalive:
     """The policy with all times, as the kernel alone enforces it."""
     if not policy.enabled:
         raise PolicyError("keepalive", str(policy), "cannot be enforced: there is nothing to set")
-    return in_kernel(policy, read_sysctls())
+    if None not in (policy.idle, policy.interval, policy.count):
+        return in_kernel(policy)
+    try:
+        return in_kernel(policy, read_sysctls())
+    except SysctlError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        raise EnforceError(exc.errno, f"{where}{exc.strerror}") from None
 
 
 def _assembled(policy: Keepalive, ports: Sequence[Ports], counters: int) -> dict[str, Assembler]:
@@ -260,6 +283,14 @@ class _Wanted(NamedTuple):
         return text.ljust(_SETTINGS_SIZE, b"\0")
 
 
+class _Settings(NamedTuple):
+    """What the pin `settings` says, but for the target."""
+
+    policy: str
+    ports: tuple[Ports, ...]
+    since: float
+
+
 def _replace(pins: str, wanted: _Wanted, directory: str | None) -> None:
     """Load and attach the programs, then give the new pins the old ones' names."""
     text = wanted.encoded()
@@ -287,7 +318,7 @@ def _replace(pins: str, wanted: _Wanted, directory: str | None) -> None:
         for name in made:
             os.rename(os.path.join(pins, _NEW + name), os.path.join(pins, name))
         if directory is not None:
-            _detach_others(descriptor, {name: program.program_id for name, program in programs.items()})
+            _detach_others_in(directory, {name: program.program_id for name, program in programs.items()})
 
 
 def _attach(
@@ -308,6 +339,11 @@ def _attach(
     return stack.enter_context(program.link(hook, cgroup))
 
 
+def _detach_others_in(directory: str, numbers: Mapping[str, int]) -> None:
+    with contextlib.suppress(FileNotFoundError), _opened(directory) as descriptor:  # else it is gone
+        _detach_others(descriptor, numbers)
+
+
 def _detach_others(cgroup: int, numbers: Mapping[str, int]) -> None:
     """Detach what systemd attached earlier, which may be another policy's programs; the links have the new ones."""
     for name, hook in _HOOKS.items():
@@ -320,10 +356,8 @@ def _detach_all(target: Target, pins: str) -> None:
     for name in reversed(tuple(_HOOKS)):
         with contextlib.suppress(BpfError), Bpf.pinned(os.path.join(pins, name + _LINK)) as link:
             link.detach()
-    directory = target.directory()
-    if directory is not None:
-        with _opened(directory) as descriptor:
-            _detach_others(descriptor, {})
+    for directory in target.directories():
+        _detach_others_in(directory, {})
 
 
 def _refuse_two(target: Target, directory: str | None, top: str) -> None:
@@ -334,7 +368,7 @@ def _refuse_two(target: Target, directory: str | None, top: str) -> None:
         try:
             other = _settings(os.path.join(top, key))[0]
             same = other.directory() == directory
-        except (KeyError, ValueError, OSError):  # half made, by a command that was killed
+        except OSError:  # half made, by a command that was killed
             continue
         if same:
             raise EnforceError(errno.EEXIST, f"{directory} has a policy already, as {other}: lift that first")
@@ -347,11 +381,17 @@ def _remove(pins: str) -> None:
     os.rmdir(pins)
 
 
-def _settings(pins: str) -> tuple[Target, dict[str, object]]:
+def _settings(pins: str) -> tuple[Target, _Settings]:
     with Bpf.pinned(os.path.join(pins, "settings")) as settings:
         text = settings.read(_SETTINGS_SIZE).rstrip(b"\0")
-    found = json.loads(text)
-    return Target(Kind(found["kind"]), found["name"]), found
+    try:
+        found = json.loads(text)
+        ports = tuple(Ports(int(first), int(last)) for first, last in found["except"])
+        target = Target(Kind(found["kind"]), str(found["name"]))
+        return target, _Settings(str(found["policy"]), ports, float(found["since"]))
+    except (KeyError, TypeError, ValueError):
+        message = f"{pins}: pins that kaio has not made, or another version of it"
+        raise EnforceError(errno.EINVAL, message) from None
 
 
 def _read(target: Target, pins: str) -> Enforcement:
@@ -362,27 +402,33 @@ def _read(target: Target, pins: str) -> Enforcement:
             numbers[name] = program.program_id
     with Bpf.pinned(os.path.join(pins, "counters")) as counters:
         counted = Counters.from_bytes(counters.read(_size()))
-    directory = target.directory()
-    ports = settings["except"]
-    assert isinstance(ports, list)
+    directories = target.directories()
     return Enforcement(
         target=target,
-        policy=str(settings["policy"]),
-        ports=tuple(Ports(*each) for each in ports),
-        since=float(str(settings["since"])),
+        policy=settings.policy,
+        ports=settings.ports,
+        since=settings.since,
         counters=counted,
-        directory=directory,
-        attached=directory is not None and _are_attached(directory, numbers),
+        directory=directories[0] if len(directories) == 1 else None,
+        attached=any(_are_attached(directory, numbers) for directory in directories),
         pins=pins,
     )
 
 
 def _are_attached(directory: str, numbers: Mapping[str, int]) -> bool:
-    with _opened(directory) as descriptor:
-        return all(numbers[name] in attached(hook, descriptor, _name(name)) for name, hook in _HOOKS.items())
+    with contextlib.suppress(FileNotFoundError), _opened(directory) as descriptor:  # else it is gone
+        return all(numbers[name] in attached(hook, descriptor) for name, hook in _HOOKS.items())
+    return False
 
 
 # -- files
+
+
+def _directory(target: Target) -> str | None:
+    try:
+        return target.directory()
+    except OSError as exc:
+        raise _error(exc) from None
 
 
 @contextlib.contextmanager
@@ -399,9 +445,8 @@ def _locked(bpffs: str, *, make: bool = False) -> Iterator[str]:
     """Lock kaio's directory in the BPF file system, and return its path; remove it afterwards if it is empty."""
     top = os.path.join(bpffs, _DIRECTORY)
     try:
-        if make and not is_bpffs(bpffs):
-            os.makedirs(bpffs, exist_ok=True)
-            mount(bpffs)
+        if make:
+            _mounted(bpffs)
         with _lock(top, make) as descriptor:
             _require_own(descriptor, top)
             yield top
@@ -413,28 +458,44 @@ def _locked(bpffs: str, *, make: bool = False) -> Iterator[str]:
         raise _error(exc) from None
 
 
+def _mounted(bpffs: str) -> None:
+    """Mount a BPF file system unless one is: once, since a second one would hide the pins in the first."""
+    if is_bpffs(bpffs):
+        return
+    os.makedirs(bpffs, exist_ok=True)
+    with _opened(bpffs) as descriptor:
+        with contextlib.suppress(EnforceError):  # other users can lock it too, which must not keep root from mounting
+            _wait_for_lock(descriptor, bpffs, time.monotonic() + _PATIENCE_WITH_OTHERS)
+        if not is_bpffs(bpffs):
+            mount(bpffs)
+
+
 @contextlib.contextmanager
 def _lock(top: str, make: bool) -> Iterator[int]:
     """Lock the directory that has this path, which another command may remove while this one waits."""
-    import fcntl  # noqa: PLC0415 - not on Windows
-
     deadline = time.monotonic() + _PATIENCE
     while True:
         if make:
             os.makedirs(top, mode=0o700, exist_ok=True)
         with _opened(top) as descriptor:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise EnforceError(errno.EAGAIN, f"{top} is locked by another process") from None
-                    time.sleep(0.05)
+            _wait_for_lock(descriptor, top, deadline)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(top)):
                     yield descriptor
                     return
+
+
+def _wait_for_lock(descriptor: int, path: str, deadline: float) -> None:
+    """Lock a directory. Raises `EnforceError` if another process has locked it for too long."""
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise EnforceError(errno.EAGAIN, f"{path} is locked by another process") from None
+        time.sleep(0.01)
 
 
 def _require_own(descriptor: int, top: str) -> None:
@@ -444,11 +505,9 @@ def _require_own(descriptor: int, top: str) -> None:
         raise EnforceError(errno.EPERM, f"{top} belongs to another user, or others may write to it")
 
 
-def _error(exc: OSError | KeyError | ValueError) -> EnforceError:
+def _error(exc: OSError) -> EnforceError:
     if isinstance(exc, EnforceError):
         return exc
-    if not isinstance(exc, OSError):
-        return EnforceError(errno.EINVAL, f"a pin that kaio has not made, or another version of it: {exc}")
     if isinstance(exc, BpfError):
         return EnforceError(exc.errno, str(exc), exc.log)
     if isinstance(exc, KaioError):

@@ -18,6 +18,7 @@ from ..cgroups import CgroupError
 __all__ = ["Kind", "Target"]
 
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(service|scope|slice|socket)")
+_ROOT_SLICE: Final = "-.slice"
 _LONGEST: Final = 200  # characters; names in a file system have 255 bytes at most
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9-]")
 
@@ -44,10 +45,16 @@ class Target(NamedTuple):
 
     @classmethod
     def unit(cls, name: str) -> Target:
-        """A systemd unit; without a suffix, a service. Raises `CgroupError` for what cannot be a unit with sockets."""
+        """A systemd unit; without a suffix, a service. The slice above all others is the machine.
+
+        Raises `CgroupError` for what cannot be a unit with sockets.
+        """
+        if name == _ROOT_SLICE:
+            return cls.machine()
         name = name if "." in name else f"{name}.service"
-        if not _UNIT.fullmatch(name):
-            limit = "must be the name of a service, scope, slice or socket, such as nginx.service"
+        # A template's files apply to all its instances, whose cgroups bear other names: they would not be found again.
+        if not _UNIT.fullmatch(name) or name.rpartition(".")[0].endswith("@"):
+            limit = "must be the name of a service, scope, slice or socket, such as nginx.service, and no template's"
             raise CgroupError(errno.EINVAL, f"unit {name!r}: {limit}")
         return cls(Kind.UNIT, name)
 
@@ -68,9 +75,7 @@ class Target(NamedTuple):
         if real == top:
             return cls(Kind.MACHINE)
         name = os.path.basename(real)
-        if _UNIT.fullmatch(name) and cgroups.of_unit(name) == real:
-            return cls(Kind.UNIT, name)
-        return cls(Kind.CGROUP, real)
+        return cls(Kind.UNIT, name) if _UNIT.fullmatch(name) and _is_unit(name, real) else cls(Kind.CGROUP, real)
 
     def __str__(self) -> str:
         return {Kind.MACHINE: "the machine", Kind.UNIT: f"unit {self.name}", Kind.CGROUP: f"cgroup {self.name}"}[
@@ -95,6 +100,21 @@ class Target(NamedTuple):
             return cgroups.of_unit(self.name)
         return self.name if os.path.isdir(self.name) else None
 
+    def directories(self) -> list[str]:
+        """The directories of all cgroups that may be meant: several, if users run units of that name."""
+        if self.kind is Kind.UNIT:
+            return cgroups.all_of_unit(self.name)
+        directory = self.directory()
+        return [] if directory is None else [directory]
+
 
 def _hexadecimal(found: re.Match[str]) -> str:
     return "".join(f"_{byte:02x}" for byte in os.fsencode(found[0]))
+
+
+def _is_unit(name: str, directory: str) -> bool:
+    """Whether a cgroup is that of the unit whose name it bears, and no other's."""
+    try:
+        return cgroups.of_unit(name) == directory
+    except CgroupError:  # several bear the name
+        return False

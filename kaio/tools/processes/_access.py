@@ -25,7 +25,7 @@ from ...errors import KaioError
 from ...kernel.descriptors import Descriptor, libc
 from ..procfs import socket_inodes, threads, user_name
 
-__all__ = ["Process", "ProcessError", "has_exited", "lacking", "wait_for_end"]
+__all__ = ["NO_PID", "Process", "ProcessError", "has_exited", "lacking", "wait_for_end"]
 
 _PIDFD_GETFD: Final = 438  # the same on every architecture that came after it (asm-generic/unistd.h)
 _PIDFD_THREAD: Final = os.O_EXCL if hasattr(os, "O_EXCL") else 0  # Linux 6.9: the id may be any thread's
@@ -36,17 +36,21 @@ _YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
 _AS_ROOT: Final = "run as root (CAP_SYS_PTRACE)"
 
 
+NO_PID: Final = -(1 << 31)
+"""What a `ProcessError` has in place of a number that nobody has given."""
+
+
 class ProcessError(KaioError, OSError):
     """A process whose sockets cannot be read: it does not exist, or access is denied. The message says how to get it.
 
-    `pid` is the process, or -1 if a name stands for none; `errno` is the kernel's error number: ESRCH if it does not
-    exist, EPERM or EACCES if access is not permitted, ENOSYS if the kernel lacks the system call.
+    `pid` is the process, or `NO_PID` if a name stands for none; `errno` is the kernel's error number: ESRCH if it does
+    not exist, EPERM or EACCES if access is not permitted, ENOSYS if the kernel lacks the system call.
     """
 
     pid: int
 
     def __init__(self, pid: int, number: int, reason: str) -> None:
-        super().__init__(number, f"process {pid}: {reason}" if pid >= 0 else reason)
+        super().__init__(number, reason if pid == NO_PID else f"process {pid}: {reason}")
         self.pid = pid
         self._reason = reason
 
@@ -263,8 +267,7 @@ def _refused(pid: int, number: int) -> ProcessError:
     if number == errno.ENOSYS:
         return ProcessError(pid, number, _cannot(number))
     if number in (errno.ESRCH, errno.ENOENT, errno.EINVAL):  # the last two: the id of a thread (pidfd_open(2))
-        reason = _missing(pid)
-        return ProcessError(pid, errno.ESRCH, reason if pid >= 0 else f"process {pid}: {reason}")
+        return ProcessError(pid, errno.ESRCH, _missing(pid))
     return ProcessError(pid, number, os.strerror(number))
 
 

@@ -78,9 +78,9 @@ class Attachment:
     A listening socket gets the user timeout when a connection that it has accepted shows that the program sets no times
     of its own.
 
-    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`): what has
-    exactly the policy's options is then no choice of the program's. Sockets for which `excepted` returns True are left
-    alone.
+    `by_kernel` says that the kernel gives the policy to the processes' connections (`kaio.tools.enforcing`), or which
+    other one it gave them: what has exactly its options is then no choice of the program's. Sockets for which
+    `excepted` returns True are left alone.
 
     Raises `PolicyError`, and `ProcessError` if a process does not exist. Close it, or use it as a context manager;
     the sockets then keep their options, without the user timeout where it is removed at that moment.
@@ -94,7 +94,7 @@ class Attachment:
         force: bool = False,
         dry_run: bool = False,
         children: bool = False,
-        by_kernel: bool = False,
+        by_kernel: bool | Keepalive = False,
         excepted: Callable[[ProcessSocket], bool] | None = None,
     ) -> None:
         self.policy: Final = as_policy(keepalive)
@@ -110,7 +110,7 @@ class Attachment:
         self._force = force
         self._dry_run = dry_run
         self._children = children
-        self._by_kernel = by_kernel
+        self._by_kernel = self.policy if by_kernel is True else by_kernel or None
         self._excepted = excepted
         self._setters: dict[Keepalive, Setter] = {}
         self._policies: dict[int, tuple[Keepalive, str]] = {}
@@ -230,7 +230,7 @@ class Attachment:
         if policy.enabled or not why:
             changes = self._setter(policy).look_at(process, seen)
             return [change.because(why) for change in changes] if why else changes
-        if self._by_kernel:
+        if self._by_kernel is not None:
             undone = self._setter(self.policy).undo(process)
             return [change.because(why) for change in undone if change.outcome is Outcome.UNDONE]
         found = read(process, Systems())
@@ -261,7 +261,7 @@ class Attachment:
                 self._records,
                 force=self._force,
                 dry_run=self._dry_run,
-                by_kernel=self.policy if self._by_kernel else None,
+                by_kernel=self._by_kernel,
                 excepted=self._excepted,
             )
         return self._setters[policy]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ..procfs import all_pids, process_name
-from ._access import ProcessError, has_exited
+from ._access import NO_PID, ProcessError, has_exited
 from ._programs import RENAMED
 
 __all__ = ["descendants", "find", "parents", "program_name"]
@@ -31,14 +31,14 @@ def find(word: str) -> list[int]:
     """
     if word.isascii() and word.isdigit():
         if len(word) > _LONGEST_PID:
-            raise ProcessError(-1, errno.ESRCH, f"process {word}: there is no such process")
+            raise ProcessError(NO_PID, errno.ESRCH, f"process {word}: there is no such process")
         return [int(word)]
     is_unit = word.endswith(_UNITS)
     matches = _in_unit if is_unit else _is_called
     found = [pid for pid in all_pids() if pid != os.getpid() and matches(pid, word) and not has_exited(pid)]
     if not found:
         what = "in a unit of that name" if is_unit else "of that name"
-        raise ProcessError(-1, errno.ESRCH, f"{word or repr(word)}: there is no process {what}")
+        raise ProcessError(NO_PID, errno.ESRCH, f"{word or repr(word)}: there is no process {what}")
     return found
 
 
