@@ -96,8 +96,9 @@ def tell_of_children(named: Sequence[int], more: Sequence[int]) -> None:
     holding = {found.pid for found in result.sockets} - seen
     if holding:
         which = f"process {named[0]} has" if len(named) == 1 else "they have"
-        of = f"{len(holding)} child process{'es' if len(holding) > 1 else ''} with {len(result.sockets)} TCP sockets"
-        complain(f"{which} {of}; --children includes them")
+        number = len({found.inode for found in result.sockets})  # children share listening sockets
+        children = "1 child process" if len(holding) == 1 else f"{len(holding)} child processes"
+        complain(f"{which} {children} with {number} TCP socket{'s' if number > 1 else ''}; --children includes them")
 
 
 def socket_document(found: ProcessSocket, program: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import click
 
 from ..errors import KaioError, PolicyError
 from ..policy import Keepalive
-from ..tools.processes import Attachment, Change, Outcome, descendants
+from ..tools.processes import Attachment, Change, Outcome, ProcessError, descendants
 from ..tools.procfs import process_name
 from ._exit import CANNOT, MISTAKE, YES, complain, fail
 from ._output import as_json as encode
@@ -70,10 +71,12 @@ def attach(
     output = _Output(dry_run=dry_run, as_json=as_json, as_lines=watch is not None)
     try:
         pids = find_all(subjects)
-        with Attachment(pids, policy, force=force, dry_run=dry_run, children=below) as attachment:
+        _allow_many_descriptors()
+        with Attachment((), policy, force=force, dry_run=dry_run, children=below) as attachment:
+            failed = _follow(attachment, pids)
             changes = attachment.undo() if undo else attachment.look()
             refused = all(pid in attachment.refused for pid in pids)
-            failed = not refused and output.show(pids, changes)
+            failed |= not refused and output.show(pids, changes)
             failed |= report_refused(attachment, set())
             for line in attachment.unreadable:
                 complain(line)
@@ -84,6 +87,35 @@ def attach(
     except KaioError as exc:
         fail(str(exc), MISTAKE if isinstance(exc, PolicyError) else CANNOT)
     sys.exit(CANNOT if failed or attachment.unreadable else YES)
+
+
+def _allow_many_descriptors() -> None:
+    """Allow a descriptor for each process, as far as the hard limit goes: a database may have thousands."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - not on Windows
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):  # macOS reports a limit that it does not accept
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _follow(attachment: Attachment, pids: list[int]) -> bool:
+    """Follow the processes, and remove from the list those that do not exist. Returns whether there are any.
+
+    Raises `ProcessError` if none exists.
+    """
+    missing: list[ProcessError] = []
+    for pid in list(pids):
+        try:
+            attachment.add(pid)
+        except ProcessError as exc:
+            missing.append(exc)
+            pids.remove(pid)
+    if missing and not pids:
+        raise missing[0]
+    for error in missing:
+        complain(str(error))
+    return bool(missing)
 
 
 def _keep_looking(attachment: Attachment, every: float, output: _Output) -> None:

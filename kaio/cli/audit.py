@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import click
 
 from ..errors import KaioError
 from ..kernel.tcpinfo import TcpState
 from ..tools.plans import duration
-from ..tools.processes import ProcessSocket, Survey, descendants, note, sets_own_times, survey, uncovered
+from ..tools.processes import ProcessSocket, Survey, descendants, note, program_name, sets_own_times, survey, uncovered
 from ..tools.procfs import process_name
 from ._exit import CANNOT, MISTAKE, NO, YES, complain, fail, printable
 from ._output import json_option, print_json, print_table
@@ -23,6 +26,7 @@ __all__ = ["audit"]
 
 DROPPABLE = ("options", "shut", "in flight", "idle", "fd")
 COLUMNS = ("", "process", "fd", "local", "peer", "options", "idle", "in flight", "shut", "worst case")
+RIGHT = ("fd", "idle", "in flight", "shut")
 
 
 @click.command()
@@ -56,10 +60,14 @@ def audit(subjects: tuple[str, ...], everything: bool, children: bool, as_json: 
         named = None if everything else find_all(words)
         more = [] if named is None else descendants(named)
         result = survey(named if named is None or not children else [*named, *more])
+        # Children come and go, and some have exited without being waited for.
+        below = frozenset(more)
+        seen = [error for error in result.refused if error.pid not in below or error.errno != errno.ESRCH]
+        result = result._replace(refused=seen)
     except (KaioError, OSError) as exc:
         fail(str(exc))
     code = _show(result, as_json)
-    if more and not children:
+    if more and not children and result.processes:
         tell_of_children(named or [], more)
     sys.exit(code)
 
@@ -67,70 +75,80 @@ def audit(subjects: tuple[str, ...], everything: bool, children: bool, as_json: 
 # -- running processes
 
 
+class _Judged(NamedTuple):
+    """A socket, and what is said of it."""
+
+    socket: ProcessSocket
+    name: str
+    """The process's."""
+    uncovered: bool
+    worst_case: str
+
+
 def _show(result: Survey, as_json: bool) -> int:
-    found = result.sockets
-    programs = {pid: process_name(pid) for pid in {one.pid for one in found}}
-    bad = {(one.pid, one.inode) for pid in programs for one in uncovered(_of(found, pid))}
-    bad -= {(one.pid, one.inode) for one in found if one.listening and sets_own_times(programs[one.pid])}
-    marks = [(one.pid, one.inode) in bad for one in found]
+    judged, notes = _judge(result.sockets)
+    number = sum(one.uncovered for one in judged)
     refused = [str(error) for error in result.refused]
-    notes = {name: text for name in sorted(set(programs.values())) if (text := note(name)) is not None}
     if as_json:
-        documents = [_document(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
         print_json(
             {
-                "sockets": documents,
+                "sockets": [_document(one) for one in judged],
                 "processes": result.processes,
-                "uncovered": sum(marks),
+                "uncovered": number,
                 "refused": refused,
                 "unreadable": result.unreadable,
                 "notes": notes,
             }
         )
     elif result.processes:
-        _print(found, programs, marks)
+        if judged:
+            styles = ["red" if one.uncovered else "" for one in judged]
+            print_table(COLUMNS, map(_row, judged), right=RIGHT, styles=styles, droppable=DROPPABLE)
         for name, text in notes.items():
             click.echo(f"{printable(name)} {text}.")
-        click.echo(f"processes: {result.processes}, TCP sockets: {len(found)}, uncovered: {sum(marks)}")
+        click.echo(f"processes: {result.processes}, TCP sockets: {len(judged)}, uncovered: {number}")
     for what, lines in (("processes", refused), ("sockets", result.unreadable)):
         if len(lines) == 1:
             complain(lines[0])
         elif lines:
             complain(f"{what} that could not be inspected: {len(lines)}; the first: {lines[0]}")
-    if not result.processes or (result.unreadable and not found):
+    if not result.processes or (result.unreadable and not judged):
         return CANNOT
-    return NO if any(marks) else YES
+    return NO if number else YES
 
 
-def _print(found: Sequence[ProcessSocket], programs: Mapping[int, str], marks: Sequence[bool]) -> None:
-    if not found:
-        return
-    rows = [_row(one, programs[one.pid], mark) for one, mark in zip(found, marks, strict=True)]
-    styles = ["red" if mark else "" for mark in marks]
-    print_table(COLUMNS, rows, right=("fd", "idle", "in flight", "shut"), styles=styles, droppable=DROPPABLE)
+def _judge(found: Iterable[ProcessSocket]) -> tuple[list[_Judged], dict[str, str]]:
+    """Judge the sockets of each process together, and find what is known of their programs."""
+    judged: list[_Judged] = []
+    programs = set()
+    for pid, group in itertools.groupby(found, lambda one: one.pid):
+        ours = list(group)
+        name, program = process_name(pid), program_name(pid)
+        own = sets_own_times(program)
+        bad = {one.inode for one in uncovered(ours, sets_own_times=own)}
+        judged += (_Judged(one, name, one.inode in bad, worst_case(one, one.inode in bad, own)) for one in ours)
+        programs.add(program)
+    return judged, {program: text for program in sorted(programs) if (text := note(program)) is not None}
 
 
-def _of(found: Sequence[ProcessSocket], pid: int) -> list[ProcessSocket]:
-    return [one for one in found if one.pid == pid]
-
-
-def _row(found: ProcessSocket, program: str, mark: bool) -> tuple[str, ...]:
+def _row(judged: _Judged) -> tuple[str, ...]:
+    found = judged.socket
     detections = (found.idle_detection, found.in_flight_detection, found.window_shut_detection)
     return (
-        "!" if mark else "",
-        f"{found.pid} {printable(program)}".rstrip(),
+        "!" if judged.uncovered else "",
+        f"{found.pid} {printable(judged.name)}".rstrip(),
         str(found.fd),
         describe(found.local),
         describe_peer(found),
         str(found.state),
         *map(_rounded, detections),
-        worst_case(found, mark, program),
+        judged.worst_case,
     )
 
 
-def worst_case(found: ProcessSocket, mark: bool, program: str) -> str:
+def worst_case(found: ProcessSocket, mark: bool, own_times: bool) -> str:
     """A socket's longest time until a death is detected, in words."""
-    if not found.covered and not mark and found.listening and sets_own_times(program):
+    if not found.covered and not mark and found.listening and own_times:
         return "accepted connections get the program's own times"
     if not found.covered and not mark:
         return "no peer yet" if found.tcp_state == TcpState.CLOSE else "accepted connections are covered"
@@ -153,18 +171,19 @@ def _rounded(seconds: float) -> str:
     return duration(seconds if seconds < 600 or math.isinf(seconds) else round(seconds / 60) * 60)
 
 
-def _document(found: ProcessSocket, program: str, mark: bool) -> dict[str, object]:
+def _document(judged: _Judged) -> dict[str, object]:
+    found = judged.socket
     idle = found.idle_detection
     return {
-        **socket_document(found, program),
+        **socket_document(found, judged.name),
         "options": dataclasses.asdict(found.state),
         "chosen": found.chosen,
         "monitor": {"bound": found.monitor_bound} if found.watched else None,
-        "uncovered": mark,
+        "uncovered": judged.uncovered,
         "found_after": {
             "idle": None if math.isinf(idle) else idle,
             "in_flight": found.in_flight_detection,
             "window_shut": found.window_shut_detection,
         },
-        "worst_case": worst_case(found, mark, program),
+        "worst_case": judged.worst_case,
     }

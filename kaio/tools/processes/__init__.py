@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from ._access import ProcessError, lacking
 from ._attaching import Attachment, attach
-from ._naming import descendants, find
+from ._naming import descendants, find, program_name
 from ._programs import note, sets_own_times
 from ._setting import Change, Outcome
 from ._sockets import ProcessSocket, Survey, processes, sockets, survey, uncovered
@@ -41,6 +41,7 @@ __all__ = [
     "lacking",
     "note",
     "processes",
+    "program_name",
     "sets_own_times",
     "sockets",
     "survey",

@@ -1,18 +1,23 @@
 """Another process's descriptors: pidfd_open(2), pidfd_getfd(2), and why they are not permitted.
 
 Rules kept here: a duplicated socket shares its open file description with the process, so its file status flags are
-never changed; an errno becomes a `ProcessError`, which names the missing permission and how to get it.
+never changed; an errno becomes a `ProcessError`, which names the missing permission and how to get it. A process cannot
+make this one wait: it may close its socket, or use the number for another file, while there is a duplicate, whose
+close(2) is then the one that waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import re
 import select
 import socket
+import struct
 import sys
+import threading
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,7 +25,7 @@ from ...errors import KaioError
 from ...kernel.descriptors import Descriptor, libc
 from ..procfs import socket_inodes, threads, user_name
 
-__all__ = ["NO_PID", "Process", "ProcessError", "lacking", "wait_for_end"]
+__all__ = ["NO_PID", "Process", "ProcessError", "has_exited", "lacking", "wait_for_end"]
 
 _PIDFD_GETFD: Final = 438  # the same on every architecture that came after it (asm-generic/unistd.h)
 _PIDFD_THREAD: Final = os.O_EXCL if hasattr(os, "O_EXCL") else 0  # Linux 6.9: the id may be any thread's
@@ -107,12 +112,15 @@ class Process:
             if number == errno.EBADF:
                 return None
             raise self._failed(number)
+        if not _is_socket(copy):  # the number is used again, for a file whose close(2) may wait, as with FUSE
+            _close_aside(copy)
+            return None
         try:
             found = Descriptor.of(copy)
             if found.inode == inode and found.is_tcp:  # otherwise closed, and the number is used again
                 # A family that Python does not know makes it raise errors without a number. With SOCK_NONBLOCK, it does
                 # not make the socket non-blocking after socket.setdefaulttimeout(), for the process too.
-                sock = socket.socket(found.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, copy)
+                sock = _Duplicate(found.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, copy)
                 copy = -1
                 return sock
         except OSError as exc:
@@ -136,6 +144,8 @@ class Process:
                 raise ProcessError(self.pid, exc.errno or errno.EINVAL, reason) from None
             self._close_thread()
             self._thread, self._thread_pidfd = thread, pidfd
+            if self.ended:  # so that the thread may be one of another process with the same pid
+                raise _refused(self.pid, errno.ESRCH)
             return True
         return False
 
@@ -170,6 +180,44 @@ class Process:
 
     def _failed(self, number: int | None) -> ProcessError:
         return _refused(self.pid, errno.ESRCH if self.ended else number or errno.EIO)
+
+
+class _Duplicate(socket.socket):
+    """A duplicate of a process's socket. Closing it never waits, whatever SO_LINGER says (socket(7))."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close the duplicate, in another thread if the process may have left the waiting to it."""
+        try:
+            on, seconds = struct.unpack("ii", self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+        except OSError:
+            on = seconds = 0
+        if on and seconds:
+            _close_aside(self.detach())
+        else:
+            super().close()
+
+
+def _close_aside(fd: int) -> None:
+    """Close a descriptor in a thread that nobody waits for."""
+    try:
+        threading.Thread(target=_close, args=(fd,), name="kaio-close", daemon=True).start()
+    except RuntimeError:  # no more threads
+        _close(fd)
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def _is_socket(fd: int) -> bool:
+    """Whether a descriptor of this process is a socket. Unlike fstat(2), this asks no file system."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:[")
+    except OSError:
+        return False
 
 
 def wait_for_end(processes: Iterable[Process], seconds: float) -> list[int]:
@@ -291,6 +339,14 @@ def _status(pid: int | str) -> dict[str, str]:
 def _has_ended(task: str) -> bool:
     """Whether a thread, by its path in /proc, has ended: a zombie, or gone."""
     return _status(task).get("State", "Z").startswith(("Z", "X"))
+
+
+def has_exited(pid: int) -> bool:
+    """Whether a process is gone or a zombie. One whose first thread alone has ended looks like it, but has more."""
+    try:
+        return _has_ended(str(pid)) and len(threads(pid)) <= 1
+    except OSError:
+        return True
 
 
 def _ids(status: dict[str, str], kind: str) -> set[int]:

@@ -8,17 +8,19 @@ heeded: KEEPALIVE=off opts out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from ...errors import PolicyError
 from ...policy import Keepalive, KeepaliveArg, as_policy
 from ..kernel_policy import in_kernel
 from ._access import Process, ProcessError, wait_for_end
-from ._environment import choice
+from ._environment import choice, image
 from ._naming import descendants
 from ._records import Records
 from ._setting import Change, Memory, Outcome, Setter
@@ -112,6 +114,7 @@ class Attachment:
         self._excepted = excepted
         self._setters: dict[Keepalive, Setter] = {}
         self._policies: dict[int, tuple[Keepalive, str]] = {}
+        self._images: dict[int, object] = {}
         self._processes: dict[int, Process] = {}
         self._took = 0.0  # seconds that the last look took
         try:
@@ -141,8 +144,9 @@ class Attachment:
         With stalled="keep" at most a third of the user timeout, so that a stalled peer is noticed before it expires.
         """
         every = max(every, 9 * self._took)
-        bound = self.policy.effective_user_timeout
-        return every if bound is None or self.policy.stalled == "drop" else min(every, bound / 3)
+        policies = {self.policy, *self._setters}  # some are from the environment of a program
+        bounds = [policy.effective_user_timeout for policy in policies if policy.stalled == "keep"]
+        return min(every, *(bound / 3 for bound in bounds if bound is not None), math.inf)
 
     def wait(self, seconds: float) -> None:
         """Wait that many seconds, or until a process exits."""
@@ -151,26 +155,25 @@ class Attachment:
     def look(self) -> list[Change]:
         """Set the policy on new sockets and check the others; return the changes, listening sockets first.
 
-        Processes that cannot be inspected are added to `refused`. Raises `PolicyError` if the policy is invalid with
-        the defaults of a socket's network namespace.
+        Processes that cannot be inspected are added to `refused`. On a socket in whose network namespace the policy is
+        invalid, because of the defaults there, it fails.
         """
         began = time.monotonic()
         self._forget_exited()
         if self._children:
             self._add_children()
         changes: list[Change] = []
-        seen: set[int] = set()
+        seen: dict[int, int] = {}
         self.unreadable.clear()
         for process in list(self._processes.values()):
-            try:
+            with self._refusing(process):
                 changes += self._look_at(process, seen)
                 self.unreadable.extend(process.unreadable)
                 self.refused.pop(process.pid, None)
-            except ProcessError as exc:
-                if not process.ended:
-                    self.refused[process.pid] = exc
         if not self.refused:  # otherwise their sockets would count as new the next time
             self._memory.forget_others(seen)
+            if not self.unreadable and not self._dry_run:
+                self._records.keep(set(seen.values()), self._processes.keys())
         with contextlib.suppress(OSError):  # then the next command takes kaio's times for the program's
             self._records.save()
         self._took = time.monotonic() - began
@@ -185,11 +188,12 @@ class Attachment:
         self._forget_exited()
         if self._children:
             self._add_children()
+        self.unreadable.clear()
         for process in self._processes.values():
-            try:
+            with self._refusing(process):
                 changes += self._setter(self.policy).undo(process)
-            except ProcessError as exc:
-                self.refused[process.pid] = exc
+                self.unreadable.extend(process.unreadable)
+                self.refused.pop(process.pid, None)
         with contextlib.suppress(OSError):
             self._records.save()
         return changes
@@ -207,8 +211,20 @@ class Attachment:
 
     # -- processes
 
-    def _look_at(self, process: Process, seen: set[int]) -> list[Change]:
-        if process.pid not in self._policies:
+    @contextlib.contextmanager
+    def _refusing(self, process: Process) -> Iterator[None]:
+        """Add a process to `refused` if it cannot be inspected, such as for want of descriptors."""
+        try:
+            yield
+        except OSError as exc:
+            if exc.errno != errno.ESRCH and not process.ended:  # a process loses its files first, then it has ended
+                self.refused[process.pid] = _as_process_error(process.pid, exc)
+
+    def _look_at(self, process: Process, seen: dict[int, int]) -> list[Change]:
+        executed = image(process.pid)
+        if process.pid not in self._policies or self._images[process.pid] != executed:
+            self.misread.pop(process.pid, None)
+            self._images[process.pid] = executed
             self._policies[process.pid] = self._choose(process.pid)
         policy, why = self._policies[process.pid]
         if policy.enabled or not why:
@@ -219,7 +235,7 @@ class Attachment:
             return [change.because(why) for change in undone if change.outcome is Outcome.UNDONE]
         found = read(process, Systems())
         fresh = [one for one in found if self._memory.add_unwanted(one.inode)]
-        seen.update(one.inode for one in found)
+        seen.update((one.inode, one.cookie) for one in found)
         return [Change(socket=one, outcome=Outcome.KEPT, after=one.state, why=why) for one in fresh]
 
     def _choose(self, pid: int) -> tuple[Keepalive, str]:
@@ -261,10 +277,23 @@ class Attachment:
             process.close()
         self.refused.pop(pid, None)
         self._policies.pop(pid, None)
+        self._images.pop(pid, None)
+        self.misread.pop(pid, None)
 
     def _add_children(self) -> None:
         """Add the descendants of the known processes; they are followed even after their parents exit."""
+        for pid in self.refused.keys() - self._processes.keys():  # they are tried again, if they still are descendants
+            del self.refused[pid]
         for pid in descendants(self._processes):
             if pid not in self._processes and pid != os.getpid():
-                with contextlib.suppress(ProcessError):  # it has exited
+                try:
                     self._processes[pid] = Process(pid)
+                except ProcessError as exc:
+                    if exc.errno != errno.ESRCH:  # it has exited
+                        self.refused[pid] = exc
+
+
+def _as_process_error(pid: int, error: OSError) -> ProcessError:
+    if isinstance(error, ProcessError):
+        return error
+    return ProcessError(pid, error.errno or errno.EIO, error.strerror or str(error))

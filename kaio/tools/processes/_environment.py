@@ -2,7 +2,8 @@
 
 Rules kept here: the environment is the program's, so it decides nothing but the policy of the program's own sockets;
 what cannot be read, or is invalid, is as if it were not there. Programs that overwrite their arguments to show a title
-overwrite their environment too: only complete NAME=VALUE strings count.
+overwrite their environment too: only complete NAME=VALUE strings count, and they are read again only when the process
+executes another program.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Final, NamedTuple
 from ...errors import PolicyError
 from ...policy import Keepalive
 
-__all__ = ["Choice", "choice"]
+__all__ = ["Choice", "choice", "image"]
 
 VARIABLES: Final = ("KAIO_KEEPALIVE", "KEEPALIVE", "KEEPIDLE", "KEEPINTVL", "KEEPCNT")
 _LARGEST: Final = 1 << 20  # bytes
+_START_OF_STACK: Final = 28 - 3  # proc(5), stat: its number after the name; a random address, from execve(2) on
 
 
 class Choice(NamedTuple):
@@ -46,6 +48,19 @@ def choice(pid: int, ours: Mapping[str, str] | None = None) -> Choice | None:
         return Choice(Keepalive.from_env(found), f"its environment has {words}")
     except PolicyError as exc:
         return Choice(None, f"its environment has {words}: {exc.limit}")
+
+
+def image(pid: int) -> tuple[str, str]:
+    """What changes when a process executes another program, with another environment: its file, and its stack."""
+    try:
+        file = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        file = ""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return file, stat.read().rpartition(")")[2].split()[_START_OF_STACK]
+    except (OSError, IndexError):
+        return file, ""
 
 
 def _environment(pid: int) -> dict[str, str]:

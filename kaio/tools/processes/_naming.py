@@ -1,8 +1,9 @@
 """Finding processes by their numbers, their names and their systemd units; and those below them.
 
 Rules kept here: a name is what pgrep(1) -x takes: the kernel's name of the process, which is the first fifteen bytes of
-its program's, or the whole name of its program. A unit's processes are those in its cgroup, of version 1 or 2, so that
-neither systemd nor its rights are needed. This process itself is never found by a name.
+its program's; or the whole name of its program, also where that is known to rename itself. A unit's processes are those
+in its cgroup, of version 1 or 2, so that neither systemd nor its rights are needed. Found by a name are neither this
+process itself nor those that have exited and whose parents have not waited for them yet.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from ..procfs import all_pids, process_name
-from ._access import NO_PID, ProcessError
+from ._access import NO_PID, ProcessError, has_exited
+from ._programs import RENAMED
 
-__all__ = ["descendants", "find", "parents"]
+__all__ = ["descendants", "find", "parents", "program_name"]
 
 _COMM: Final = 15  # bytes
 _UNITS: Final = (".service", ".scope", ".slice", ".socket")
@@ -33,10 +35,10 @@ def find(word: str) -> list[int]:
         return [int(word)]
     is_unit = word.endswith(_UNITS)
     matches = _in_unit if is_unit else _is_called
-    found = [pid for pid in all_pids() if pid != os.getpid() and matches(pid, word)]
+    found = [pid for pid in all_pids() if pid != os.getpid() and matches(pid, word) and not has_exited(pid)]
     if not found:
         what = "in a unit of that name" if is_unit else "of that name"
-        raise ProcessError(NO_PID, errno.ESRCH, f"{word}: there is no process {what}")
+        raise ProcessError(NO_PID, errno.ESRCH, f"{word or repr(word)}: there is no process {what}")
     return found
 
 
@@ -69,14 +71,20 @@ def descendants(pids: Iterable[int]) -> list[int]:
     return sorted(known - named)
 
 
+def program_name(pid: int) -> str:
+    """The name of a process, or of its program where that is known to rename itself; "" if there is none."""
+    name = process_name(pid)
+    program = RENAMED.get(name)
+    return program if program is not None and os.path.basename(_program(pid)) == program else name
+
+
 def _is_called(pid: int, name: str) -> bool:
-    comm = os.fsencode(process_name(pid, "surrogateescape"))  # which may end within a character
-    whole = os.fsencode(name)
+    called = process_name(pid, "surrogateescape")
+    comm, whole = os.fsencode(called), os.fsencode(name)  # the first of which may end within a character
     if comm == whole:
         return True
-    if len(whole) <= _COMM or comm != whole[:_COMM]:
-        return False
-    return os.path.basename(_program(pid)) == name
+    cut = len(whole) > _COMM and comm == whole[:_COMM]
+    return (cut or RENAMED.get(called) == name) and os.path.basename(_program(pid)) == name
 
 
 def _program(pid: int) -> str:

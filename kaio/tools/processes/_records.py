@@ -1,11 +1,13 @@
 """What kaio has set on sockets from outside, remembered from one command to the next.
 
 Otherwise the next command would take kaio's own times for the program's, and neither replace nor undo them. A socket is
-known by its cookie, which the kernel never uses again before the next boot (SO_COOKIE, socket(7)).
+known by its cookie, which the kernel never uses again before the next boot (SO_COOKIE, socket(7); before Linux 5.10 two
+network namespaces may use the same).
 
 Rules kept here: the file is in a directory that only its owner can write to, and is not trusted otherwise: a file that
 others could have written, of another boot or without sense is as if it were not there. Without a place for it nothing
-is remembered. A socket counts as kaio's only as long as it has exactly the options that are remembered.
+is remembered. A socket counts as kaio's only as long as it has exactly the options that are remembered. Sockets
+that are closed are forgotten, so that a program with many connections does not fill memory or the file.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from ...policy import SocketState
@@ -43,39 +45,64 @@ class Record:
     """The options that it had before kaio first set any."""
     given: SocketState
     """The options that kaio has set."""
+    network: int = 0
+    """The network namespace, by its cookie: containers use the same ports."""
 
 
 class Records:
-    """The records of this user: those of earlier commands, which are read at once, and new ones, written by `save`."""
+    """The records of this user: those of earlier commands, which are read once, and new ones, written by `save`."""
 
     def __init__(self, directory: str | None = None) -> None:
         self._directory = directory if directory is not None else _directory()
         self._earlier = self._load()
         self._records = dict(self._earlier)
+        self._listeners = {cookie: record for cookie, record in self._records.items() if record.port}
+        self._saved = set(self._earlier)
         self._changed: dict[int, Record | None] = {}
 
     def find(self, cookie: int) -> Record | None:
-        """Return what an earlier command has set on a socket."""
-        return self._earlier.get(cookie)
+        """Return what was set on a socket."""
+        return self._records.get(cookie) if cookie else None
 
-    def of_listener(self, port: int, times: object) -> Record | None:
-        """Return what an earlier command has set on a listening socket, if accepted connections inherit these times."""
-        for record in self._earlier.values():
-            if record.port == port and record.given.enabled and record.given.times == times:
-                return record
+    def of_listener(self, network: int, port: int, times: object) -> Record | None:
+        """Return what was set on a listening socket, if accepted connections inherit these times.
+
+        Also what an earlier command has set, even if it is replaced by now: connections that were accepted before that
+        have it.
+        """
+        for cookie, record in self._listeners.items():
+            if (record.network, record.port) == (network, port):
+                for each in (record, self._earlier.get(cookie)):
+                    if each is not None and each.given.enabled and each.given.times == times:
+                        return each
         return None
 
     def put(self, cookie: int, record: Record) -> None:
-        """Remember what was set on a socket; what it had before that is the earlier record's."""
-        earlier = self._records.get(cookie)
-        if earlier is not None:
-            record = dataclasses.replace(record, before=earlier.before)
-        self._records[cookie] = self._changed[cookie] = record
+        """Remember what was set on a socket."""
+        if cookie:
+            self._records[cookie] = self._changed[cookie] = record
+            if record.port:
+                self._listeners[cookie] = record
 
     def drop(self, cookie: int) -> None:
-        """Forget a socket."""
-        if self._records.pop(cookie, None) is not None:
+        """Leave a socket out of the file. It is found until then: accepted connections may have its options."""
+        if cookie in self._saved:
             self._changed[cookie] = None
+        else:
+            self._changed.pop(cookie, None)
+
+    def keep(self, cookies: Collection[int], pids: Collection[int]) -> None:
+        """Forget all sockets of these processes but those with these cookies: they are closed.
+
+        But the last listening socket of each port, because the connections that it accepted have its options.
+        """
+        last = {(each.network, each.port): cookie for cookie, each in self._listeners.items()}
+        for cookie, record in list(self._records.items()):
+            if record.pid in pids and cookie not in cookies and last.get((record.network, record.port)) != cookie:
+                del self._records[cookie]
+                self._earlier.pop(cookie, None)
+                self._listeners.pop(cookie, None)
+                self.drop(cookie)
 
     def save(self) -> None:
         """Write what has changed since, beside what other commands have written. Raises OSError."""
@@ -89,8 +116,11 @@ class Records:
                     records.pop(cookie, None)
                 else:
                     records[cookie] = record
-            living = {cookie: record for cookie, record in records.items() if start_of(record.pid) == record.started}
+            starts = {pid: start_of(pid) for pid in {record.pid for record in records.values()}}
+            living = {key: each for key, each in records.items() if 0 < starts[each.pid] == each.started}
             _write(os.path.join(self._directory, _FILE), living)
+        self._saved.update(living)
+        self._saved.difference_update(cookie for cookie, record in self._changed.items() if record is None)
         self._changed.clear()
 
     def _load(self) -> dict[int, Record]:
@@ -105,7 +135,7 @@ class Records:
                 document = json.load(file)
             if document["boot"] != _boot():
                 return {}
-            return {int(cookie): _record(values) for cookie, values in document["sockets"].items()}
+            return _records(document["sockets"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
@@ -158,12 +188,22 @@ def _boot() -> str:
         return file.read().strip()
 
 
+def _records(sockets: dict[str, dict[str, object]]) -> dict[int, Record]:
+    """Those that make sense: one that does not costs the others nothing."""
+    found = {}
+    for cookie, values in sockets.items():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            found[int(cookie)] = _record(values)
+    return found
+
+
 def _record(values: dict[str, object]) -> Record:
     pid, started, port = (int(str(values[name])) for name in ("pid", "started", "port"))
+    network = int(str(values.get("network", 0)))
     before, given = (values[name] for name in ("before", "given"))
-    if min(pid, started, port) < 0:
-        raise ValueError("pids, times and ports must not be negative")
-    return Record(pid, started, port, _state(before), _state(given))
+    if min(pid, started, port, network) < 0:
+        raise ValueError("pids, times, ports and cookies must not be negative")
+    return Record(pid, started, port, _state(before), _state(given), network)
 
 
 def _state(values: object) -> SocketState:
@@ -173,14 +213,15 @@ def _state(values: object) -> SocketState:
         raise TypeError("keepalive must be on or off")
     state = SocketState(**values)
     if not all(map(_is_option, (*state.times, state.user_timeout))):
-        raise ValueError("options must be numbers above 0")
+        raise ValueError("options must be numbers")
     return state
 
 
 def _is_option(value: object) -> bool:
     if value is None:
         return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    # The defaults of a network namespace may be 0 and negative, too.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _write(path: str, records: dict[int, Record]) -> None:

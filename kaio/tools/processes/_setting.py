@@ -13,10 +13,10 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
-from ...errors import KeepaliveError
+from ...errors import KeepaliveError, PolicyError
 from ...kernel.options import SocketLike, platform
 from ...kernel.sockets import apply
 from ...kernel.tcpinfo import TcpState
@@ -25,6 +25,7 @@ from ...liveness.limits import Limits
 from ...liveness.watch import Watch
 from ...monitor.deadline import cap_backoff
 from ...policy import Keepalive, SocketState
+from ...policy.fields import MAX_COUNT, MAX_SECONDS
 from ..kernel_policy import in_kernel
 from ._access import Process
 from ._records import Record, Records, start_of
@@ -32,6 +33,8 @@ from ._sockets import ProcessSocket, read
 from ._system import Systems
 
 __all__ = ["Change", "Memory", "Outcome", "Setter"]
+
+_Place: TypeAlias = tuple[int, int]
 
 
 class Outcome(enum.StrEnum):
@@ -50,7 +53,7 @@ class Outcome(enum.StrEnum):
     UNDONE = "undone"
     """The socket has the options again that it had before kaio set any."""
     FAILED = "failed"
-    """The kernel rejected the policy. The socket has its previous options."""
+    """The kernel rejected the policy, or it is invalid there. The socket has its previous options."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class Memory:
     def __init__(self) -> None:
         self.known: Final[dict[int, _Known]] = {}
         """By inode."""
-        self.ports: Final[set[int]] = set()
+        self.places: Final[set[_Place]] = set()
         """Of listening sockets on which a policy was set."""
 
     def __len__(self) -> int:
@@ -97,7 +100,7 @@ class Memory:
         self.known.setdefault(inode, _Known())
         return fresh
 
-    def forget_others(self, seen: set[int]) -> None:
+    def forget_others(self, seen: Collection[int]) -> None:
         """Forget all sockets but those with these inodes."""
         for inode in self.known.keys() - seen:
             del self.known[inode]
@@ -121,20 +124,21 @@ class Setter:
         self._force = force
         self._dry_run = dry_run
         self._known = memory.known
-        self._ports = memory.ports
+        self._places = memory.places
         self._records = records
         self._excepted = excepted
         self._by_kernel = by_kernel  # the policy that the kernel gives to connections by itself
 
-    def look_at(self, process: Process, seen: set[int]) -> list[Change]:
-        """Set or check all sockets of a process, listening ones first, and add their inodes to `seen`.
+    def look_at(self, process: Process, seen: dict[int, int]) -> list[Change]:
+        """Set or check all sockets of a process, listening ones first, and add their inodes and cookies to `seen`.
 
         Raises `ProcessError`.
         """
         changes: list[Change] = []
         while True:
             found = read(process, Systems())
-            seen.update(one.inode for one in found)
+            seen.update((one.inode, one.cookie) for one in found)
+            found = [one for one in found if self._can_have(one, changes)]
             accepted = self._accepted(found)
             wanted = {one.inode: self._wanted(one, accepted) for one in found if one.inode not in self._known}
             told = len(changes)
@@ -153,10 +157,21 @@ class Setter:
 
     # -- new sockets
 
+    def _can_have(self, found: ProcessSocket, changes: list[Change]) -> bool:
+        """Whether the policy is valid with the defaults of a socket's network namespace, which others may choose."""
+        try:
+            in_kernel(self._policy, found.system)
+        except PolicyError as exc:
+            if found.inode not in self._known:
+                self._known[found.inode] = _Known()
+                changes.append(Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=str(exc)))
+            return False
+        return True
+
     def _wanted(self, found: ProcessSocket, accepted: _Accepted) -> Keepalive:
         """The policy for one socket, as the kernel alone enforces it."""
         policy = in_kernel(self._policy, found.system)
-        waits = found.listening and not accepted.is_plain(found.local[1])
+        waits = found.listening and _place(found) not in accepted.plain
         if not policy.enabled:
             return policy
         if found.mptcp or waits or self._is_stalled(found):
@@ -168,10 +183,10 @@ class Setter:
         return self._policy.stalled == "keep" and found.info is not None and window_is_shut(found.info)
 
     def _accepted(self, found: Sequence[ProcessSocket]) -> _Accepted:
-        """What the program does with the connections that it accepts, by the ports of its listening sockets."""
+        """What the program does with the connections that it accepts, by where its listening sockets are."""
         connections = [one for one in found if one.peer is not None]
-        own = {one.local[1] for one in connections if one.chosen and not self._is_kaio_s(one)}
-        return _Accepted(own, {one.local[1] for one in connections} - own)
+        own = {_place(one) for one in connections if one.chosen and not self._is_kaio_s(one)}
+        return _Accepted(own, {_place(one) for one in connections} - own)
 
     def _is_kaio_s(self, found: ProcessSocket) -> bool:
         """Whether a socket's times are the policy's, or kaio's from an earlier command."""
@@ -181,19 +196,26 @@ class Setter:
         return self._earlier(found) is not None
 
     def _earlier(self, found: ProcessSocket) -> Record | None:
-        """What an earlier command has set on a socket, or on the one that accepted it, if it still has it."""
-        if self._by_kernel is not None and found.peer is not None:
-            given = _state(in_kernel(self._by_kernel, found.system))
-            if found.state == given:
-                system = found.system
-                before = SocketState(enabled=False, idle=system.idle, interval=system.interval, count=system.count)
-                return Record(found.pid, 0, 0, before, given)
+        """What kaio has set on a socket, or on the one that accepted it, if it still has it."""
+        if self._has_kernel_s(found):
+            system = found.system
+            before = SocketState(enabled=False, idle=system.idle, interval=system.interval, count=system.count)
+            return Record(found.pid, 0, 0, before, found.state)
         record = self._records.find(found.cookie)
         if record is not None:
             return record if _still_has(found.state, record.given) else None
         if found.peer is None or not found.state.enabled:
             return None
-        return self._records.of_listener(found.local[1], found.state.times)
+        return self._records.of_listener(found.network, found.local[1], found.state.times)
+
+    def _has_kernel_s(self, found: ProcessSocket) -> bool:
+        """Whether a connection has the policy that the kernel gives to all by itself."""
+        if self._by_kernel is None or found.peer is None:
+            return False
+        try:
+            return found.state == _state(in_kernel(self._by_kernel, found.system))
+        except PolicyError:
+            return False
 
     def _set_new(self, process: Process, found: ProcessSocket, policy: Keepalive, accepted: _Accepted) -> Change | None:
         """Set the policy on a new socket unless its own options are kept; None if it was closed."""
@@ -205,7 +227,7 @@ class Setter:
             self._remember(known, found, lifted=found.listening and wanted.user_timeout is None)
             return Change(socket=found, outcome=Outcome.SAME, after=found.state, why=self._exceptions(found, policy))
         earlier = self._earlier(found)
-        inherited = found.peer is not None and found.local[1] in self._ports
+        inherited = found.peer is not None and _place(found) in self._places
         if not self._force and found.chosen and earlier is None:
             if inherited and _times(found.state) == _times(wanted):
                 return self._set(process, found, policy, known)
@@ -214,7 +236,7 @@ class Setter:
             return Change(
                 socket=found, outcome=Outcome.KEPT, after=found.state, why="the program has set its own times"
             )
-        if not self._force and found.listening and found.local[1] in accepted.own:
+        if not self._force and found.listening and _place(found) in accepted.own:
             why = "the program sets times on accepted connections"
             return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
         return self._set(process, found, policy, known)
@@ -240,7 +262,7 @@ class Setter:
         earlier = self._earlier(found)
         before = found.state if earlier is None else earlier.before
         port = found.local[1] if found.listening else 0
-        self._records.put(found.cookie, Record(found.pid, start_of(found.pid), port, before, after))
+        self._records.put(found.cookie, Record(found.pid, start_of(found.pid), port, before, after, found.network))
 
     def _exceptions(self, found: ProcessSocket, policy: Keepalive) -> str:
         """What the policy does not cover, in words; else ""."""
@@ -264,7 +286,7 @@ class Setter:
             policy = dataclasses.replace(policy, user_timeout=None)
         known.given = given = _state(policy)
         if found.listening:
-            self._ports.add(found.local[1])
+            self._places.add(_place(found))
             known.lifted = lifted and given.user_timeout is not None
         elif self._policy.stalled == "keep" and given.idle and given.interval and given.count and given.user_timeout:
             limits = Limits(given.idle, given.interval, given.count, given.user_timeout)
@@ -286,7 +308,8 @@ class Setter:
             changed = self._records.find(found.cookie) is not None
             why = "the program has changed its options since" if changed else "attach has set none here"
             return Change(socket=found, outcome=Outcome.KEPT, after=found.state, why=why)
-        after = earlier.before
+        after = _settable(earlier.before)
+        why = "" if after == earlier.before else "the nearest to the system's times that a socket can have"
         if not self._dry_run:
             sock = process.duplicate(found.fd, found.inode)
             if sock is None:
@@ -299,7 +322,7 @@ class Setter:
                     return Change(socket=found, outcome=Outcome.FAILED, after=found.state, why=str(exc.strerror))
             self._records.drop(found.cookie)
         self._known.setdefault(found.inode, _Known()).undone = True
-        return Change(socket=found, outcome=Outcome.UNDONE, after=after)
+        return Change(socket=found, outcome=Outcome.UNDONE, after=after, why=why)
 
     # -- known sockets
 
@@ -323,13 +346,13 @@ class Setter:
         self, process: Process, found: ProcessSocket, known: _Known, accepted: _Accepted
     ) -> Change | None:
         """Set or remove the user timeout, as accepted connections show that the program sets no times, or does."""
-        port, bound = found.local[1], known.given.user_timeout if known.given is not None else None
+        bound = known.given.user_timeout if known.given is not None else None
         if bound is None or self._force:
             return None
-        if not known.lifted and port in accepted.own:
+        if not known.lifted and _place(found) in accepted.own:
             known.lifted = True
             return self._lift(process, found, "the program sets times on accepted connections")
-        if known.lifted and accepted.is_plain(port):
+        if known.lifted and _place(found) in accepted.plain:
             known.lifted = False
             after = self._change_user_timeout(process, found, bound)
             why = "the program sets no times on accepted connections"
@@ -389,16 +412,17 @@ class Setter:
 
 
 class _Accepted(NamedTuple):
-    """The ports of accepted connections."""
+    """Where connections were accepted."""
 
-    own: set[int]
-    """On which the program sets times of its own, on one at least."""
-    plain: set[int]
-    """On which it sets none."""
+    own: set[_Place]
+    """Where the program sets times of its own, on one at least."""
+    plain: set[_Place]
+    """Where it sets none."""
 
-    def is_plain(self, port: int) -> bool:
-        """Whether a connection was accepted at this port, and none has times of the program's."""
-        return port in self.plain
+
+def _place(found: ProcessSocket) -> _Place:
+    """Where connections are accepted: by network namespace and port, which containers have each for themselves."""
+    return found.network, found.local[1]
 
 
 def _state(policy: Keepalive) -> SocketState:
@@ -412,6 +436,16 @@ def _state(policy: Keepalive) -> SocketState:
         count=policy.count,
         user_timeout=policy.effective_user_timeout,
     )
+
+
+def _settable(state: SocketState) -> SocketState:
+    """The options that a socket can have, nearest to some that it had from the system, whose limits are wider."""
+
+    def near(value: float | None) -> float | None:
+        return None if value is None else min(max(value, 1), MAX_SECONDS)
+
+    count = None if state.count is None else min(max(state.count, 1), MAX_COUNT)
+    return dataclasses.replace(state, idle=near(state.idle), interval=near(state.interval), count=count)
 
 
 def _still_has(state: SocketState, given: SocketState) -> bool:

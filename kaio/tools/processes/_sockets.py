@@ -22,7 +22,7 @@ from ...policy import SocketState
 from ..procfs import all_pids, threads
 from ..sysctls import Defaults
 from ._access import Process, ProcessError
-from ._system import Systems
+from ._system import Systems, network_of
 from ._watched import watched
 
 __all__ = ["COVERED_WITHIN", "ProcessSocket", "Survey", "processes", "read", "sockets", "survey", "uncovered"]
@@ -66,6 +66,8 @@ class ProcessSocket:
     """The kernel's defaults in its network namespace."""
     cookie: int = 0
     """The kernel's number of the socket, never used again before the next boot (SO_COOKIE); 0 before Linux 4.12."""
+    network: int = 0
+    """The kernel's number of its network namespace (SO_NETNS_COOKIE); 0 before Linux 5.14."""
     watched: bool = False
     """Whether kaio's monitor in that process watches it, as the process reports."""
     monitor_bound: float | None = None
@@ -89,8 +91,12 @@ class ProcessSocket:
         state = self.state
         if not state.enabled or state.idle is None or state.interval is None or state.count is None:
             return math.inf
+        if state.idle < 0 or state.interval < 0:  # a namespace's defaults may be; the kernel takes them for years
+            return math.inf
         intervals = state.count
         if state.user_timeout is not None:
+            if not state.interval:
+                return max(state.idle, state.user_timeout)
             intervals = max(1, math.ceil((state.user_timeout - state.idle) / state.interval))
         return state.idle + state.interval * intervals
 
@@ -173,11 +179,12 @@ def survey(pids: Iterable[int] | None = None) -> Survey:
     return result._replace(processes=number)
 
 
-def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
+def uncovered(found: Iterable[ProcessSocket], *, sets_own_times: bool = False) -> list[ProcessSocket]:
     """Select the sockets of a process that need coverage and have none.
 
     An unconnected socket has no peer yet. A listening socket counts because accepted connections inherit its options,
-    unless the program has covered all the connections that it accepted there.
+    unless the program has covered all the connections that it accepted there. Without any, `sets_own_times` says
+    whether the program is known to cover them.
     """
     found = list(found)
     accepted: dict[int, bool] = {}
@@ -189,7 +196,7 @@ def uncovered(found: Iterable[ProcessSocket]) -> list[ProcessSocket]:
         for one in found
         if not one.covered
         and one.tcp_state != TcpState.CLOSE
-        and not (one.listening and accepted.get(one.local[1], False))
+        and not (one.listening and accepted.get(one.local[1], sets_own_times))
     ]
 
 
@@ -233,6 +240,7 @@ def _read_one(
         info=info,
         system=systems.of(sock),
         cookie=_cookie(sock),
+        network=network_of(sock),
         watched=inode in monitored,
         monitor_bound=monitored.get(inode),
     )

@@ -14,7 +14,7 @@ from ...kernel.descriptors import call_in_network
 from ..sysctls import Defaults
 from ..sysctls import read as read_here
 
-__all__ = ["Systems"]
+__all__ = ["Systems", "network_of"]
 
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 _SIOCGSKNS: Final = 0x894C  # linux/sockios.h: returns a descriptor of a socket's network namespace
@@ -25,17 +25,17 @@ class Systems:
 
     def __init__(self) -> None:
         with socket.socket() as ours:
-            self._known = {_cookie(ours): read_here()}
+            self._known = {network_of(ours): read_here()}
 
     def of(self, sock: socket.socket) -> Defaults:
         """Return the values in a socket's network namespace."""
-        cookie = _cookie(sock)
+        cookie = network_of(sock)
         if cookie not in self._known:
             self._known[cookie] = _read_there(sock)
         return self._known[cookie]
 
 
-def _cookie(sock: socket.socket) -> int:
+def network_of(sock: socket.socket) -> int:
     """The id of a socket's network namespace; 0 before Linux 5.14, where all are taken for this process's."""
     try:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
