@@ -271,11 +271,11 @@ def _expect(keyboard: Any, wanted: bytes) -> bytes:
 
 def _press(keyboard: Any, keys: bytes, wanted: bytes) -> bytes:
     """Press keys until something has been printed: a terminal that changes hands, or is sent a signal, drops keys."""
-    seen = b""
+    seen: bytes = b""
     for _ in range(6):
         keyboard.write(keys)
         while select.select([keyboard], [], [], 8)[0]:
-            more = keyboard.read(1000)
+            more: bytes = keyboard.read(1000)
             assert more, seen
             seen += more
             if wanted in seen:
