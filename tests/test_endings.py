@@ -168,7 +168,7 @@ async def test_timeout_of_start_tls_ends_the_connection(
     Were the loop to call it after all, that would not be passed on.
     """
     async with upgrading(contexts(server_side), policy, server_side=server_side, timeout=0.3) as (ours, _):
-        await asyncio.wait_for(ours.lost, 3)
+        await asyncio.wait_for(ours.lost, 20)
         assert isinstance(await ours.upgrade, OSError)
         await asyncio.sleep(0.1)
         if loop_name == "asyncio":  # uvloop calls it, in this case
@@ -184,7 +184,7 @@ async def test_failure_of_start_tls_ends_the_connection(
     """The peer sends something that is not TLS."""
     async with upgrading(contexts(server_side), None, server_side=server_side) as (ours, their):
         their.sendall(b"this is no TLS\r\n\r\n" * 10)
-        await asyncio.wait_for(ours.lost, 3)
+        await asyncio.wait_for(ours.lost, 20)
         assert isinstance(await ours.upgrade, (OSError, ssl.SSLError))
         await asyncio.sleep(0.1)
     assert ours.names == ["made", "lost"]
@@ -198,7 +198,7 @@ async def test_cancellation_of_start_tls_ends_the_connection(
     async with upgrading(contexts(server_side), None, server_side=server_side) as (ours, _):
         await asyncio.sleep(0.05)
         ours.upgrade.cancel()
-        await asyncio.wait_for(ours.lost, 3)
+        await asyncio.wait_for(ours.lost, 20)
         await asyncio.sleep(0.1)
     assert ours.names == ["made", "lost"]
 
@@ -423,7 +423,7 @@ async def test_data_received_before_a_reset_is_delivered(writes: str) -> None:
             await asyncio.sleep(0.1)
         if not ours.lost.done():
             transport.resume_reading()
-        error = await asyncio.wait_for(ours.lost, 3)
+        error = await asyncio.wait_for(ours.lost, 20)
     assert isinstance(error, ConnectionResetError)
     assert sum(len(data) for name, data in ours.events if name == "data") == size
     assert [name for name in ours.names if name != "data"] == ["made", "lost"]
