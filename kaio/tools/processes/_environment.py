@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from ...errors import PolicyError
 from ...policy import Keepalive
+from ..procfs import stat_fields
 
 __all__ = ["Choice", "choice", "image"]
 
@@ -56,11 +57,8 @@ def image(pid: int) -> tuple[str, str]:
         file = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         file = ""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return file, stat.read().rpartition(")")[2].split()[_START_OF_STACK]
-    except (OSError, IndexError):
-        return file, ""
+    fields = stat_fields(pid)
+    return file, fields[_START_OF_STACK] if fields else ""
 
 
 def _environment(pid: int) -> dict[str, str]:

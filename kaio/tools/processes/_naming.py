@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from ..procfs import all_pids, process_name
+from ..procfs import all_pids, process_name, stat_fields
 from ._access import NO_PID, ProcessError, has_exited
 from ._programs import RENAMED
 
@@ -22,6 +22,7 @@ __all__ = ["descendants", "find", "parents", "program_name"]
 _COMM: Final = 15  # bytes
 _UNITS: Final = (".service", ".scope", ".slice", ".socket")
 _LONGEST_PID: Final = 10  # digits
+_PARENT: Final = 4 - 3  # proc(5), stat: its number after the name
 
 
 def find(word: str) -> list[int]:
@@ -46,12 +47,9 @@ def parents() -> dict[int, int]:
     """Map every process to its parent."""
     found: dict[int, int] = {}
     for pid in all_pids():
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                # The command's name, in parentheses, may contain parentheses and spaces itself (proc(5)).
-                found[pid] = int(file.read().rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):  # it has exited
-            continue
+        fields = stat_fields(pid)
+        if fields:
+            found[pid] = int(fields[_PARENT])
     return found
 
 

@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from ...policy import SocketState
+from ..procfs import stat_fields
 
 __all__ = ["Record", "Records", "start_of"]
 
@@ -30,6 +31,7 @@ _FILE: Final = "attached.json"
 _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _PATIENCE: Final = 5.0  # seconds to wait for another command
 _LARGEST: Final = 1 << 26  # bytes
+_START_TIME: Final = 22 - 3  # proc(5), stat: its number after the name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,11 +163,8 @@ class Records:
 
 def start_of(pid: int) -> int:
     """When a process was started, in the kernel's ticks since boot (proc(5): stat); 0 if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
+    fields = stat_fields(pid)
+    return int(fields[_START_TIME]) if fields else 0
 
 
 def _directory() -> str | None:
