@@ -2,6 +2,7 @@
 
 sysctls       the kernel's defaults for keepalive: now, and over a reboot
 plans         what a policy means
+locks         of files and directories, between commands
 middleboxes   what forgets a silent connection, and after how long
 processes/    sockets of running processes, and a policy for them
 sockdiag/     connections as the kernel lists them

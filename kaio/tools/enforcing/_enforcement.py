@@ -23,6 +23,7 @@ from ...errors import KaioError, PolicyError
 from ...policy import Keepalive, KeepaliveArg, as_policy
 from ..bpf import SETSOCKOPT, SOCK_OPS, Assembler, Bpf, BpfError, Hook, attached, detach, field_offsets, is_bpffs, mount
 from ..kernel_policy import in_kernel
+from ..locks import lock
 from ..sysctls import SysctlError
 from ..sysctls import read as read_sysctls
 from ._program import FIELDS, Counters, Ports, giver, guard
@@ -464,8 +465,8 @@ def _mounted(bpffs: str) -> None:
         return
     os.makedirs(bpffs, exist_ok=True)
     with _opened(bpffs) as descriptor:
-        with contextlib.suppress(EnforceError):  # other users can lock it too, which must not keep root from mounting
-            _wait_for_lock(descriptor, bpffs, time.monotonic() + _PATIENCE_WITH_OTHERS)
+        # Other users can lock it too, which must not keep root from mounting.
+        lock(descriptor, time.monotonic() + _PATIENCE_WITH_OTHERS)
         if not is_bpffs(bpffs):
             mount(bpffs)
 
@@ -478,24 +479,12 @@ def _lock(top: str, make: bool) -> Iterator[int]:
         if make:
             os.makedirs(top, mode=0o700, exist_ok=True)
         with _opened(top) as descriptor:
-            _wait_for_lock(descriptor, top, deadline)
+            if not lock(descriptor, deadline):
+                raise EnforceError(errno.EAGAIN, f"{top} is locked by another process")
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(top)):
                     yield descriptor
                     return
-
-
-def _wait_for_lock(descriptor: int, path: str, deadline: float) -> None:
-    """Lock a directory. Raises `EnforceError` if another process has locked it for too long."""
-    import fcntl  # noqa: PLC0415 - not on Windows
-
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise EnforceError(errno.EAGAIN, f"{path} is locked by another process") from None
-        time.sleep(0.01)
 
 
 def _require_own(descriptor: int, top: str) -> None:

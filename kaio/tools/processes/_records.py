@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from ...policy import SocketState
+from ..locks import lock
 from ..procfs import stat_fields
 
 __all__ = ["Record", "Records", "start_of"]
@@ -145,17 +146,9 @@ class Records:
     @contextlib.contextmanager
     def _locked(directory: str) -> Iterator[None]:
         """Lock the directory. A lock that is held for too long is not waited for: it protects a convenience."""
-        import fcntl  # noqa: PLC0415 - not on Windows
-
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            deadline = time.monotonic() + _PATIENCE
-            while time.monotonic() < deadline:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.02)
+            lock(descriptor, time.monotonic() + _PATIENCE)
             yield
         finally:
             os.close(descriptor)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ...errors import PolicyError
+from ..locks import lock
 from ._settings import SETTINGS, SysctlError, check, field_of, parse, path_of, require_linux
 
 __all__ = [
@@ -93,7 +94,7 @@ def persisting(root: str) -> Iterator[Callable[[Mapping[str, int]], str]]:
 
     try:
         os.makedirs(directory, exist_ok=True)
-        lock = _locked(os.path.join(root, _LOCK))
+        held = _locked(os.path.join(root, _LOCK))
     except SysctlError:
         raise
     except OSError as exc:
@@ -101,7 +102,7 @@ def persisting(root: str) -> Iterator[Callable[[Mapping[str, int]], str]]:
     try:
         yield write
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def persisted(root: str = "/") -> Persisted:
@@ -241,23 +242,15 @@ def _locked(path: str) -> int:
 
     Only its owner can open that file. What others may read, as files and directories in /etc, they can lock for ever.
     """
-    import fcntl  # noqa: PLC0415 - not on Windows
-
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise SysctlError(errno.EAGAIN, f"is locked{_by_whom(fd)}; nothing was changed", path) from None
-                time.sleep(0.02)
+        if not lock(fd, time.monotonic() + _PATIENCE):
+            raise SysctlError(errno.EAGAIN, f"is locked{_by_whom(fd)}; nothing was changed", path)
     except BaseException:
         os.close(fd)
         raise
+    return fd
 
 
 def _by_whom(fd: int) -> str:
