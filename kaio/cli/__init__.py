@@ -1,9 +1,9 @@
 """The command line, one module a command.
 
 Rules kept here: a command is imported only when it is called, so that `kaio run` does not load the other commands'
-libraries into a program. The work is done by modules of `kaio.tools`, which know nothing of terminals; tables, JSON and
-exit codes are in `_output`. Whatever goes wrong, `main` ends with one line on standard error and an exit code that
-means what `_output` says: 1, with which Python ends after a traceback, is the answer "no".
+libraries into a program. The work is done by modules of `kaio.tools`, which know nothing of terminals; tables and JSON
+are in `_output`, exit codes in `_exit`. Whatever goes wrong, `main` ends with one line on standard error and an exit
+code that means what `_exit` says: 1, with which Python ends after a traceback, is the answer "no".
 """
 
 from __future__ import annotations
@@ -133,8 +133,7 @@ def _unforeseen(exc: Exception) -> int:
 
 
 def _replace_closed_streams() -> None:
-    """Keep the numbers of closed standard streams from being used for other files, and make output never a failure
-    because of its characters.
+    """Keep closed standard streams' numbers from other files, and make output never fail because of its characters.
 
     What is written to a closed standard output fails, as it must: a command without an answer has not answered.
     Descriptors made here are not inherited by programs that are started.

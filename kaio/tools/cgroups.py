@@ -15,7 +15,7 @@ from typing import Final
 
 from ..errors import KaioError
 
-__all__ = ["CgroupError", "all_of_unit", "hierarchy", "identifier", "of_process", "of_unit", "processes"]
+__all__ = ["CgroupError", "all_of_unit", "hierarchy", "of_process", "of_unit", "processes"]
 
 _ESCAPE: Final = re.compile(r"\\([01][0-7]{2})")  # of spaces and the like in mountinfo (proc(5))
 _PID: Final = re.compile(rb"[0-9]{1,10}")
@@ -103,14 +103,6 @@ def processes(path: str) -> list[int]:
             raise _not_a_cgroup(path)
         pids.update(map(int, lines))
     return sorted(pids - {0})  # 0: a process of another pid namespace
-
-
-def identifier(path: str) -> int:
-    """The kernel's number of a cgroup, which is never used again. Raises `CgroupError`."""
-    try:
-        return os.stat(path).st_ino
-    except OSError as exc:
-        raise CgroupError(exc.errno, f"{path}: {exc.strerror}") from None
 
 
 def _not_a_cgroup(path: str) -> CgroupError:

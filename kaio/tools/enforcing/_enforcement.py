@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ...errors import KaioError, PolicyError
@@ -129,15 +129,8 @@ def enforce(
 def linked(cgroup: str, keepalive: KeepaliveArg = None) -> Iterator[None]:
     """Give a policy to all TCP sockets of a cgroup within a `with` block. Raises as `enforce`."""
     policy = _complete(as_policy(keepalive))
-    with contextlib.ExitStack() as stack:
-        try:
-            counters = stack.enter_context(Bpf.array("kaio_counters", _size()))
-            programs = _loaded(stack, policy, (), counters)
-            descriptor = stack.enter_context(_opened(cgroup))
-            for name, hook in _HOOKS.items():
-                stack.enter_context(programs[name].link(hook, descriptor))
-        except OSError as exc:
-            raise _error(exc) from None
+    with contextlib.ExitStack() as links:
+        _attach_each(cgroup, policy, lambda *program: links.enter_context(Bpf.link(*program)))
         yield
 
 
@@ -146,14 +139,18 @@ def enforce_for_good(cgroup: str, keepalive: KeepaliveArg = None) -> None:
 
     Raises as `enforce`. Nothing is pinned, and `enforcements` does not list it.
     """
-    policy = _complete(as_policy(keepalive))
+    _attach_each(cgroup, _complete(as_policy(keepalive)), Bpf.attach)
+
+
+def _attach_each(cgroup: str, policy: Keepalive, attach: Callable[[Bpf, Hook, int], object]) -> None:
+    """Load the programs, which end with what `attach` makes of them."""
     with contextlib.ExitStack() as stack:
         try:
             counters = stack.enter_context(Bpf.array("kaio_counters", _size()))
             programs = _loaded(stack, policy, (), counters)
             descriptor = stack.enter_context(_opened(cgroup))
             for name, hook in _HOOKS.items():
-                programs[name].attach(hook, descriptor)
+                attach(programs[name], hook, descriptor)
         except OSError as exc:
             raise _error(exc) from None
 
