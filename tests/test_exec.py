@@ -474,14 +474,21 @@ def test_a_daemon_has_the_policy(tmp_path: pathlib.Path, way: list[str]) -> None
         assert ("the processes that it left behind are watched until they end" in said) is ("looking" in way)
 
 
-def test_a_daemon_s_end_is_noticed_without_the_witness(tmp_path: pathlib.Path) -> None:
-    """A dead child that is no process of the program's does not hide those that are."""
-    file = tmp_path / "pid"
+@contextlib.contextmanager
+def _left_behind(file: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+    """The command, when its program has ended and the daemon that it left behind has written its number to a file."""
     command = [*KAIO, "--by", "looking", sys.executable, "-c", DAEMON, str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "has ended" in process.stderr.readline()
         until(file.exists)
+        yield process
+
+
+def test_a_daemon_s_end_is_noticed_without_the_witness(tmp_path: pathlib.Path) -> None:
+    """A dead child that is no process of the program's does not hide those that are."""
+    file = tmp_path / "pid"
+    with _left_behind(file) as process:
         os.kill(_witness(process), signal.SIGKILL)
         os.kill(int(file.read_text()), signal.SIGKILL)
         assert process.wait(20) == 4
@@ -490,11 +497,7 @@ def test_a_daemon_s_end_is_noticed_without_the_witness(tmp_path: pathlib.Path) -
 def test_signals_reach_a_daemon_when_the_program_has_ended(tmp_path: pathlib.Path) -> None:
     """SIGTERM to the command ends what the program left behind."""
     file = tmp_path / "pid"
-    command = [*KAIO, "--by", "looking", sys.executable, "-c", DAEMON, str(file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "has ended" in process.stderr.readline()
-        until(file.exists)
+    with _left_behind(file) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 4
         until(lambda: not os.path.exists(f"/proc/{file.read_text().strip()}"))
