@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["all_pids", "open_files", "process_name", "socket_inodes", "stat_fields", "threads", "user_name"]
+__all__ = ["all_pids", "open_files", "process_name", "socket_inodes", "stat_field", "threads", "user_name"]
 
 _SOCKET: Final = re.compile(r"socket:\[([0-9]+)\]")
 
@@ -33,14 +33,14 @@ def process_name(pid: int, errors: str = "replace") -> str:
         return ""
 
 
-def stat_fields(pid: int) -> list[str]:
-    """Return what /proc/PID/stat says of a process, from its state on (proc(5)); an empty list if there is none."""
+def stat_field(pid: int, number: int) -> int | None:
+    """Return a field of /proc/PID/stat, an integer, by its number in proc(5), from 4 on; None if there is none."""
     try:
         # The name before them, in parentheses, may contain parentheses and spaces itself.
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
+            return int(file.read().rpartition(")")[2].split()[number - 3])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def threads(pid: int) -> list[int]:

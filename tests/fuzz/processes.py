@@ -37,14 +37,14 @@ def _stat(comm: bytes, parent: int, started: int) -> bytes:
 
 def _stat_is_read(example: tuple[bytes, int, int]) -> None:
     files = {f"/proc/{_PID}/stat": _stat(*example)}
-    with said(_naming, files), said(_records, files), replaced(_naming, all_pids=lambda: [_PID]):
+    with said(procfs, files), replaced(_naming, all_pids=lambda: [_PID]):
         assert _naming.parents() == {_PID: example[1]}
         assert _records.start_of(_PID) == example[2]
 
 
 def _any_stat(data: bytes) -> None:
     files = {f"/proc/{_PID}/stat": data}
-    with said(_naming, files), said(_records, files), replaced(_naming, all_pids=lambda: [_PID]):
+    with said(procfs, files), replaced(_naming, all_pids=lambda: [_PID]):
         assert all(isinstance(parent, int) for parent in _naming.parents().values())
         assert isinstance(_records.start_of(_PID), int)
 

@@ -14,13 +14,13 @@ from typing import Final, NamedTuple
 
 from ...errors import PolicyError
 from ...policy import Keepalive
-from ..procfs import stat_fields
+from ..procfs import stat_field
 
 __all__ = ["Choice", "choice", "image"]
 
 VARIABLES: Final = ("KAIO_KEEPALIVE", "KEEPALIVE", "KEEPIDLE", "KEEPINTVL", "KEEPCNT")
 _LARGEST: Final = 1 << 20  # bytes
-_START_OF_STACK: Final = 28 - 3  # proc(5), stat: its number after the name; a random address, from execve(2) on
+_START_OF_STACK: Final = 28  # proc(5), stat: startstack, a random address, from execve(2) on
 
 
 class Choice(NamedTuple):
@@ -51,14 +51,13 @@ def choice(pid: int, ours: Mapping[str, str] | None = None) -> Choice | None:
         return Choice(None, f"its environment has {words}: {exc.limit}")
 
 
-def image(pid: int) -> tuple[str, str]:
+def image(pid: int) -> tuple[str, int | None]:
     """What changes when a process executes another program, with another environment: its file, and its stack."""
     try:
         file = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         file = ""
-    fields = stat_fields(pid)
-    return file, fields[_START_OF_STACK] if fields else ""
+    return file, stat_field(pid, _START_OF_STACK)
 
 
 def _environment(pid: int) -> dict[str, str]:

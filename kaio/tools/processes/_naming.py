@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from ..procfs import all_pids, process_name, stat_fields
+from ..procfs import all_pids, process_name, stat_field
 from ._access import NO_PID, ProcessError, has_exited
 from ._programs import RENAMED
 
@@ -22,7 +22,7 @@ __all__ = ["descendants", "find", "parents", "program_name"]
 _COMM: Final = 15  # bytes
 _UNITS: Final = (".service", ".scope", ".slice", ".socket")
 _LONGEST_PID: Final = 10  # digits
-_PARENT: Final = 4 - 3  # proc(5), stat: its number after the name
+_PARENT: Final = 4  # proc(5), stat: ppid
 
 
 def find(word: str) -> list[int]:
@@ -47,9 +47,9 @@ def parents() -> dict[int, int]:
     """Map every process to its parent."""
     found: dict[int, int] = {}
     for pid in all_pids():
-        fields = stat_fields(pid)
-        if fields:
-            found[pid] = int(fields[_PARENT])
+        parent = stat_field(pid, _PARENT)
+        if parent is not None:
+            found[pid] = parent
     return found
 
 

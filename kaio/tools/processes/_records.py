@@ -24,7 +24,7 @@ from typing import Final
 
 from ...policy import SocketState
 from ..locks import lock
-from ..procfs import stat_fields
+from ..procfs import stat_field
 
 __all__ = ["Record", "Records", "start_of"]
 
@@ -32,7 +32,7 @@ _FILE: Final = "attached.json"
 _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _PATIENCE: Final = 5.0  # seconds to wait for another command
 _LARGEST: Final = 1 << 26  # bytes
-_START_TIME: Final = 22 - 3  # proc(5), stat: its number after the name
+_START_TIME: Final = 22  # proc(5), stat: starttime
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,8 +156,7 @@ class Records:
 
 def start_of(pid: int) -> int:
     """When a process was started, in the kernel's ticks since boot (proc(5): stat); 0 if there is none."""
-    fields = stat_fields(pid)
-    return int(fields[_START_TIME]) if fields else 0
+    return stat_field(pid, _START_TIME) or 0
 
 
 def _directory() -> str | None:
